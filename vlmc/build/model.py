@@ -1,0 +1,65 @@
+"""From an `Arch` to an `nn.Module`, and the check of the body against its type."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+from torch import nn
+
+from vlmc.components.catalog import kinds
+from vlmc.ir import Arch, Node
+
+
+class SignatureMismatch(AssertionError):
+    """A module that is not what its spec says: a mistake of vlmc, never of its user."""
+
+
+def module_class(node: Node) -> type[nn.Module]:
+    """The class that is the body of a node."""
+    path, name = kinds(node.role)[node.kind].module.split(":")
+    return getattr(import_module(f"vlmc.components.{path}"), name)
+
+
+def instantiate(arch: Arch, *, device: torch.device | str = "meta") -> nn.Module:
+    """The model of `arch` on `device`, checked against its types; frozen parts take no gradients.
+
+    On the meta device (the default) nothing is allocated.
+    """
+    with torch.device(device):
+        parts = {
+            node.role: module_class(node)(**node.arguments)
+            for node in arch.nodes
+            if node.role != "fusion"
+        }
+        fusion = arch.node("fusion")
+        model = module_class(fusion)(**parts, **fusion.arguments)
+    for node in arch.nodes:
+        if node.frozen:
+            for parameter in own(model, node).parameters():
+                parameter.requires_grad_(False)
+    check_signature(arch, model)
+    return model
+
+
+def own(model: nn.Module, node: Node) -> nn.Module:
+    """The module that belongs to a node (the fusion's is the whole model)."""
+    return model if node.role == "fusion" else model.get_submodule(node.role)
+
+
+def check_signature(arch: Arch, model: nn.Module) -> None:
+    """Raises SignatureMismatch unless every part has exactly the predicted parameters, by child."""
+    joined = {node.role for node in arch.nodes if node.role != "fusion"}
+    for node in arch.nodes:
+        built: dict[str, int] = {}
+        for name, parameter in own(model, node).named_parameters():
+            child = name.split(".")[0]
+            if node.role == "fusion" and child in joined:
+                continue
+            built[child] = built.get(child, 0) + parameter.numel()
+        predicted = {child: count for child, count in node.parameters.items() if count}
+        if built != predicted:
+            raise SignatureMismatch(
+                f"{arch.name}: {node.role} `{node.kind}` has the parameters {built}, "
+                f"predicted {predicted}"
+            )

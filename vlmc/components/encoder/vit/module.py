@@ -1,0 +1,79 @@
+"""A vision transformer."""
+
+import torch
+from torch import Tensor, nn
+
+from vlmc.components.shared.block import TransformerBlock
+from vlmc.components.shared.norm import Norm
+
+
+class ViT(nn.Module):
+    """Vision transformer: [images, 3, size, size] -> [images, tokens, width * chosen layers].
+
+    Dosovitskiy et al., 2021. With `pre_norm` it is CLIP's (Radford et al., 2021); without it, and
+    with a bias on the patches and the final norm applied, EVA's as in BLIP-2.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        activation: str,
+        norm_eps: float,
+        patch_bias: bool,
+        class_token: bool,
+        pre_norm: bool,
+        post_norm: bool,
+        feature_layers: tuple[int, ...],
+        drop_class_token: bool,
+        norm_features: bool,
+    ) -> None:
+        super().__init__()
+        self.feature_layers = feature_layers
+        self.drop_class_token = drop_class_token
+        self.norm_features = norm_features
+        tokens = (image_size // patch_size) ** 2 + (1 if class_token else 0)
+        self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=patch_bias)
+        self.class_embedding = nn.Parameter(torch.zeros(width)) if class_token else None
+        self.position_embedding = nn.Parameter(torch.zeros(tokens, width))
+        self.pre_norm = Norm(width=width, kind="layer", eps=norm_eps) if pre_norm else None
+        self.layers = nn.ModuleList(
+            TransformerBlock(
+                width=width,
+                heads=heads,
+                kv_heads=heads,
+                head_dim=width // heads,
+                hidden=hidden,
+                norm="layer",
+                norm_eps=norm_eps,
+                pre_norm=True,
+                activation=activation,
+                gated=False,
+                qkv_bias=True,
+                output_bias=True,
+                mlp_bias=True,
+            )
+            for _ in range(layers)
+        )
+        self.post_norm = Norm(width=width, kind="layer", eps=norm_eps) if post_norm else None
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        if self.class_embedding is not None:
+            x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
+        x = x + self.position_embedding
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
+        states = [x]
+        for layer in self.layers[: max(self.feature_layers)]:
+            states.append(layer(states[-1]))
+        chosen = [states[index] for index in self.feature_layers]
+        if self.norm_features and self.post_norm is not None:
+            chosen = [self.post_norm(state) for state in chosen]
+        features = torch.cat(chosen, dim=-1) if len(chosen) > 1 else chosen[0]
+        return features[:, 1:] if self.drop_class_token else features

@@ -1,0 +1,61 @@
+"""Fusion by placeholder tokens."""
+
+from torch import Tensor, nn
+
+from vlmc.components.shared.cache import Cache
+from vlmc.components.shared.output import ModelOutput, next_token_loss
+
+
+class Placeholder(nn.Module):
+    """Visual tokens take the places of placeholder tokens in the text (Liu et al., 2023).
+
+    input_ids [batch, text], pixel_values [images, 3, height, width] in the order in which the
+    images stand in the batch; logits [batch, text, vocabulary].
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        adapter: nn.Module,
+        language: nn.Module,
+        head: nn.Module,
+        image_token: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+        self.language = language
+        self.head = head
+        self.image_token = image_token
+
+    def new_cache(self) -> Cache:
+        """An empty cache for a generation."""
+        return Cache(len(self.language.layers))
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Visual tokens [images, tokens, width]."""
+        return self.adapter(self.encoder(pixel_values))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> ModelOutput:
+        is_image = input_ids == self.image_token
+        x = self.language.embed(input_ids)
+        if pixel_values is not None:
+            features = self.encode_images(pixel_values).flatten(0, 1)
+            if int(is_image.sum()) != features.shape[0]:
+                raise ValueError(
+                    f"{int(is_image.sum())} placeholders in input_ids but {features.shape[0]} "
+                    f"visual tokens from {pixel_values.shape[0]} images"
+                )
+            x = x.masked_scatter(is_image[..., None], features.to(x.dtype))
+        hidden = self.language(x, attention_mask, cache)
+        logits = self.head(hidden, self.language.embedding, self.language.added_embedding)
+        loss = None if labels is None else next_token_loss(logits, labels)
+        return ModelOutput(logits, loss, cache)

@@ -1,0 +1,23 @@
+"""Diagnostics: the type, the codes with their pages, and the renderers."""
+
+from vlmc.diagnostics.diagnostic import (
+    Diagnostic,
+    EnvironmentFault,
+    Path,
+    Problem,
+    Severity,
+    Span,
+    SpecError,
+    UsageError,
+)
+
+__all__ = [
+    "Diagnostic",
+    "EnvironmentFault",
+    "Path",
+    "Problem",
+    "Severity",
+    "Span",
+    "SpecError",
+    "UsageError",
+]

@@ -1,0 +1,21 @@
+"""The compiler's intermediate representation."""
+
+from vlmc.ir.arch import ROLES, Arch, Argument, Edge, Node, Port, Role, Tokens
+from vlmc.ir.types import Dim, TensorType, Visual
+from vlmc.ir.verify import InvalidArch, verify
+
+__all__ = [
+    "ROLES",
+    "Arch",
+    "Argument",
+    "Dim",
+    "Edge",
+    "InvalidArch",
+    "Node",
+    "Port",
+    "Role",
+    "TensorType",
+    "Tokens",
+    "Visual",
+    "verify",
+]

@@ -1,0 +1,78 @@
+"""A lower bound of the memory that a design needs, from its types alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmc.components.contract import Parameters
+from vlmc.hardware import BYTES
+from vlmc.resolve.flow import Flow
+from vlmc.spec.document import Part
+
+TRAINED_BYTES = 16
+"""Weight, gradient and the two Adam moments of a trained parameter in mixed precision, master copy
+included (Rajbhandari et al., 2020, section 3.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBound:
+    """Bytes by what they hold."""
+
+    weights: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.activations
+
+    def __str__(self) -> str:
+        return (
+            f"{self.weights / 1e9:,.1f} GB weights + {self.cache / 1e9:,.1f} GB cache + "
+            f"{self.activations / 1e9:,.1f} GB activations = {self.total / 1e9:,.1f} GB"
+        )
+
+
+def lower_bound(flow: Flow) -> MemoryBound | None:
+    """The least that the target's workload takes; None where the design is incomplete.
+
+    Weights count in their format (16 bytes for each trained parameter when training), the cache
+    for every sequence of the batch at its full length, activations as one layer's input.
+    """
+    encoder, adapter, fusion = flow.encoder, flow.adapter, flow.fusion
+    language, head, target = flow.language, flow.head, flow.target
+    seen, visual = flow.seen, flow.visual
+    if encoder is None or adapter is None or fusion is None or language is None:
+        return None
+    if head is None or target is None or seen is None or visual is None:
+        return None
+    if language.architecture not in head.architectures:
+        return None
+    if language.architecture not in fusion.architectures:
+        return None
+    counts: dict[Part, Parameters] = {
+        "encoder": encoder.parameters(),
+        "adapter": adapter.parameters(seen, language),
+        "fusion": fusion.parameters(visual, language),
+        "language": language.parameters(),
+        "head": head.parameters(language),
+    }
+    workload = target.workload
+    training = workload.mode == "train"
+    weights = 0.0
+    for part, by_child in counts.items():
+        count = sum(by_child.values())
+        trained = training and not getattr(flow, part).frozen
+        weights += count * (TRAINED_BYTES if trained else BYTES[target.precision_of(part)])
+    text = flow.budget.text if workload.prompt is None else workload.prompt
+    if not training and workload.prompt is not None:
+        text += workload.generate
+    length = text + flow.budget.images * fusion.in_sequence(visual)
+    number = BYTES[target.precision_of("language")]
+    number = max(number, 2.0)  # caches and activations stay at 16 bits where weights are smaller
+    cache = 0.0
+    if not training:
+        cache = workload.batch * length * language.cache_elements_per_token() * number
+    activations = workload.batch * language.width * number * (length if training else 1)
+    return MemoryBound(int(weights), int(cache), int(activations))

@@ -1,0 +1,42 @@
+"""Rules across components: a plain list, each tried on whatever part of the design is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from vlmc.diagnostics import Problem
+from vlmc.resolve.flow import Flow
+from vlmc.resolve.rules.fit import fits_memory, known_hardware, precision_supported
+from vlmc.resolve.rules.joints import (
+    adapter_capacity,
+    fusion_joins_language,
+    fusion_point,
+    head_reads_language,
+    widths_meet,
+)
+from vlmc.resolve.rules.parallel import degrees_divide_heads, devices_suffice
+from vlmc.resolve.rules.tokens import budget_fits_context, workload_fits_budget
+from vlmc.resolve.rules.train import something_trains, stages_name_parts
+
+RULES: tuple[Callable[[Flow], Iterator[Problem]], ...] = (
+    fusion_point,
+    fusion_joins_language,
+    head_reads_language,
+    adapter_capacity,
+    widths_meet,
+    budget_fits_context,
+    workload_fits_budget,
+    something_trains,
+    stages_name_parts,
+    known_hardware,
+    precision_supported,
+    degrees_divide_heads,
+    devices_suffice,
+    fits_memory,
+)
+
+
+def check(flow: Flow) -> Iterator[Problem]:
+    """Every problem that a rule finds."""
+    for rule in RULES:
+        yield from rule(flow)

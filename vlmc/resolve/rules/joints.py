@@ -1,0 +1,94 @@
+"""Rules about how parts meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmc.components.catalog import kinds
+from vlmc.diagnostics import Problem
+from vlmc.resolve.flow import Flow
+
+
+def fusion_point(flow: Flow) -> Iterator[Problem]:
+    """A fusion kind belongs to certain points."""
+    fusion = flow.fusion
+    if fusion is None or fusion.point is None or fusion.point in fusion.points:
+        return
+    yield Problem(
+        code="VLMC120",
+        path=("fusion", "point"),
+        message=f"`{fusion.kind}` does not fuse at the point `{fusion.point}`",
+        expected=" or ".join(fusion.points),
+        got=fusion.point,
+        help=f"point: {fusion.points[0]}",
+    )
+
+
+def fusion_joins_language(flow: Flow) -> Iterator[Problem]:
+    """A fusion kind joins certain architectures, and has its own conditions on its neighbours."""
+    fusion, language = flow.fusion, flow.language
+    if fusion is None or language is None:
+        return
+    if language.architecture not in fusion.architectures:
+        names = [
+            kind
+            for kind, entry in kinds("fusion").items()
+            if language.architecture in getattr(entry.spec, "architectures", ())
+        ]
+        yield Problem(
+            code="VLMC121",
+            path=("fusion", "kind"),
+            message=f"`{fusion.kind}` cannot join a language model of the kind `{language.kind}`",
+            expected=f"a language model that is {' or '.join(fusion.architectures)}",
+            got=language.architecture,
+            help=f"kind: {names[0]}" if names else None,
+        )
+    elif flow.visual is not None:
+        for problem in fusion.problems_with(flow.visual, language):
+            yield problem.below("fusion")
+
+
+def head_reads_language(flow: Flow) -> Iterator[Problem]:
+    """A head reads the hidden states of certain architectures."""
+    head, language = flow.head, flow.language
+    if head is None or language is None:
+        return
+    if language.architecture not in head.architectures:
+        yield Problem(
+            code="VLMC122",
+            path=("head", "kind"),
+            message=f"the head `{head.kind}` cannot read a language model of the kind "
+            f"`{language.kind}`",
+            expected=" or ".join(head.architectures),
+            got=language.architecture,
+            help="leave `head` out: the usual one is chosen",
+        )
+        return
+    for problem in head.problems_with(language):
+        yield problem.below("head")
+
+
+def adapter_capacity(flow: Flow) -> Iterator[Problem]:
+    """An adapter has its own conditions on what it is given."""
+    if flow.adapter is None or flow.seen is None or flow.language is None:
+        return
+    for problem in flow.adapter.problems_with(flow.seen, flow.language):
+        yield problem.below("adapter")
+
+
+def widths_meet(flow: Flow) -> Iterator[Problem]:
+    """Visual tokens that stand among words are as wide as words."""
+    fusion, language, visual = flow.fusion, flow.language, flow.visual
+    if fusion is None or language is None or visual is None or not fusion.needs_language_width():
+        return
+    if visual.width != language.width:
+        yield Problem(
+            code="VLMC123",
+            path=("adapter",),
+            message=f"the adapter gives {visual.width} channels, but `{fusion.kind}` puts visual "
+            f"tokens among words of {language.width}",
+            expected=f"width {language.width} (the language model's)",
+            got=f"width {visual.width}",
+            help="adapter: mlp",
+            at_key=True,
+        )

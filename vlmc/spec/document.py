@@ -1,0 +1,171 @@
+"""The document: what one spec file says, typed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PrivateAttr
+
+from vlmc.components.contract import (
+    AdapterSpec,
+    Described,
+    EncoderSpec,
+    FusionSpec,
+    HeadSpec,
+    LanguageSpec,
+)
+from vlmc.components.fields import Count, Positive
+from vlmc.spec.source import SourceMap
+
+SCHEMA_VERSION = 1
+
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4"]
+Part = Literal["encoder", "adapter", "fusion", "language", "head"]
+Auto = Literal["auto"]
+
+
+class TokenBudget(Described):
+    """What one prompt may hold."""
+
+    images: Count = Field(default=1, description="Images (or videos) in one prompt, at most.")
+    text: Positive = Field(default=512, description="Text tokens in one prompt and its answer.")
+
+
+class Workload(Described):
+    """What the target will be asked to do."""
+
+    mode: Literal["serve", "train"] = Field(
+        default="serve", description="serve: generate answers; train: optimise the free parts."
+    )
+    batch: Positive = Field(default=1, description="Sequences at once.")
+    prompt: Positive | None = Field(
+        default=None, description="Text tokens of a prompt; the budget's text by default."
+    )
+    generate: Count = Field(default=128, description="Tokens generated for each sequence.")
+
+
+class Degrees(Described):
+    """Over how many devices a part is split; `auto` leaves it to the planner."""
+
+    tensor: Positive | Auto = Field(
+        default="auto", description="Devices that share each layer (tensor parallelism)."
+    )
+    pipeline: Positive | Auto = Field(
+        default="auto", description="Devices that hold consecutive layers (pipeline parallelism)."
+    )
+    data: Positive | Auto = Field(
+        default="auto", description="Replicas that work on different sequences."
+    )
+
+
+class Parallel(Degrees):
+    """Degrees of parallelism, for the whole model or by part."""
+
+    encoder: Degrees | None = Field(default=None, description="Degrees of the encoder alone.")
+    language: Degrees | None = Field(
+        default=None, description="Degrees of the language model alone."
+    )
+
+
+class Precision(Described):
+    """Number formats by part."""
+
+    default: PrecisionName = Field(default="bf16", description="Format of every part not named.")
+    encoder: PrecisionName | None = Field(default=None, description="Format of the encoder.")
+    adapter: PrecisionName | None = Field(default=None, description="Format of the adapter.")
+    fusion: PrecisionName | None = Field(default=None, description="Format of the fusion.")
+    language: PrecisionName | None = Field(
+        default=None, description="Format of the language model."
+    )
+    head: PrecisionName | None = Field(default=None, description="Format of the head.")
+
+    def of(self, part: Part) -> PrecisionName:
+        """The format of `part`."""
+        return getattr(self, part) or self.default
+
+
+class Target(Described):
+    """The machine that the design is for."""
+
+    hardware: str = Field(description="Name of a device (see `vlmc/hardware/devices`).")
+    count: Positive = Field(default=1, description="Devices.")
+    precision: PrecisionName | Precision = Field(
+        default="bf16", description="Number format, for everything or by part."
+    )
+    workload: Workload = Field(default=Workload(), description="What it will be asked to do.")
+    parallel: Parallel = Field(
+        default=Parallel(), description="Degrees of parallelism; what is not given is planned."
+    )
+
+    def precision_of(self, part: Part) -> PrecisionName:
+        """The number format of `part`."""
+        if isinstance(self.precision, Precision):
+            return self.precision.of(part)
+        return self.precision
+
+
+class Stage(Described):
+    """One stage of training."""
+
+    name: str = Field(description="What the stage is called.")
+    train: Annotated[tuple[Part, ...], Field(strict=False, min_length=1)] = Field(
+        description="Parts that the stage optimises; every other part is frozen in it."
+    )
+    objective: Literal["next_token"] = Field(default="next_token", description="What is minimised.")
+    lr: float = Field(gt=0, le=1, description="Peak learning rate.")
+    batch: Positive = Field(default=256, description="Sequences for each optimiser step.")
+    epochs: Positive = Field(default=1, description="Passes over the data.")
+
+
+class Training(Described):
+    """How the design is trained."""
+
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)] = Field(
+        default=(), description="Stages in their order."
+    )
+
+
+class ModelSpec(Described):
+    """A whole design, as a spec file states it: presets and defaults filled in, nothing derived."""
+
+    name: str
+    about: str = ""
+    encoder: EncoderSpec
+    adapter: AdapterSpec
+    fusion: FusionSpec
+    language: LanguageSpec
+    head: HeadSpec
+    token_budget: TokenBudget = TokenBudget()
+    target: Target | None = None
+    training: Training | None = None
+    _source: SourceMap | None = PrivateAttr(default=None)
+
+    @property
+    def source(self) -> SourceMap | None:
+        """Where each value was written; None for a spec made in Python."""
+        return self._source
+
+    def place(self, source: SourceMap) -> None:
+        """Remembers where each value was written."""
+        self._source = source
+
+    def mini(self) -> ModelSpec:
+        """The laptop-size twin: the same kinds, ratios and edge cases."""
+        language = self.language.mini()
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-mini",
+                "encoder": self.encoder.mini(),
+                "adapter": self.adapter.mini(),
+                "language": language,
+                "fusion": self.fusion.mini_for(language),
+                "head": self.head.mini(),
+                "token_budget": self.token_budget.model_copy(
+                    update={
+                        "images": min(self.token_budget.images, 3),
+                        "text": min(self.token_budget.text, 128),
+                    }
+                ),
+                "target": None,
+            }
+        )

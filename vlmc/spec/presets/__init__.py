@@ -1,0 +1,35 @@
+"""Presets: published components as data files, each figure with its source."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from vlmc.spec.reader import Mapping, Tree, parse
+
+FOLDERS = {"encoder": "encoders", "language": "languages"}
+"""The roles that have presets, and the folder of each."""
+
+
+@cache
+def names(role: str) -> tuple[str, ...]:
+    """The presets of a role, in alphabetical order."""
+    if role not in FOLDERS:
+        return ()
+    folder = files(__name__) / FOLDERS[role]
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def document(role: str, name: str) -> Mapping:
+    """The whole data file of a preset: `about`, `sources` and `values`."""
+    path = files(__name__) / FOLDERS[role] / f"{name}.yaml"
+    tree = parse(path.read_text(encoding="utf-8"), f"preset {name}")
+    assert isinstance(tree, Mapping)
+    return tree
+
+
+def values(role: str, name: str) -> dict[str, Tree]:
+    """The fields that a preset gives."""
+    tree = document(role, name).entries["values"]
+    assert isinstance(tree, Mapping)
+    return tree.entries
