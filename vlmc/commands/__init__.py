@@ -1,0 +1,27 @@
+"""The command line: thin over the library. Exit codes: 0 done, 1 the design is wrong, 2 the command
+is wrong, 3 this machine cannot do it."""
+
+from __future__ import annotations
+
+import typer
+
+from vlmc.commands.build import build
+from vlmc.commands.explain import explain
+from vlmc.commands.run import run
+from vlmc.commands.schema import schema
+from vlmc.commands.validate import validate
+from vlmc.commands.version import version
+
+app = typer.Typer(
+    name="vlmc",
+    help="Compiles a YAML description of a vision-language model into a runnable model.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (validate, build, run, explain, schema):
+    app.command()(command)
+app.callback()(version)
+
+__all__ = ["app"]

@@ -1,0 +1,20 @@
+"""`vlmc --version`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vlmc import __version__
+
+
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Compiles a YAML description of a vision-language model into a runnable model."""
+    if show:
+        typer.echo(f"vlmc {__version__}")
+        raise typer.Exit
+
+
