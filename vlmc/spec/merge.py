@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmc.diagnostics import Span
-from vlmc.spec.reader import Mapping, Scalar, Sequence, Tree
+from vlmc.spec.tree import Mapping, Scalar, Sequence, Tree
 
 IDENTITY = ("kind", "preset")
 """Keys that say what a mapping is: where they change, the fields of the former go."""

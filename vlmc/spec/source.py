@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmc.diagnostics import Diagnostic, Path, Problem, Span
-from vlmc.spec.reader import Mapping, Sequence, Tree
+from vlmc.spec.tree import Mapping, Sequence, Tree
 
 
 @dataclass(frozen=True, slots=True)
