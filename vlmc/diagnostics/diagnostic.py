@@ -62,7 +62,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnostic:
-    """A fault with its place: what was expected, what was got (with the arithmetic), how to mend it."""
+    """A fault with its place: what was expected and got (with the arithmetic), how to mend it."""
 
     code: str
     message: str
@@ -86,5 +86,5 @@ class UsageError(Exception):
     """A command that cannot mean anything, such as a file that is not there. Exit code 2."""
 
 
-class EnvironmentFault(Exception):
+class EnvironmentFault(Exception):  # noqa: N818 - nothing is wrong with the program
     """The design is sound but this machine cannot do what was asked. Exit code 3."""
