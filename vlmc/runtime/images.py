@@ -1,0 +1,146 @@
+"""Image files: from a path to upright RGB frames, whatever the file holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vlmc.diagnostics import UsageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""What is read. Other formats of Pillow start foreign programs (EPS) or are no pictures."""
+
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+    | {".jp2"}
+)
+"""File names that count as frames in a folder."""
+
+MAX_PIXELS = 89_478_485
+"""Pixels of one picture at most: a small file may claim a size that fills the memory."""
+
+
+def frame_count(path: Path) -> int:
+    """Frames at `path`: the images of a folder, the frames of an animated file, 1 for a still.
+
+    Raises UsageError where nothing there is a picture.
+    """
+    if path.is_dir():
+        return len(_folder(path))
+    with _opened(path) as image:
+        # The second picture of a phone's JPEG (MPO) is a preview or a depth map.
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def read_frames(path: Path, limit: int) -> Iterator[Image.Image]:
+    """At most `limit` frames at `path`, evenly spread over its length, each in mode RGB.
+
+    One frame is in memory at a time. Raises UsageError where a frame cannot be read.
+    """
+    total = frame_count(path)
+    chosen = spread(total, limit)
+    if path.is_dir():
+        files = _folder(path)
+        for index in chosen:
+            with _opened(files[index]) as image:
+                yield upright_rgb(image)
+        return
+    with _opened(path) as image:
+        for index in chosen:
+            if total > 1:
+                image.seek(index)
+            yield upright_rgb(image)
+
+
+def spread(total: int, limit: int) -> tuple[int, ...]:
+    """Indices of `limit` of `total` frames, each in the middle of its stretch; all if they fit."""
+    if total <= limit:
+        return tuple(range(total))
+    return tuple((2 * index + 1) * total // (2 * limit) for index in range(limit))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The picture as it is meant to be seen: turned by its EXIF orientation, transparency on white,
+    16-bit greys scaled to 8 bits, every other mode converted to RGB."""
+    with warnings.catch_warnings():
+        # Damaged metadata that Pillow works around is no news to somebody who wants the pixels.
+        warnings.simplefilter("ignore", UserWarning)
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or grey.max() > 255:
+            grey = grey >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _folder(path: Path) -> list[Path]:
+    """The frames of a folder in the order of their names (frame2 before frame10)."""
+    try:
+        files = [f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file()]
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    if not files:
+        raise UsageError(f"{path}: no image files in this folder (PNG, JPEG, WebP, ...)")
+    return sorted(files, key=lambda f: (_natural(f.stem), f.name))
+
+
+def _natural(stem: str) -> tuple[tuple[int, str], ...]:
+    """A sort key that reads runs of digits as numbers."""
+    parts: list[tuple[int, str]] = []
+    run = ""
+    for character in f"{stem}\0":
+        if run and character.isdecimal() != run[-1].isdecimal():
+            parts.append((int(run), "") if run.isdecimal() else (-1, run))
+            run = ""
+        run += character
+    return tuple(parts)
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[Image.Image]:
+    """The image of a file, open while the block runs; every way to fail there is a UsageError."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
+    if not path.is_file():
+        raise UsageError(f"{path}: not a regular file")
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path}: the file is empty")
+    try:
+        with _open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UsageError(_too_large(path, f"{width} x {height} = {width * height:,}"))
+            yield image
+    except UsageError:
+        raise
+    except Image.UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise UsageError(f"{path}: not an image in a format that is read ({known})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UsageError(_too_large(path, "more")) from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise UsageError(f"{path}: the image is damaged: {reason}") from None
+
+
+def _open(path: Path) -> Image.Image:
+    """Reads the header only; a size beyond Pillow's own limit is an error and not a warning."""
+    Image.init()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _too_large(path: Path, pixels: str) -> str:
+    return f"{path}: {pixels} pixels, but a picture may have {MAX_PIXELS:,} at most; scale it down"
