@@ -1,0 +1,1 @@
+"""Weight-name tables, one data file for each `model_type` of config.json; see `vlmc.build.naming`."""
