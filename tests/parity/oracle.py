@@ -212,7 +212,7 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def greedy_reference(reference: Any, inputs: Inputs, *, steps: int = STEPS) -> Tensor:
-    """Greedy tokens [batch, steps] of a decoder, the whole sequence anew at each step (no cache)."""
+    """Greedy tokens [batch, steps] of a decoder, the whole sequence at each step: no cache."""
     state = dict(inputs)
     new: list[Tensor] = []
     for _ in range(steps):

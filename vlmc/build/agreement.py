@@ -28,7 +28,8 @@ def disagreements(
         if row.words is not None:
             key = str(found).lower() if isinstance(found, bool) else str(found)
             if key not in row.words:
-                yield f"config.json {path}: {found!r} is not known here ({', '.join(row.words)} are)"
+                known = ", ".join(row.words)
+                yield f"config.json {path}: {found!r} is not known here ({known} are)"
                 continue
             said = row.words[key]
         if row.field is None or role is None:
@@ -66,7 +67,7 @@ def _hidden_states(said: Any, layers: Any) -> Any:
     """Indices of hidden states, counted from the end where negative, as indices from 0."""
     chosen: list[Any] = list(cast("list[Any]", said)) if isinstance(said, list) else [said]
     if not isinstance(layers, int) or not all(isinstance(index, int) for index in chosen):
-        return said
+        return tuple(chosen)
     return tuple(index + layers + 1 if index < 0 else index for index in chosen)
 
 

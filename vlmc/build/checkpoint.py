@@ -50,7 +50,7 @@ def load_checkpoint(
     is missing, unexpected, wrongly shaped or contradicted by config.json; EnvironmentFault where
     a file is damaged.
     """
-    return _load(model, arch, Path(folder), ROLES, dtype, device)
+    return _load(model, arch, Path(folder), roles=ROLES, dtype=dtype, device=device)
 
 
 def load_part(
@@ -68,13 +68,14 @@ def load_part(
     Raises as `load_checkpoint` does.
     """
     roles: tuple[Role, ...] = ("language", "head") if role == "language" else (role,)
-    return _load(model, arch, Path(folder), roles, dtype, device)
+    return _load(model, arch, Path(folder), roles=roles, dtype=dtype, device=device)
 
 
 def _load(
     model: nn.Module,
     arch: Arch,
     folder: Path,
+    *,
     roles: tuple[Role, ...],
     dtype: torch.dtype | None,
     device: torch.device | str,
@@ -95,7 +96,12 @@ def _load(
     dtype = dtype or _own_dtype(config)
     where = owners(model)
     for one, targets, rule in plan.moves:
-        _move(where, one, targets, rule, shapes, dtype, device)
+        values = one.read()
+        sizes = [shapes[target][0] for target in targets]
+        pieces = torch.split(values, sizes) if len(targets) > 1 else (values,)
+        for target, piece in zip(targets, pieces, strict=True):
+            shaped = piece.reshape(shapes[target]) if rule.squeeze else piece
+            assign(where[target], place(shaped, dtype=dtype, device=device))
     for one, target in plan.copies:
         values = one.read()
         if not torch.equal(model.get_parameter(target), values.to(device, dtype)):
@@ -190,24 +196,8 @@ def _own_dtype(config: dict[str, Any]) -> torch.dtype:
     return known[named]
 
 
-def _move(
-    where: Owners,
-    one: Stored,
-    targets: tuple[str, ...],
-    rule: Rule,
-    shapes: dict[str, tuple[int, ...]],
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> None:
-    values = one.read()
-    pieces = values.split([shapes[t][0] for t in targets]) if len(targets) > 1 else (values,)
-    for target, piece in zip(targets, pieces, strict=True):
-        shaped = piece.reshape(shapes[target]) if rule.squeeze else piece
-        assign(where[target], place(shaped, dtype=dtype, device=device))
-
-
 Owners = dict[str, list[tuple[nn.Module, str]]]
-"""Where each parameter is held: the modules and the attribute's name; several where it is shared."""
+"""Where each parameter is held: modules and the attribute's name; several where it is shared."""
 
 
 def owners(model: nn.Module) -> Owners:

@@ -8,10 +8,11 @@ but `about`:
       - {from: "model.vision_tower.*", to: "vision_tower.*"}
     include:       # another table, below a prefix of the names and below a section of config.json
       - {table: clip_vision_model, prefix: vision_tower., config: vision_config}
-      - {table: {config: text_config.model_type, default: llama}, prefix: language_model., config: text_config}
+      - {table: {config: text_config.model_type, default: llama}, prefix: language_model.,
+         config: text_config}
     rules:         # the first rule whose `disk` matches a name decides
       - {disk: "multi_modal_projector.linear_1.{leaf}", ours: "adapter.layers.0.{leaf}"}
-      - {disk: "blocks.{i}.qkv.weight", ours: ["l.{i}.query.weight", "l.{i}.key.weight", "l.{i}.value.weight"]}
+      - {disk: "h.{i}.qkv.bias", ours: ["l.{i}.query.bias", "l.{i}.key.bias", "l.{i}.value.bias"]}
       - {disk: cls_token, ours: encoder.class_embedding, squeeze: true}
       - {disk: lm_head.weight, ours: head.projection.weight, copy_of: language.embedding.weight}
       - {disk: norm.weight, ours: encoder.post_norm.weight, spare: "not read below the last layer"}

@@ -1,1 +1,1 @@
-"""Weight-name tables, one data file for each `model_type` of config.json; see `vlmc.build.naming`."""
+"""Weight-name tables, a data file for each `model_type`: see `vlmc.build.naming`."""
