@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,7 @@ def _missing(
 
 def _role(name: str) -> Role:
     first = name.split(".", maxsplit=1)[0]
-    return next((role for role in ROLES if role == first), "fusion")
+    return cast("Role", first) if first in ROLES else "fusion"
 
 
 def _listed(names: list[str]) -> str:

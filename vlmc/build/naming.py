@@ -49,7 +49,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlmc.diagnostics import UsageError
 from vlmc.diagnostics.nearest import listing
-from vlmc.spec.reader import parse, plain, read_text
+from vlmc.spec.reader import parse, read_text
+from vlmc.spec.tree import plain
 
 FOLDER = Path(__file__).parent / "names"
 _TOKEN = re.compile(r"\{(\w+)\}|\*")
