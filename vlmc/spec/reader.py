@@ -8,7 +8,7 @@ does not (a bracket too few) ends the reading.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,17 @@ from vlmc.spec.syntax import syntax_error
 from vlmc.spec.text import BREAK, read_text, stray_characters
 from vlmc.spec.tree import Mapping, Scalar, Sequence, Tree, Value, plain
 
-__all__ = ["Document", "Mapping", "Scalar", "Sequence", "Tree", "parse", "plain", "read", "read_text"]
+__all__ = [
+    "Document",
+    "Mapping",
+    "Scalar",
+    "Sequence",
+    "Tree",
+    "parse",
+    "plain",
+    "read",
+    "read_text",
+]
 
 MAX_DEPTH = 64
 MAX_NODES = 50_000
@@ -27,15 +37,21 @@ MAX_FAULTS = 100
 MAX_NUMBER = 400
 """Characters of a number; what is longer stays text."""
 
-_INT = re.compile(r"[-+]?[0-9]+\Z")
-_OCTAL = re.compile(r"0o[0-7]+\Z")
-_HEX = re.compile(r"0x[0-9a-fA-F]+\Z")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_NUMBERS: tuple[tuple[re.Pattern[str], Callable[[str], Value]], ...] = (
+    (re.compile(r"[-+]?[0-9]+\Z"), int),
+    (re.compile(r"0o[0-7]+\Z"), lambda text: int(text[2:], 8)),
+    (re.compile(r"0x[0-9a-fA-F]+\Z"), lambda text: int(text[2:], 16)),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z"), float),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)\Z"), lambda text: float(text.replace(".", ""))),
+    (re.compile(r"\.(nan|NaN|NAN)\Z"), lambda text: float("nan")),
+)
+"""The forms of a number in the core schema, and how each is read."""
 _SPECIAL = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+_YAML: Any = yaml
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -43,19 +59,11 @@ def core_scalar(text: str) -> Value:
     """A plain scalar by the core schema of YAML 1.2: `1e-5` is a number, `no` is a word."""
     if text in _SPECIAL:
         return _SPECIAL[text]
-    if len(text) > MAX_NUMBER:
-        return text
-    if _INT.match(text):
-        return int(text)
-    if _OCTAL.match(text):
-        return int(text[2:], 8)
-    if _HEX.match(text):
-        return int(text[2:], 16)
-    if _FLOAT.match(text):
-        return float(text)
-    if text.lower() in (".inf", "+.inf", "-.inf"):
-        return float(text.lower().replace(".", "", 1))
-    return float("nan") if text.lower() == ".nan" else text
+    if len(text) <= MAX_NUMBER:
+        for form, value in _NUMBERS:
+            if form.match(text):
+                return value(text)
+    return text
 
 
 @dataclass(slots=True)
@@ -75,7 +83,7 @@ def parse(text: str, file: str) -> Tree:
 
 
 def read(text: str, file: str) -> Document:
-    """One YAML document. Raises SpecError (VLMC001, 2, 5, 6, 7) where there is no tree to be had."""
+    """One YAML document. Raises SpecError (VLMC001, 2, 5, 6, 7) where no tree can be had."""
     lines = BREAK.split(text)
     stray = stray_characters(text, lines, file)
     if stray:
@@ -93,7 +101,7 @@ class _Builder:
     def __init__(self, text: str, lines: list[str], file: str) -> None:
         self.lines = lines
         self.file = file
-        self.events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
+        self.events: Iterator[Any] = _YAML.parse(text, Loader=_LOADER)
         self.anchors: dict[str, Tree] = {}
         self.sizes: dict[str, int] = {}
         self.count = 0
@@ -121,22 +129,47 @@ class _Builder:
     def span(self, event: Any) -> Span:
         """The place of an event: its first line, to its end if it ends on that line."""
         start, end = event.start_mark, event.end_mark
-        line = self.lines[start.line] if start.line < len(self.lines) else ""
+        number = int(start.line)
+        line = self.lines[number] if number < len(self.lines) else ""
         stop = end.column + 1 if end.line == start.line else len(line) + 1
         return Span(
             file=self.file,
-            line=start.line + 1,
+            line=number + 1,
             column=start.column + 1,
             end_column=max(stop, start.column + 2),
             text=line,
         )
 
-    def fault(self, code: str, message: str, span: Span, **more: str) -> None:
+    def fault(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        *,
+        expected: str,
+        help: str,
+        got: str | None = None,
+    ) -> None:
         if len(self.faults) < MAX_FAULTS:
-            self.faults.append(Diagnostic(code=code, message=message, span=span, **more))
+            self.faults.append(
+                Diagnostic(
+                    code=code, message=message, span=span, expected=expected, got=got, help=help
+                )
+            )
 
-    def fatal(self, code: str, message: str, span: Span, **more: str) -> SpecError:
-        last = Diagnostic(code=code, message=message, span=span, **more)
+    def fatal(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        *,
+        expected: str,
+        help: str,
+        got: str | None = None,
+    ) -> SpecError:
+        last = Diagnostic(
+            code=code, message=message, span=span, expected=expected, got=got, help=help
+        )
         return SpecError([*self.faults, last])
 
     def tree(self, event: Any, depth: int) -> Tree:

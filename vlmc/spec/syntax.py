@@ -44,7 +44,8 @@ def syntax_error(error: yaml.MarkedYAMLError, lines: list[str], file: str) -> Di
     where = f" that begins on line {begun.line + 1}" if begun and begun.line != line else ""
     return Diagnostic(
         code="VLMC002",
-        message=f"this is not YAML: {problem}" + (f" {error.context}{where}" if error.context else ""),
+        message=f"this is not YAML: {problem}"
+        + (f" {error.context}{where}" if error.context else ""),
         span=_span(file, line, column, text),
         expected="well-formed YAML",
         got=problem,

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from functools import cache
-from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from vlmc.diagnostics import Path, Problem
-from vlmc.diagnostics.nearest import listing, suggestion
-from vlmc.spec.reader import parse, plain
+from vlmc.spec.problems import (
+    bad_word,
+    dotted,
+    name_of,
+    not_yet,
+    planned,
+    shown,
+    unknown_key,
+    wrong_type,
+)
+from vlmc.spec.reader import MAX_NUMBER
 
 Model = TypeVar("Model", bound=BaseModel)
+Error = Mapping[str, Any]
 
-YAML_1_1 = {
-    **dict.fromkeys(("yes", "on", "y", "Yes", "On", "YES", "ON"), "true"),
-    **dict.fromkeys(("no", "off", "n", "No", "Off", "NO", "OFF"), "false"),
+MAX_PROBLEMS = 100
+"""Problems that are reported of one section."""
+
+_YAML_1_1 = {
+    **dict.fromkeys(("yes", "on", "y"), "true"),
+    **dict.fromkeys(("no", "off", "n"), "false"),
 }
 _RANGES = {
     "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
+}
+_LENGTHS = {
+    "too_short": ("min_length", "at least"),
+    "too_long": ("max_length", "at most"),
 }
 _TYPES = {
     "int": "a whole number",
@@ -36,16 +53,11 @@ _TYPES = {
     "list": "a list",
     "model": "a mapping",
     "dict": "a mapping",
-    "none": "null",
+    "none": "nothing",
     "finite": "a finite number",
 }
-
-
-@cache
-def planned() -> dict[str, dict[str, Any]]:
-    """The words of the language that this release cannot build yet."""
-    text = (files("vlmc.spec") / "planned.yaml").read_text(encoding="utf-8")
-    return plain(parse(text, "planned.yaml"))
+_CONTAINERS = ("model", "dict", "tuple", "list")
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\Z")
 
 
 def validate(model: type[Model], data: object, where: Path) -> tuple[Model | None, list[Problem]]:
@@ -54,10 +66,17 @@ def validate(model: type[Model], data: object, where: Path) -> tuple[Model | Non
         return model.model_validate(data), []
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=True)
-    by_path: dict[Path, list[Mapping[str, Any]]] = {}
-    for item in errors:
+    by_path: dict[Path, list[Error]] = {}
+    for item in errors[: 10 * MAX_PROBLEMS]:
         by_path.setdefault(_present(item["loc"], data, item["type"]), []).append(item)
-    return None, [_problem(model, path, group, where) for path, group in by_path.items()]
+    problems = [
+        _problem(model, path, group, where)
+        for path, group in by_path.items()
+        if not _explained_below(path, group, by_path)
+    ]
+    unfinished = {problem.path[:-1] for problem in problems if problem.code == "VLMC019"}
+    kept = [p for p in problems if p.code != "VLMC013" or p.path not in unfinished]
+    return None, kept[:MAX_PROBLEMS]
 
 
 def _present(loc: Iterable[int | str], data: object, kind: str) -> Path:
@@ -65,163 +84,146 @@ def _present(loc: Iterable[int | str], data: object, kind: str) -> Path:
     steps = list(loc)
     missing = steps.pop() if kind == "missing" and steps else None
     path: list[int | str] = []
-    value: Any = data
+    value = data
     for step in steps:
-        in_mapping = isinstance(value, dict) and step in value
-        in_list = isinstance(value, list) and isinstance(step, int) and step < len(value)
-        if in_mapping or in_list:
-            path.append(step)
-            value = value[step]
+        if isinstance(value, dict) and step in value:
+            value = cast("dict[object, object]", value)[step]
+        elif isinstance(value, list) and isinstance(step, int):
+            items = cast("list[object]", value)
+            if step >= len(items):
+                continue
+            value = items[step]
+        else:
+            continue
+        path.append(step)
     return tuple(path) if missing is None else (*path, missing)
 
 
-def _problem(
-    model: type[BaseModel], path: Path, errors: list[Mapping[str, Any]], where: Path
-) -> Problem:
-    full = (*where, *path)
-    error = errors[0]
-    key = str(path[-1]) if path else ""
-    if error["type"] == "extra_forbidden":
-        return unknown_key(full, _fields_at(model, path[:-1]))
-    if error["type"] == "missing":
-        return Problem(
-            code="VLMC013",
-            path=full[:-1],
-            message=f"`{'.'.join(map(str, full[:-1]))}` needs the key `{key}`",
-            expected=_describe(model, path),
-            got="nothing",
-            help=f"{key}: ...",
-            at_key=True,
-        )
-    literals = [e for e in errors if e["type"] == "literal_error"]
-    got = error["input"]
-    if literals and isinstance(got, str):
-        return bad_word(full, got, _words(literals))
-    if error["type"] in _RANGES:
-        bound, words = _RANGES[error["type"]]
-        limit = error["ctx"][bound]
-        return Problem(
-            code="VLMC012",
-            path=full,
-            message=f"`{key}` is out of range",
-            expected=f"{words} {limit:,}",
-            got=_shown(got),
-            help=f"{key}: {limit}" if bound in ("ge", "le") else None,
-        )
-    return Problem(
-        code="VLMC011",
-        path=full,
-        message=f"`{key}` has the wrong type" if key else "this has the wrong type",
-        expected=_expected(errors),
-        got=_shown(got),
-        help=_trap(got, key, errors),
+def _explained_below(path: Path, group: list[Error], by_path: Mapping[Path, object]) -> bool:
+    """Whether a mapping or a list was tried as a member of a union, and a fault inside it says
+    why it is not."""
+    return isinstance(group[0]["input"], dict | list) and any(
+        len(other) > len(path) and other[: len(path)] == path for other in by_path
     )
 
 
-def unknown_key(path: Path, valid: Iterable[str]) -> Problem:
-    """An unknown key, or a key that is planned."""
-    key = str(path[-1])
-    names = list(valid)
-    about = planned()["keys"].get(".".join(map(str, path)))
+def _problem(model: type[BaseModel], path: Path, errors: list[Error], where: Path) -> Problem:
+    full, first = (*where, *path), errors[0]
+    got = first["input"]
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(model, path[:-1])
+        return unknown_key(full, () if owner is None else owner.model_fields)
+    if first["type"] == "missing":
+        return _missing(model, path, full)
+    about = planned()["auto"].get(dotted(full)) if got == "auto" else None
     if about is not None:
-        return not_yet(path, f"`{key}`", about, at_key=True)
-    near = suggestion(key, names)
+        return not_yet(full, f"`auto` for `{path[-1]}`", about)
+    if first["type"] in _RANGES or first["type"] in _LENGTHS:
+        return _out_of_range(full, first)
+    words = _words(errors)
+    fix = _trap(got, name_of(full), errors)
+    if words and isinstance(got, str) and fix is None:
+        others = [e for e in errors if e["type"] != "literal_error" and not _container(e)]
+        return bad_word(full, got, words, otherwise=_expected(others))
+    return wrong_type(full, _expected(errors), got, fix)
+
+
+def _missing(model: type[BaseModel], path: Path, full: Path) -> Problem:
+    key = path[-1]
+    if isinstance(key, int):
+        return wrong_type(full[:-1], f"a list of more than {key}", [None] * key)
+    field = _field(model, path)
     return Problem(
-        code="VLMC010",
-        path=path,
-        message=f"unknown key `{key[:60]}`",
-        expected=listing(key, names),
-        got=key[:60],
-        help=f"did you mean `{near}`?" if near else "remove it: nothing would read it",
+        code="VLMC013",
+        path=full[:-1],
+        message=f"`{name_of(full[:-1])}` needs the key `{key}`",
+        expected=(field and field.description) or f"a value for `{key}`",
+        got="nothing",
+        help=f"{key}: ...",
         at_key=True,
     )
 
 
-def not_yet(path: Path, what: str, about: str, *, at_key: bool = False) -> Problem:
-    """A word that the language has and this release cannot build."""
-    return Problem(
-        code="VLMC019",
-        path=path,
-        message=f"{what} is part of the language, but this release cannot build it",
-        expected="a design made of what `vlmc schema` lists",
-        got=about,
-        at_key=at_key,
-    )
-
-
-def bad_word(path: Path, got: str, valid: Iterable[str]) -> Problem:
-    """A word that is none of the valid ones."""
-    names = list(valid)
-    near = suggestion(got, names)
-    key = path[-1] if path else "value"
+def _out_of_range(full: Path, error: Error) -> Problem:
+    key, context = name_of(full), error["ctx"]
+    if error["type"] in _LENGTHS:
+        bound, words = _LENGTHS[error["type"]]
+        expected, got = f"a list of {words} {context[bound]}", f"{context['actual_length']}"
+        help_ = None
+    else:
+        bound, words = _RANGES[error["type"]]
+        limit = context[bound]
+        expected, got = f"{words} {limit:,}", shown(error["input"])
+        help_ = f"{key}: {limit}" if bound in ("ge", "le") else None
     return Problem(
         code="VLMC012",
-        path=path,
-        message=f"`{key}` cannot be {got[:60]!r}",
-        expected=listing(got, names),
-        got=got[:60],
-        help=f"{key}: {near or (names[0] if names else '...')}",
+        path=full,
+        message=f"`{key}` is out of range",
+        expected=expected,
+        got=got,
+        help=help_,
     )
 
 
-def _words(errors: list[Mapping[str, Any]]) -> list[str]:
+def _container(error: Error) -> bool:
+    return error["type"].split("_")[0] in _CONTAINERS
+
+
+def _words(errors: list[Error]) -> list[str]:
+    """The words that a literal accepts, taken from pydantic's sentence about it."""
     words: list[str] = []
     for error in errors:
-        for word in str(error["ctx"]["expected"]).replace(" or ", ", ").split(", "):
-            words.append(word.strip("'"))
+        if error["type"] == "literal_error":
+            words.extend(re.findall(r"'([^']*)'", str(error["ctx"]["expected"])))
     return list(dict.fromkeys(words))
 
 
-def _expected(errors: list[Mapping[str, Any]]) -> str:
+def _expected(errors: list[Error]) -> str:
     names: list[str] = []
     for error in errors:
         kind = error["type"]
         if kind == "literal_error":
-            names.append(" or ".join(_words([error])))
-        elif kind in ("too_short", "too_long", "missing_positional_only_argument"):
-            names.append(str(error["msg"]))
+            words = _words([error])
+            names.append(" or ".join(words) if words else str(error["ctx"]["expected"]))
         else:
-            prefix = kind.split("_")[0]
-            names.append(_TYPES.get(prefix, str(error["msg"])))
+            names.append(_TYPES.get(kind.split("_")[0], str(error["msg"])))
     return " or ".join(dict.fromkeys(names))
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return f"a list of {len(typing.cast('list[object]', value))}"
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    return f"the text {str(value)[:60]!r}"
-
-
-def _trap(got: object, key: str, errors: list[Mapping[str, Any]]) -> str | None:
-    if isinstance(got, str) and got in YAML_1_1 and any("bool" in e["type"] for e in errors):
-        return f"{key}: {YAML_1_1[got]}   (in YAML 1.2 `{got}` is a word)"
-    if isinstance(got, str) and any(e["type"].startswith(("int", "float")) for e in errors):
-        number = got.replace("_", "").replace(",", "")
-        if number.replace(".", "", 1).isdigit():
-            return f"{key}: {number}   (without quotes or separators)"
-    if isinstance(got, float) and got.is_integer():
+def _trap(got: object, key: str, errors: list[Error]) -> str | None:
+    """What to write where YAML 1.1, or a habit from another language, reads otherwise."""
+    wanted = {error["type"].split("_")[0] for error in errors}
+    if isinstance(got, str):
+        return _trap_of_text(got, key, wanted)
+    if isinstance(got, float) and "int" in wanted and got.is_integer() and abs(got) < 1e15:
         return f"{key}: {int(got)}"
-    if isinstance(got, bool):
-        return "true and false are not numbers"
-    return None
+    if isinstance(got, bool) and wanted & {"int", "float"}:
+        return f"{key}: {int(got)}"
+    return f"delete `{key}`, or give it a value" if got is None else None
 
 
-def _fields_at(model: type[BaseModel], path: Path) -> list[str]:
+def _trap_of_text(got: str, key: str, wanted: set[str]) -> str | None:
+    if "bool" in wanted:
+        word = _YAML_1_1.get(got.lower(), got.lower())
+        return f"{key}: {word}" if word in ("true", "false") else None
+    number = got.strip().replace("_", "").replace(",", "")
+    if not wanted & {"int", "float"} or not _NUMBER.match(number):
+        return None
+    return f"{key}: {number}" if len(number) <= MAX_NUMBER else "write a smaller number"
+
+
+def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
     current: type[BaseModel] | None = model
     for step in path:
-        if current is None or not isinstance(step, str):
-            return []
-        field = current.model_fields.get(step)
-        current = None if field is None else _model_in(field.annotation)
-    return [] if current is None else list(current.model_fields)
+        if isinstance(step, str):
+            field = None if current is None else current.model_fields.get(step)
+            current = None if field is None else _model_in(field.annotation)
+    return current
+
+
+def _field(model: type[BaseModel], path: Path) -> FieldInfo | None:
+    owner = _model_at(model, path[:-1])
+    return None if owner is None else owner.model_fields.get(str(path[-1]))
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
@@ -232,17 +234,6 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
         typing.Annotated,
         tuple,
     ):
-        found = (_model_in(arg) for arg in typing.get_args(annotation))
+        found = (_model_in(argument) for argument in typing.get_args(annotation))
         return next((model for model in found if model is not None), None)
     return None
-
-
-def _describe(model: type[BaseModel], path: Path) -> str:
-    current: type[BaseModel] | None = model
-    for step in path[:-1]:
-        field = None if current is None else current.model_fields.get(str(step))
-        current = None if field is None else _model_in(field.annotation)
-    field = None if current is None else current.model_fields.get(str(path[-1]))
-    if field is None or not field.description:
-        return f"a value for `{path[-1]}`"
-    return field.description

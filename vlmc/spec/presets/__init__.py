@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from vlmc.spec.reader import Mapping, Tree, parse
+from vlmc.spec.reader import Mapping, Scalar, Tree, parse
 
 FOLDERS = {"encoder": "encoders", "language": "languages"}
 """The roles that have presets, and the folder of each."""
@@ -20,12 +20,20 @@ def names(role: str) -> tuple[str, ...]:
     return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
+@cache
 def document(role: str, name: str) -> Mapping:
     """The whole data file of a preset: `about`, `sources` and `values`."""
     path = files(__name__) / FOLDERS[role] / f"{name}.yaml"
     tree = parse(path.read_text(encoding="utf-8"), f"preset {name}")
     assert isinstance(tree, Mapping)
     return tree
+
+
+def kind(role: str, name: str) -> str:
+    """The kind of component that a preset describes."""
+    tree = values(role, name)["kind"]
+    assert isinstance(tree, Scalar)
+    return str(tree.value)
 
 
 def values(role: str, name: str) -> dict[str, Tree]:

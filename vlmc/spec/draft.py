@@ -1,0 +1,263 @@
+"""From a document to a `Draft`: every section typed, every fault of the file collected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmc.components.catalog import kinds
+from vlmc.components.contract import ComponentSpec
+from vlmc.diagnostics import Diagnostic, Problem, Severity
+from vlmc.diagnostics.nearest import listing
+from vlmc.ir import Role
+from vlmc.spec import presets
+from vlmc.spec.document import SCHEMA_VERSION, ModelSpec, Target, TokenBudget, Training
+from vlmc.spec.merge import COMPONENTS, on_preset, spelled_out
+from vlmc.spec.problems import bad_word, not_yet, planned, unknown_key, unknown_name, wrong_type
+from vlmc.spec.source import SourceMap
+from vlmc.spec.tree import Mapping, Scalar, Sequence, Tree, plain
+from vlmc.spec.validate import validate
+
+SECTIONS = {"token_budget": TokenBudget, "target": Target, "training": Training}
+HEADINGS = ("schema", "name", "about", "extends", *COMPONENTS, *SECTIONS)
+DEFAULT_KINDS = {"encoder": "vit", "language": "decoder", "adapter": "identity"}
+POINTS = ("early", "mid", "late")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\Z")
+
+
+@dataclass(slots=True)
+class Draft:
+    """A spec file as far as it could be read. A section with problems is missing from
+    `sections`."""
+
+    source: SourceMap
+    file: str
+    sections: dict[str, Any] = field(default_factory=dict[str, Any])
+    problems: list[Problem] = field(default_factory=list[Problem])
+    faults: list[Diagnostic] = field(default_factory=list[Diagnostic])
+    """Faults of the text itself, such as a key given twice."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is wrong so far, so that `spec` can be had."""
+        return not self.faults and not any(p.severity == Severity.ERROR for p in self.problems)
+
+    def spec(self) -> ModelSpec:
+        """The whole design. The draft must be complete."""
+        assert self.complete
+        spec = ModelSpec(**self.sections)
+        spec.place(self.source)
+        return spec
+
+    def diagnostics(self, more: Iterable[Problem] = ()) -> list[Diagnostic]:
+        """Every fault with its place, in the order of the file."""
+        located = (self.source.locate(problem) for problem in (*self.problems, *more))
+        return sorted(
+            dict.fromkeys((*self.faults, *located)),
+            key=lambda d: (d.span.file != self.file, d.span.file, d.span.line, d.span.column),
+        )
+
+
+def draft(tree: Tree, file: str, *, default_name: str, faults: Iterable[Diagnostic] = ()) -> Draft:
+    """The draft of a tree."""
+    result = Draft(SourceMap(tree), file, faults=list(faults))
+    if not isinstance(tree, Mapping):
+        result.problems.append(
+            Problem(
+                code="VLMC008",
+                path=(),
+                message="a spec is a mapping of sections",
+                expected="keys such as encoder, adapter, fusion and language",
+                got="a list" if isinstance(tree, Sequence) else f"the value {tree.value!r}"[:80],
+                help="begin with `encoder: ...`",
+            )
+        )
+        return result
+    _headings(tree, result, default_name)
+    expanded = Mapping(dict(tree.entries), tree.span, dict(tree.keys))
+    for role in COMPONENTS:
+        section = _component(role, tree, result)
+        if section is not None:
+            expanded.entries[role] = section
+            expanded.keys.setdefault(role, section.span)
+    result.source = SourceMap(expanded)
+    for name, model in SECTIONS.items():
+        section = tree.entries.get(name)
+        if section is None or (isinstance(section, Scalar) and section.value is None):
+            continue
+        value, problems = validate(model, plain(section), (name,))
+        result.problems.extend(problems)
+        if value is not None:
+            result.sections[name] = value
+    return result
+
+
+def _headings(tree: Mapping, result: Draft, default_name: str) -> None:
+    for key in tree.entries:
+        if key not in HEADINGS:
+            result.problems.append(unknown_key((key,), HEADINGS))
+    version: object = plain(tree.entries["schema"]) if "schema" in tree.entries else SCHEMA_VERSION
+    if type(version) is not int or version != SCHEMA_VERSION:
+        result.problems.append(
+            Problem(
+                code="VLMC017",
+                path=("schema",),
+                message="this vlmc does not read that version of the language",
+                expected=str(SCHEMA_VERSION),
+                got=str(version)[:60],
+                help=f"schema: {SCHEMA_VERSION}",
+            )
+        )
+    fallback = re.sub(r"[^A-Za-z0-9._+-]|^[^A-Za-z0-9]", "-", default_name).lstrip("-._+")[:100]
+    for key, default in (("name", fallback or "design"), ("about", "")):
+        value = plain(tree.entries[key]) if key in tree.entries else default
+        if not isinstance(value, str):
+            result.problems.append(wrong_type((key,), "text", value, f'{key}: "..."'))
+        elif key == "name" and not _NAME.match(value):
+            result.problems.append(
+                Problem(
+                    code="VLMC012",
+                    path=("name",),
+                    message="`name` names a folder",
+                    expected="letters, digits and . _ + -, a letter or a digit first, at most 100",
+                    got=repr(value[:60]),
+                    help=f"name: {fallback or 'design'}",
+                )
+            )
+        else:
+            result.sections[key] = value
+
+
+def _component(role: Role, document: Mapping, result: Draft) -> Mapping | None:
+    """Types one component into `result`; returns its tree with the preset's fields filled in."""
+    tree = document.entries.get(role)
+    if tree is None or (isinstance(tree, Scalar) and tree.value is None):
+        tree = Mapping({}, document.keys.get(role, document.span))
+        if role in ("encoder", "language"):
+            result.problems.append(
+                Problem(
+                    code="VLMC013",
+                    path=(role,),
+                    message=f"the spec needs the section `{role}`",
+                    expected=f"a preset ({listing('', presets.names(role))}) or fields",
+                    got="nothing",
+                    help=f"{role}: {presets.names(role)[0]}",
+                )
+            )
+            return None
+    if isinstance(tree, Scalar):
+        tree = _one_word(role, tree, result)
+    if isinstance(tree, Sequence):
+        result.problems.append(wrong_type((role,), "a mapping of fields, or one word", []))
+        return None
+    if tree is None or not _preset_is_known(role, tree, result):
+        return None
+    tree = on_preset(role, tree)
+    kind = _kind(role, tree, result)
+    if kind is None:
+        return tree
+    data = plain(tree)
+    data.pop("preset", None)
+    data["kind"] = kind
+    value, problems = validate(kinds(role)[kind].spec, data, (role,))
+    result.problems.extend(problems)
+    if isinstance(value, ComponentSpec):
+        result.sections[role] = value
+        result.problems.extend(problem.below(role) for problem in value.problems())
+    return tree
+
+
+def _one_word(role: Role, tree: Scalar, result: Draft) -> Mapping | None:
+    """One word in place of a mapping: a preset, a kind, or a fusion point."""
+    known = spelled_out(role, tree)
+    if isinstance(known, Mapping):
+        return known
+    word = tree.value
+    if not isinstance(word, str):
+        result.problems.append(wrong_type((role,), "a mapping of fields, or one word", word))
+        return None
+    for group in ("presets", "kinds"):
+        about = planned()[group].get(role, {}).get(word)
+        if about is not None:
+            result.problems.append(not_yet((role,), f"the {role} `{word}`", about))
+            return None
+    valid = [*presets.names(role), *kinds(role), *(POINTS if role == "fusion" else ())]
+    result.problems.append(unknown_name((role,), word, valid))
+    return None
+
+
+def _preset_is_known(role: Role, tree: Mapping, result: Draft) -> bool:
+    if "preset" not in tree.entries:
+        return True
+    word, valid = plain(tree.entries["preset"]), list(presets.names(role))
+    path = (role, "preset")
+    if not isinstance(word, str):
+        result.problems.append(wrong_type(path, "the name of a preset", word))
+        return False
+    if word in valid:
+        kind = presets.kind(role, word)
+        own = plain(tree.entries["kind"]) if "kind" in tree.entries else kind
+        if own == kind or not isinstance(own, str) or own not in kinds(role):
+            return True
+        result.problems.append(
+            Problem(
+                code="VLMC015",
+                path=(role, "kind"),
+                message=f"the preset `{word}` is a `{kind}`, not a `{own}`",
+                expected=kind,
+                got=own,
+                help=f"kind: {kind}",
+            )
+        )
+        return False
+    about = planned()["presets"].get(role, {}).get(word)
+    if about is not None:
+        result.problems.append(not_yet(path, f"the preset `{word}`", about))
+    elif not valid:
+        result.problems.append(unknown_key(path, ["kind"]))
+    else:
+        result.problems.append(unknown_name(path, word, valid))
+    return False
+
+
+def _kind(role: Role, tree: Mapping, result: Draft) -> str | None:
+    """The kind of a component: what is written, or what its neighbours make usual."""
+    valid = kinds(role)
+    if "kind" in tree.entries:
+        word, path = plain(tree.entries["kind"]), (role, "kind")
+        about = planned()["kinds"].get(role, {}).get(word) if isinstance(word, str) else None
+        if isinstance(word, str) and word in valid:
+            return word
+        if about is not None:
+            result.problems.append(not_yet(path, f"the {role} `{word}`", about))
+        elif isinstance(word, str):
+            result.problems.append(unknown_name(path, word, list(valid)))
+        else:
+            result.problems.append(wrong_type(path, "the name of a kind", word))
+        return None
+    if role == "fusion":
+        return _fusion_at(tree, result)
+    if role == "head":
+        language = result.sections.get("language")
+        architecture = "decoder" if language is None else language.architecture
+        for kind, entry in valid.items():
+            if architecture in getattr(entry.spec, "architectures", ()):
+                return kind
+    return DEFAULT_KINDS[role]
+
+
+def _fusion_at(tree: Mapping, result: Draft) -> str | None:
+    """The usual kind of fusion at the point that is written, late by default."""
+    point = plain(tree.entries["point"]) if "point" in tree.entries else "late"
+    for kind, entry in kinds("fusion").items():
+        if getattr(entry.spec, "points", ("",))[0] == point:
+            return kind
+    path = ("fusion", "point")
+    if isinstance(point, str):
+        result.problems.append(bad_word(path, point, POINTS))
+    else:
+        result.problems.append(wrong_type(path, " or ".join(POINTS), point))
+    return None

@@ -1,0 +1,126 @@
+"""The problems that several parts of the loader find, each worded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
+
+from vlmc.diagnostics import Path, Problem
+from vlmc.diagnostics.nearest import listing, suggestion
+from vlmc.spec.reader import parse, plain
+
+SHOWN = 60
+"""Characters of a user's value that a message repeats."""
+
+
+@cache
+def planned() -> dict[str, dict[str, Any]]:
+    """The words of the language that this release cannot build yet: `kinds`, `presets`, `keys`,
+    `words` and `auto`."""
+    text = (files("vlmc.spec") / "planned.yaml").read_text(encoding="utf-8")
+    return plain(parse(text, "planned.yaml"))
+
+
+def dotted(path: Path) -> str:
+    """A path as the language's documents write it, without list indices."""
+    return ".".join(step for step in path if isinstance(step, str))
+
+
+def name_of(path: Path) -> str:
+    """The key at the end of a path, with the place in its list."""
+    words = [index for index, step in enumerate(path) if isinstance(step, str)]
+    if not words:
+        return "the document"
+    last = words[-1]
+    return f"{path[last]}" + "".join(f"[{step}]" for step in path[last + 1 :])
+
+
+def unknown_key(path: Path, valid: Iterable[str]) -> Problem:
+    """An unknown key, or a key that is planned."""
+    key, names = str(path[-1]), list(valid)
+    about = planned()["keys"].get(dotted(path))
+    if about is not None:
+        return not_yet(path, f"`{key}`", about, at_key=True)
+    near = suggestion(key, names)
+    return Problem(
+        code="VLMC010",
+        path=path,
+        message=f"unknown key `{key[:SHOWN]}`",
+        expected=listing(key, names),
+        got=key[:SHOWN],
+        help=f"did you mean `{near}`?" if near else "remove it: nothing would read it",
+        at_key=True,
+    )
+
+
+def unknown_name(path: Path, word: str, valid: Iterable[str]) -> Problem:
+    """A preset (VLMC014) or a kind (VLMC015) that does not exist."""
+    what, names = str(path[-1]), list(valid)
+    near = suggestion(word, names)
+    return Problem(
+        code="VLMC014" if what == "preset" else "VLMC015",
+        path=path,
+        message=f"unknown {what} `{word[:SHOWN]}`",
+        expected=listing(word, names),
+        got=word[:SHOWN],
+        help=f"{what}: {near or names[0]}",
+    )
+
+
+def not_yet(path: Path, what: str, about: str, *, at_key: bool = False) -> Problem:
+    """A word that the language has and this release cannot build."""
+    return Problem(
+        code="VLMC019",
+        path=path,
+        message=f"{what} is part of the language, but this release cannot build it",
+        expected="a design made of what `vlmc schema` lists",
+        got=about,
+        help="leave it out, or choose one of what `vlmc schema` lists",
+        at_key=at_key,
+    )
+
+
+def bad_word(path: Path, got: str, valid: Iterable[str], *, otherwise: str = "") -> Problem:
+    """A word that is none of the valid ones; `otherwise` says what else would do."""
+    names = list(valid)
+    about = planned()["words"].get(dotted(path), {}).get(got)
+    if about is not None:
+        return not_yet(path, f"`{got}`", about)
+    near, key = suggestion(got, names), name_of(path)
+    return Problem(
+        code="VLMC012",
+        path=path,
+        message=f"`{key}` cannot be {got[:SHOWN]!r}",
+        expected=listing(got, names) + (f" or {otherwise}" if otherwise else ""),
+        got=got[:SHOWN],
+        help=f"{key}: {near or names[0]}",
+    )
+
+
+def wrong_type(path: Path, expected: str, got: object, help_: str | None = None) -> Problem:
+    """A value of the wrong type."""
+    return Problem(
+        code="VLMC011",
+        path=path,
+        message=f"`{name_of(path)}` has the wrong type",
+        expected=expected,
+        got=shown(got),
+        help=help_,
+    )
+
+
+def shown(value: object) -> str:
+    """A value as a message repeats it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return f"a list of {len(cast('list[object]', value))}"
+    text = str(value)
+    cut = text[:SHOWN] + ("..." if len(text) > SHOWN else "")
+    return f"the number {cut}" if isinstance(value, int | float) else f"the text {cut!r}"
