@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 from vlmc.components.adapter.identity.spec import IdentityAdapter
 from vlmc.components.adapter.mlp.spec import LinearAdapter, MLPAdapter
+from vlmc.components.adapter.perceiver_resampler.spec import PerceiverResampler
+from vlmc.components.adapter.qformer.spec import QFormer
 from vlmc.components.contract import ComponentSpec
+from vlmc.components.encoder.nfnet.spec import NFNet
 from vlmc.components.encoder.vit.spec import ViT
+from vlmc.components.fusion.gated_cross_attention.spec import GatedCrossAttention
 from vlmc.components.fusion.placeholder.spec import Placeholder
+from vlmc.components.fusion.prefix.spec import Prefix, QueryPrefix
 from vlmc.components.head.lm.spec import LMHead
 from vlmc.components.language.decoder.spec import Decoder
+from vlmc.components.language.encoder_decoder.spec import EncoderDecoder
 from vlmc.ir import Role
 
 
@@ -30,11 +36,24 @@ class Component:
 
 CATALOG: tuple[Component, ...] = (
     Component("encoder", ViT, "encoder.vit.module:ViT"),
+    Component("encoder", NFNet, "encoder.nfnet.module:NFNet"),
     Component("adapter", IdentityAdapter, "adapter.identity.module:IdentityAdapter"),
     Component("adapter", LinearAdapter, "adapter.mlp.module:MLPAdapter"),
     Component("adapter", MLPAdapter, "adapter.mlp.module:MLPAdapter"),
+    Component("adapter", QFormer, "adapter.qformer.module:QFormer"),
+    Component(
+        "adapter", PerceiverResampler, "adapter.perceiver_resampler.module:PerceiverResampler"
+    ),
     Component("language", Decoder, "language.decoder.module:Decoder"),
+    Component("language", EncoderDecoder, "language.encoder_decoder.module:EncoderDecoder"),
     Component("fusion", Placeholder, "fusion.placeholder.module:Placeholder"),
+    Component("fusion", Prefix, "fusion.prefix.module:Prefix"),
+    Component("fusion", QueryPrefix, "fusion.prefix.module:Prefix"),
+    Component(
+        "fusion",
+        GatedCrossAttention,
+        "fusion.gated_cross_attention.module:GatedCrossAttention",
+    ),
     Component("head", LMHead, "head.lm.module:LMHead"),
 )
 

@@ -26,7 +26,7 @@ Architecture = Literal["decoder", "encoder_decoder", "encoder"]
 class Described(BaseModel):
     """A typed, frozen part of a spec: unknown keys are errors and nothing is coerced."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True, allow_inf_nan=False)
 
 
 class ComponentSpec(Described):
@@ -93,6 +93,11 @@ class LanguageSpec(ComponentSpec):
         """Rows of the embedding, added tokens included."""
         return self.vocabulary
 
+    @property
+    def head_scale(self) -> float | None:
+        """What the last hidden states are multiplied by before the head; None where by nothing."""
+        return None
+
     def heads_for_tensor_parallel(self) -> tuple[tuple[Path, int], ...]:
         """Each head count that a tensor-parallel degree must divide, with its path."""
         return ((("heads",), self.heads),)
@@ -128,6 +133,10 @@ class AdapterSpec(ComponentSpec):
     def parameters(self, source: Visual, language: LanguageSpec) -> Parameters:
         """Parameters of its module, by child."""
         raise NotImplementedError
+
+    def mini_for(self, source: Visual, twin: Visual) -> Self:
+        """The laptop-size twin behind `twin`, which stands for `source`."""
+        return self.mini()
 
 
 class FusionSpec(ComponentSpec):

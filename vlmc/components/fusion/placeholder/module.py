@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from vlmc.components.shared.cache import Cache
 from vlmc.components.shared.output import ModelOutput, next_token_loss
+from vlmc.components.shared.places import fill_places
 
 
 class Placeholder(nn.Module):
@@ -45,16 +46,9 @@ class Placeholder(nn.Module):
         labels: Tensor | None = None,
         cache: Cache | None = None,
     ) -> ModelOutput:
-        is_image = input_ids == self.image_token
         x = self.language.embed(input_ids)
         if pixel_values is not None:
-            features = self.encode_images(pixel_values).flatten(0, 1)
-            if int(is_image.sum()) != features.shape[0]:
-                raise ValueError(
-                    f"{int(is_image.sum())} placeholders in input_ids but {features.shape[0]} "
-                    f"visual tokens from {pixel_values.shape[0]} images"
-                )
-            x = x.masked_scatter(is_image[..., None], features.to(x.dtype))
+            x = fill_places(x, input_ids == self.image_token, self.encode_images(pixel_values))
         hidden = self.language(x, attention_mask, cache)
         logits = self.head(hidden, self.language.embedding, self.language.added_embedding)
         loss = None if labels is None else next_token_loss(logits, labels)

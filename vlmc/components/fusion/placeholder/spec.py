@@ -17,7 +17,7 @@ class Placeholder(FusionSpec):
     """Visual tokens take the places of placeholder tokens in the text (LLaVA)."""
 
     points: ClassVar[tuple[str, ...]] = ("late",)
-    architectures: ClassVar[tuple[Architecture, ...]] = ("decoder", "encoder_decoder")
+    architectures: ClassVar[tuple[Architecture, ...]] = ("decoder",)
     kind: Literal["placeholder"] = "placeholder"
     token: Count | None = Field(
         default=None,

@@ -23,6 +23,7 @@ class LMHead(HeadSpec):
             "vocabulary": language.vocabulary,
             "added_vocabulary": language.total_vocabulary - language.vocabulary,
             "tied": language.tied_head,
+            "scale": language.head_scale,
         }
 
     def parameters(self, language: LanguageSpec) -> Parameters:

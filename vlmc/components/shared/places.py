@@ -1,0 +1,18 @@
+"""Visual tokens among words."""
+
+from torch import Tensor
+
+
+def fill_places(words: Tensor, is_place: Tensor, features: Tensor) -> Tensor:
+    """Words [batch, text, width] with visual tokens [images, tokens, width] in the places marked in
+    `is_place` [batch, text], in the order in which they stand in the batch.
+
+    Raises ValueError unless there are as many places as visual tokens.
+    """
+    images, tokens, _ = features.shape
+    if int(is_place.sum()) != images * tokens:
+        raise ValueError(
+            f"{int(is_place.sum())} placeholders in input_ids but {images * tokens} visual tokens "
+            f"from {images} images"
+        )
+    return words.masked_scatter(is_place[..., None], features.to(words.dtype))
