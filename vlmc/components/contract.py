@@ -26,7 +26,9 @@ Architecture = Literal["decoder", "encoder_decoder", "encoder"]
 class Described(BaseModel):
     """A typed, frozen part of a spec: unknown keys are errors and nothing is coerced."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, defer_build=True, allow_inf_nan=False
+    )
 
 
 class ComponentSpec(Described):
