@@ -40,7 +40,9 @@ class Visual:
     class_tokens: int = 0
     """Tokens at the front that have no place in the image (CLS)."""
     frames: int = 1
-    """Frames of each image: 1 for a still image."""
+    """Frames of each image, at most: 1 for a still image."""
+    trained_frames: int = 1
+    """Frames that training shows of each image: the rows of a temporal embedding."""
     tiles: int = 1
     """Pictures that one image is cut into, overview included."""
     codebook: int = 0

@@ -151,12 +151,12 @@ class ModelSpec(Described):
 
     def mini(self) -> ModelSpec:
         """The laptop-size twin: the same kinds, ratios and edge cases."""
-        language = self.language.mini()
-        return self.model_copy(
+        encoder, language = self.encoder.mini(), self.language.mini()
+        twin = self.model_copy(
             update={
                 "name": f"{self.name}-mini",
-                "encoder": self.encoder.mini(),
-                "adapter": self.adapter.mini(),
+                "encoder": encoder,
+                "adapter": self.adapter.mini_for(self.encoder.visual(), encoder.visual()),
                 "language": language,
                 "fusion": self.fusion.mini_for(language),
                 "head": self.head.mini(),
@@ -169,3 +169,7 @@ class ModelSpec(Described):
                 "target": None,
             }
         )
+        # A twin has shapes of its own, which no checkpoint of the design has.
+        parts: tuple[Part, ...] = ("encoder", "adapter", "fusion", "language", "head")
+        bare = {part: getattr(twin, part).model_copy(update={"weights": None}) for part in parts}
+        return twin.model_copy(update=bare)

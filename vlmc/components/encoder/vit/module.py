@@ -11,7 +11,9 @@ class ViT(nn.Module):
     """Vision transformer: [images, 3, size, size] -> [images, tokens, width * chosen layers].
 
     Dosovitskiy et al., 2021. With `pre_norm` it is CLIP's (Radford et al., 2021); without it, and
-    with a bias on the patches and the final norm applied, EVA's as in BLIP-2.
+    with a bias on the patches and the final norm applied, EVA's as in BLIP-2. With `frames` above
+    1 it takes [images, frames, 3, size, size] too, each frame by itself, and gives
+    [images, frames * tokens, ...].
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class ViT(nn.Module):
         feature_layers: tuple[int, ...],
         drop_class_token: bool,
         norm_features: bool,
+        frames: int,
     ) -> None:
         super().__init__()
         self.feature_layers = feature_layers
         self.drop_class_token = drop_class_token
         self.norm_features = norm_features
+        self.frames = frames
         tokens = (image_size // patch_size) ** 2 + (1 if class_token else 0)
         self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=patch_bias)
         self.class_embedding = nn.Parameter(torch.zeros(width)) if class_token else None
@@ -62,8 +66,9 @@ class ViT(nn.Module):
         )
         self.post_norm = Norm(width=width, kind="layer", eps=norm_eps) if post_norm else None
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        x = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+    def see(self, images: Tensor) -> Tensor:
+        """Features of still images [images, 3, size, size]."""
+        x = self.patch_embedding(images).flatten(2).transpose(1, 2)
         if self.class_embedding is not None:
             x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
         x = x + self.position_embedding
@@ -77,3 +82,11 @@ class ViT(nn.Module):
             chosen = [self.post_norm(state) for state in chosen]
         features = torch.cat(chosen, dim=-1) if len(chosen) > 1 else chosen[0]
         return features[:, 1:] if self.drop_class_token else features
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        if self.frames == 1:
+            return self.see(pixel_values)
+        # A still image is a video of one frame.
+        videos = pixel_values[:, None] if pixel_values.ndim == 4 else pixel_values
+        features = self.see(videos.flatten(0, 1))
+        return features.reshape(videos.shape[0], -1, features.shape[-1])

@@ -17,6 +17,7 @@ from vlmc.components.contract import (
     fields,
     nearest_divisor,
 )
+from vlmc.components.encoder.frames import Frames
 from vlmc.components.encoder.preprocess import Preprocess
 from vlmc.components.fields import ActivationKind, Epsilon, Positive
 from vlmc.diagnostics import Path, Problem
@@ -65,12 +66,18 @@ class ViT(EncoderSpec):
     features: Features = Field(
         default=Features(), description="Which hidden states become the visual tokens."
     )
+    frames: Frames | None = Field(
+        default=None, description="Frames of a video; none for still images alone."
+    )
     preprocess: Preprocess = Field(
         default=Preprocess(), description="How an image becomes pixel values."
     )
 
     def input_type(self) -> TensorType:
-        return TensorType(("images", 3, self.image_size, self.image_size))
+        image = (3, self.image_size, self.image_size)
+        if self.frames is None or self.frames.most == 1:
+            return TensorType(("images", *image))
+        return TensorType(("images", self.frames.most, *image))
 
     def visual(self) -> Visual:
         side = self.image_size // self.patch_size
@@ -80,6 +87,8 @@ class ViT(EncoderSpec):
             width=self.width * len(self.features.layers),
             grid=(side, side),
             class_tokens=classes,
+            frames=1 if self.frames is None else self.frames.most,
+            trained_frames=1 if self.frames is None else self.frames.train,
         )
 
     def heads_for_tensor_parallel(self) -> tuple[tuple[Path, int], ...]:
@@ -95,6 +104,7 @@ class ViT(EncoderSpec):
             by="heads",
             help_=f"heads: {nearest_divisor(self.width, self.heads)}",
         )
+        nearest = max(1, round(self.image_size / self.patch_size)) * self.patch_size
         yield from divides(
             self.image_size,
             self.patch_size,
@@ -102,7 +112,7 @@ class ViT(EncoderSpec):
             path=("patch_size",) if self.patch_size <= self.image_size else ("image_size",),
             what="the image size",
             by="patch size",
-            help_=f"image_size: {max(1, round(self.image_size / self.patch_size)) * self.patch_size}",
+            help_=f"image_size: {nearest}",
         )
         for layer in self.features.layers:
             if not -self.layers - 1 <= layer <= self.layers:
@@ -143,6 +153,7 @@ class ViT(EncoderSpec):
             "feature_layers": tuple(layer % states for layer in self.features.layers),
             "drop_class_token": self.features.drop_cls,
             "norm_features": self.features.norm,
+            "frames": 1 if self.frames is None else self.frames.most,
         }
 
     def parameters(self) -> Parameters:
@@ -184,6 +195,7 @@ class ViT(EncoderSpec):
                 "heads": heads,
                 "layers": layers,
                 "hidden": heads * 32,
+                "frames": None if self.frames is None else self.frames.mini(),
                 "features": self.features.model_copy(
                     update={"layer": chosen[0] if isinstance(self.features.layer, int) else chosen}
                 ),
