@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
+NEAR = 0.6
+"""Similarity from which a name may be what was meant."""
+
 
 def ranked(name: str, valid: Iterable[str]) -> list[str]:
     """`valid`, most similar to `name` first; ties in alphabetical order."""
-
-    def distance(candidate: str) -> tuple[float, str]:
-        matcher = SequenceMatcher(None, name.lower()[:80], candidate.lower())
-        return (-matcher.ratio(), candidate)
-
-    return sorted(valid, key=distance)
+    return sorted(valid, key=lambda candidate: (-_similarity(name, candidate), candidate))
 
 
 def listing(name: str, valid: Iterable[str], *, limit: int = 8) -> str:
@@ -26,7 +24,13 @@ def listing(name: str, valid: Iterable[str], *, limit: int = 8) -> str:
 def suggestion(name: str, valid: Iterable[str]) -> str | None:
     """The nearest valid name if it is near enough to be what was meant."""
     names = ranked(name, valid)
-    if not names:
-        return None
-    close = SequenceMatcher(None, name.lower()[:80], names[0].lower()).ratio() >= 0.6
-    return names[0] if close else None
+    return names[0] if names and _similarity(name, names[0]) >= NEAR else None
+
+
+def _similarity(name: str, candidate: str) -> float:
+    """Between 0 and 1. A name that is cut short (`perceiver`) is nearly as good as a whole one."""
+    given, full = name.lower()[:80], candidate.lower()
+    whole = SequenceMatcher(None, given, full).ratio()
+    if len(given) < 4 or len(given) >= len(full):
+        return whole
+    return max(whole, 0.9 * SequenceMatcher(None, given, full[: len(given)]).ratio())

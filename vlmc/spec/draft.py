@@ -88,6 +88,8 @@ def draft(tree: Tree, file: str, *, default_name: str, faults: Iterable[Diagnost
         section = tree.entries.get(name)
         if section is None or (isinstance(section, Scalar) and section.value is None):
             continue
+        if isinstance(section, Scalar):
+            expanded.entries[name] = section = spelled_out(name, section)
         value, problems = validate(model, plain(section), (name,))
         result.problems.extend(problems)
         if value is not None:
@@ -151,7 +153,7 @@ def _component(role: Role, document: Mapping, result: Draft) -> Mapping | None:
     if isinstance(tree, Scalar):
         tree = _one_word(role, tree, result)
     if isinstance(tree, Sequence):
-        result.problems.append(wrong_type((role,), "a mapping of fields, or one word", []))
+        result.problems.append(wrong_type((role,), "a mapping of fields, or one word", plain(tree)))
         return None
     if tree is None or not _preset_is_known(role, tree, result):
         return None

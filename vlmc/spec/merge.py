@@ -38,6 +38,8 @@ def derive(base: Tree, top: Tree) -> Tree:
     if not (isinstance(base, Mapping) and isinstance(top, Mapping)):
         return top
     below = Mapping(dict(base.entries), base.span, dict(base.keys))
+    if isinstance(former := below.entries.get("target"), Scalar):
+        below.entries["target"] = spelled_out("target", former)
     for role in COMPONENTS:
         former, section = below.entries.get(role), top.entries.get(role)
         if isinstance(former, Scalar):
@@ -50,20 +52,21 @@ def derive(base: Tree, top: Tree) -> Tree:
     return overlay(below, top)
 
 
-def spelled_out(role: Role, tree: Scalar) -> Tree:
+def spelled_out(section: str, tree: Scalar) -> Tree:
     """One word as the mapping that it stands for; the word itself where it is unknown."""
-    word = tree.value
+    word, key = tree.value, None
     if not isinstance(word, str):
         return tree
-    if word in presets.names(role):
-        key = "preset"
-    elif word in kinds(role):
-        key = "kind"
-    elif role == "fusion" and word in ("early", "mid", "late"):
+    if section == "target":
+        key = "hardware"
+    elif section == "fusion" and word in ("early", "mid", "late"):
         key = "point"
-    else:
-        return tree
-    return Mapping({key: tree}, tree.span, {key: tree.span})
+    for role in COMPONENTS:
+        if role == section and word in presets.names(role):
+            key = "preset"
+        elif role == section and word in kinds(role):
+            key = "kind"
+    return tree if key is None else Mapping({key: tree}, tree.span, {key: tree.span})
 
 
 def on_preset(role: Role, tree: Mapping) -> Mapping:

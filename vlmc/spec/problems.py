@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from vlmc.diagnostics import Path, Problem
-from vlmc.diagnostics.nearest import listing, suggestion
+from vlmc.diagnostics.nearest import listing, ranked, suggestion
 from vlmc.spec.reader import parse, plain
 
 SHOWN = 60
@@ -56,16 +56,16 @@ def unknown_key(path: Path, valid: Iterable[str]) -> Problem:
 
 
 def unknown_name(path: Path, word: str, valid: Iterable[str]) -> Problem:
-    """A preset (VLMC014) or a kind (VLMC015) that does not exist."""
+    """A preset (VLMC014) or a kind (VLMC015) that does not exist; one word for an encoder or a
+    language model is taken for a preset."""
     what, names = str(path[-1]), list(valid)
-    near = suggestion(word, names)
     return Problem(
-        code="VLMC014" if what == "preset" else "VLMC015",
+        code="VLMC014" if what in ("preset", "encoder", "language") else "VLMC015",
         path=path,
         message=f"unknown {what} `{word[:SHOWN]}`",
         expected=listing(word, names),
         got=word[:SHOWN],
-        help=f"{what}: {near or names[0]}",
+        help=f"{what}: {ranked(word, names)[0]}",
     )
 
 
@@ -88,14 +88,14 @@ def bad_word(path: Path, got: str, valid: Iterable[str], *, otherwise: str = "")
     about = planned()["words"].get(dotted(path), {}).get(got)
     if about is not None:
         return not_yet(path, f"`{got}`", about)
-    near, key = suggestion(got, names), name_of(path)
+    key = name_of(path)
     return Problem(
         code="VLMC012",
         path=path,
         message=f"`{key}` cannot be {got[:SHOWN]!r}",
         expected=listing(got, names) + (f" or {otherwise}" if otherwise else ""),
         got=got[:SHOWN],
-        help=f"{key}: {near or names[0]}",
+        help=f"{key}: {ranked(got, names)[0]}",
     )
 
 

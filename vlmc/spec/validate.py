@@ -118,8 +118,9 @@ def _problem(model: type[BaseModel], path: Path, errors: list[Error], where: Pat
     about = planned()["auto"].get(dotted(full)) if got == "auto" else None
     if about is not None:
         return not_yet(full, f"`auto` for `{path[-1]}`", about)
-    if first["type"] in _RANGES or first["type"] in _LENGTHS:
-        return _out_of_range(full, first)
+    for error in errors:
+        if error["type"] in _RANGES or error["type"] in _LENGTHS:
+            return _out_of_range(full, error)
     words = _words(errors)
     fix = _trap(got, name_of(full), errors)
     if words and isinstance(got, str) and fix is None:
@@ -154,7 +155,7 @@ def _out_of_range(full: Path, error: Error) -> Problem:
         bound, words = _RANGES[error["type"]]
         limit = context[bound]
         expected, got = f"{words} {limit:,}", shown(error["input"])
-        help_ = f"{key}: {limit}" if bound in ("ge", "le") else None
+        help_ = f"{key}: {limit}" if bound in ("ge", "le") and limit < 1e6 else None
     return Problem(
         code="VLMC012",
         path=full,

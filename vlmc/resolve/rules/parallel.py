@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from vlmc.components.contract import nearest_divisor
-from vlmc.diagnostics import Problem
+from vlmc.diagnostics import Path, Problem
 from vlmc.resolve.flow import Flow
+from vlmc.spec.document import Degrees
+
+NAMES = {"encoder": "encoder", "language": "language model"}
+"""The parts that have degrees of their own, as a sentence calls them."""
 
 
 def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
@@ -14,7 +19,7 @@ def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
     if flow.target is None:
         return
     parallel = flow.target.parallel
-    for role in ("encoder", "language"):
+    for role, name in NAMES.items():
         part = getattr(flow, role)
         own = getattr(parallel, role)
         path = ("target", "parallel", *((role,) if own is not None else ()), "tensor")
@@ -29,7 +34,7 @@ def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
             yield Problem(
                 code="VLMC104" if grouped else "VLMC103",
                 path=path,
-                message=f"the {role} has {heads} {what}, which {degree} devices cannot share",
+                message=f"the {name} has {heads} {what}, which {degree} devices cannot share",
                 expected=f"a degree that divides {heads}",
                 got=f"{heads} / {degree} = {heads // degree} remainder {heads % degree}",
                 help=f"parallel: {{{role}: {{tensor: {nearest_divisor(heads, degree)}}}}}",
@@ -37,21 +42,31 @@ def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
 
 
 def devices_suffice(flow: Flow) -> Iterator[Problem]:
-    """The degrees that are given multiply to no more devices than there are, and divide them."""
+    """The degrees that are given multiply to a number that divides the devices there are."""
     if flow.target is None:
         return
-    parallel = flow.target.parallel
-    degrees = [d for d in (parallel.tensor, parallel.pipeline, parallel.data) if d != "auto"]
-    product = 1
-    for degree in degrees:
-        product *= degree
-    if flow.target.count % product:
-        yield Problem(
-            code="VLMC109",
-            path=("target", "parallel"),
-            message=f"the degrees of parallelism do not divide {flow.target.count} devices",
-            expected=f"a product that divides {flow.target.count}",
-            got=f"{' x '.join(map(str, degrees))} = {product}",
-            help=f"count: {product * max(1, -(-flow.target.count // product))}",
-            at_key=True,
-        )
+    parallel, count = flow.target.parallel, flow.target.count
+    path = ("target", "parallel")
+    places: list[tuple[Path, Degrees]] = [(path, parallel)]
+    for role in NAMES:
+        if getattr(parallel, role) is not None:
+            places.append(((*path, role), getattr(parallel, role)))
+    for place, degrees in places:
+        given = {
+            name: degree
+            for name in ("tensor", "pipeline", "data")
+            if (degree := getattr(degrees, name)) != "auto"
+        }
+        product = math.prod(given.values())
+        if count % product:
+            written = " x ".join(f"{name} {degree}" for name, degree in given.items())
+            yield Problem(
+                code="VLMC109",
+                path=place,
+                message=f"{product} devices are asked for, which do not divide the {count} of the "
+                f"target",
+                expected=f"a product that divides {count}",
+                got=f"{written} = {product}",
+                help=f"count: {product * -(-count // product)}",
+                at_key=True,
+            )

@@ -21,8 +21,9 @@ def budget_fits_context(flow: Flow) -> Iterator[Problem]:
     left = language.context - images * each
     if left > 0:
         help_ = f"text: {left}"
-    elif each and language.context > each:
-        help_ = f"images: {(language.context - 1) // each}"
+    elif language.context > each:
+        fitting = (language.context - 1) // each
+        help_ = f"token_budget: {{images: {fitting}, text: {language.context - fitting * each}}}"
     else:
         help_ = "an adapter with fewer tokens, such as perceiver_resampler with queries: 64"
     yield Problem(
