@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,7 @@ def _missing(
 
 def _role(name: str) -> Role:
     first = name.split(".", maxsplit=1)[0]
-    return cast("Role", first) if first in ROLES else "fusion"
+    return first if first in ROLES else "fusion"
 
 
 def _listed(names: list[str]) -> str:

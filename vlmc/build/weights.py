@@ -1,0 +1,118 @@
+"""Our own weights, out and in: sharded safetensors under our parameters' names.
+
+Files are written tensor by tensor, since the format's own writer first makes a copy of a whole
+file in memory. They hold no time and no host: the same weights are the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from vlmc.build.checkpoint import assign, owners
+from vlmc.build.shards import INDEX, SINGLE, place, stored_tensors
+from vlmc.diagnostics import EnvironmentFault, UsageError
+
+MAX_SHARD_BYTES = 5_000_000_000
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+
+
+def save_weights(
+    model: nn.Module, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> list[Path]:
+    """Writes every parameter of `model` into `folder`, shared ones once; returns the files.
+
+    One file `model.safetensors`, or shards of at most `max_shard_bytes` (a larger tensor has a
+    shard of its own) with an index. Raises EnvironmentFault where the disk refuses.
+    """
+    shards: list[list[tuple[str, Tensor]]] = [[]]
+    room = max_shard_bytes
+    for name, parameter in model.named_parameters():
+        room -= parameter.nbytes
+        if room < 0 and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes - parameter.nbytes
+        shards[-1].append((name, parameter.detach()))
+    count = len(shards)
+    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    files = [folder / name for name in names] if count > 1 else [folder / SINGLE]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, shard in zip(files, shards, strict=True):
+            with path.open("wb") as file:
+                _write(file, shard)
+        if count > 1:
+            total = sum(parameter.nbytes for parameter in model.parameters())
+            places = {
+                name: path.name for path, s in zip(files, shards, strict=True) for name, _ in s
+            }
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            files.append(folder / INDEX)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: weights cannot be written: {error}") from None
+    return files
+
+
+def load_weights(
+    model: nn.Module,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Gives every parameter of `model` the values that `save_weights` wrote; returns `model`.
+
+    `dtype` None keeps the types on disk. The peak of memory is the model plus one tensor. Raises
+    UsageError where names or shapes differ, EnvironmentFault where a file is damaged.
+    """
+    stored = stored_tensors(folder)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    faults = [f"missing: {name}" for name in wanted.keys() - stored.keys()]
+    faults += [f"unexpected: {name}" for name in stored.keys() - wanted.keys()]
+    faults += [
+        f"{name}: expected the shape {list(wanted[name])}, got {list(one.shape)}"
+        for name, one in stored.items()
+        if name in wanted and wanted[name] != one.shape
+    ]
+    if faults:
+        lines = "\n  ".join(sorted(faults)[:24])
+        raise UsageError(f"{folder} holds other weights ({len(faults)} faults):\n  {lines}")
+    where = owners(model)
+    for name, one in stored.items():
+        values = one.read()
+        assign(where[name], place(values, dtype=dtype or values.dtype, device=device))
+    return model
+
+
+def _write(file: BinaryIO, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """One safetensors file: the length of the header, the header, the values.
+
+    Wider types come first, so that every tensor is aligned to its own size.
+    """
+    ordered = sorted(tensors, key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        flat = tensor.cpu().contiguous().reshape(-1)
+        file.write(flat.view(torch.uint8).numpy().data)
