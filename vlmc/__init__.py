@@ -1,0 +1,75 @@
+"""vlmc compiles a YAML description of a vision-language model into software.
+
+>>> import vlmc
+>>> spec = vlmc.load_spec("specs/flamingo.yaml")
+>>> vlmc.resolve(spec).parameters
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmc.diagnostics import Diagnostic, EnvironmentFault, SpecError, UsageError
+    from vlmc.emit.manifest import Manifest
+    from vlmc.ir import Arch
+    from vlmc.pipeline import build, build_model, check, load_spec, resolve
+    from vlmc.spec.document import ModelSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Arch",
+    "Diagnostic",
+    "EnvironmentFault",
+    "Manifest",
+    "ModelSpec",
+    "SpecError",
+    "UsageError",
+    "__version__",
+    "build",
+    "build_model",
+    "check",
+    "load_spec",
+    "resolve",
+]
+
+_HOMES = {
+    **dict.fromkeys(("build", "build_model", "check", "load_spec", "resolve"), "vlmc.pipeline"),
+    **dict.fromkeys(
+        ("Diagnostic", "EnvironmentFault", "SpecError", "UsageError"), "vlmc.diagnostics"
+    ),
+    "Arch": "vlmc.ir",
+    "Manifest": "vlmc.emit.manifest",
+    "ModelSpec": "vlmc.spec.document",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Every command imports this package first. What it offers is loaded when it is asked for, so
+    # that `vlmc validate` answers before torch, or even pydantic, would have been imported.
+
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'vlmc' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+class _Package(ModuleType):
+    """This package. Python would put the stages `vlmc.build` and `vlmc.resolve` in the place of
+    the functions of those names once they are imported; the functions stay, and the stages are
+    reached by `from vlmc.build...`."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr
@@ -15,12 +16,14 @@ from vlmc.components.contract import (
     LanguageSpec,
 )
 from vlmc.components.fields import Count, Positive
+from vlmc.ir import Role
 from vlmc.spec.source import SourceMap
 
 SCHEMA_VERSION = 1
 
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4"]
 Part = Literal["encoder", "adapter", "fusion", "language", "head"]
+PARTS: tuple[Part, ...] = ("encoder", "adapter", "fusion", "language", "head")
 Auto = Literal["auto"]
 
 
@@ -170,6 +173,11 @@ class ModelSpec(Described):
             }
         )
         # A twin has shapes of its own, which no checkpoint of the design has.
-        parts: tuple[Part, ...] = ("encoder", "adapter", "fusion", "language", "head")
-        bare = {part: getattr(twin, part).model_copy(update={"weights": None}) for part in parts}
+        bare = {part: getattr(twin, part).model_copy(update={"weights": None}) for part in PARTS}
         return twin.model_copy(update=bare)
+
+    @property
+    def weight_folders(self) -> dict[Role, Path]:
+        """The checkpoint folder of each part that names one."""
+        named: dict[Role, str | None] = {part: getattr(self, part).weights for part in PARTS}
+        return {part: Path(folder) for part, folder in named.items() if folder is not None}

@@ -1,0 +1,51 @@
+"""The values of a model: from a checkpoint, from one for each part, or from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vlmc.build.checkpoint import assign, load_checkpoint, load_part, owners
+from vlmc.build.model import instantiate
+from vlmc.build.seed import initialise
+from vlmc.build.weights import load_weights
+from vlmc.ir import ROLES, Arch, Role
+
+
+def valued(
+    arch: Arch,
+    *,
+    checkpoint: Path | None = None,
+    parts: Mapping[Role, Path] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """The model of `arch` with values, on `device`.
+
+    All of them from `checkpoint` where there is one: a Hugging Face folder, or a build of ours with
+    weights. Otherwise each part in `parts` from its own checkpoint folder and the rest seeded (a
+    twin with its gates open, so that images matter). `dtype` None keeps a checkpoint's type; seeded
+    values are then fp32.
+
+    Raises UsageError where a folder is not a checkpoint of the design, EnvironmentFault where it
+    is damaged.
+    """
+    model = instantiate(arch)
+    if checkpoint is not None and (checkpoint / "manifest.json").is_file():
+        return load_weights(model, checkpoint / "weights", dtype=dtype, device=device)
+    if checkpoint is not None:
+        return load_checkpoint(model, arch, checkpoint, dtype=dtype, device=device)
+    given = parts or {}
+    where = owners(model)
+    for name, parameter in model.named_parameters():
+        first = name.split(".")[0]
+        if first not in given or first not in ROLES:
+            assign(where[name], torch.empty_like(parameter, device=device, dtype=dtype))
+    initialise(model, seed=seed, open_gates=arch.mini)
+    for role, folder in given.items():
+        load_part(model, arch, role, folder, dtype=dtype, device=device)
+    return model

@@ -1,0 +1,110 @@
+"""README.md of a build: what it is and how to run it."""
+
+from __future__ import annotations
+
+from vlmc.emit.artifact import Build
+
+TEMPLATE = """\
+# {name}
+
+{about}{twin}Written by `{command}`: edits are lost at the next build.
+Other files in this folder are kept.
+
+## Parts
+
+| part | kind | parameters | share | in training |
+|---|---|---:|---:|---|
+{parts}
+| **all** | | **{total:,}** | | {trainable:,} trained |
+
+## Tokens
+
+| | tokens |
+|---|---:|
+{tokens}
+
+## Run it
+
+```
+{run}
+```
+
+`model.py` needs torch only:
+
+```python
+import torch
+from model import build_model
+
+with torch.device("meta"):
+    model = build_model()
+print(sum(p.numel() for p in model.parameters()))  # {total:,}
+```
+
+## Files
+
+| file | what it is |
+|---|---|
+| `model.py` | the model, one self-contained file |
+| `arch.txt` | the design with every width, token count and parameter count inferred |
+| `spec.resolved.yaml` | the spec with presets and defaults written out; itself a spec |
+| `manifest.json` | the hash of each file, what is deferred and why, the predictions |
+| `weights/` | safetensors under the names of `model.py`; not committed |
+
+{weights}
+"""
+
+
+SEEDED = "`weights/` holds seeded values (seed 0): the twin runs at once, and answers nonsense."
+DEFERRED = """\
+`weights/` is deferred until there is a checkpoint. This makes it from a Hugging Face folder
+(config.json + safetensors):
+
+```
+{command}
+```"""
+
+
+def source(build: Build) -> str:
+    """The text of README.md. It says nothing of the machine, nor whether weights are there yet."""
+    arch = build.arch
+    tokens = arch.tokens
+    rows = [
+        ("one image, after the adapter", tokens.per_image),
+        ("one image, in the sequence", tokens.in_sequence),
+        ("images in one prompt", tokens.images),
+        ("text in one prompt", tokens.text),
+        ("longest sequence", tokens.sequence),
+        ("context of the language model", tokens.context),
+    ]
+    if tokens.memory:
+        rows.append(("attended to from outside the sequence", tokens.memory))
+    return TEMPLATE.format(
+        name=arch.name,
+        about=f"{arch.about}\n\n" if arch.about else "",
+        twin="The laptop-size twin: the same topology at a size that runs on a CPU.\n\n"
+        if arch.mini
+        else "",
+        command=build.command(),
+        parts="\n".join(
+            f"| {node.role} | `{node.kind}` | {node.count:,} "
+            f"| {node.count / max(arch.parameters, 1):.1%} "
+            f"| {'frozen' if node.frozen else 'trained'} |"
+            for node in arch.nodes
+        ),
+        total=arch.parameters,
+        trainable=arch.trainable_parameters,
+        tokens="\n".join(
+            f"| {name} | {'no bound' if count is None else f'{count:,}'} |" for name, count in rows
+        ),
+        run=_run(build),
+        weights=SEEDED
+        if build.mini
+        else DEFERRED.format(command=build.command("--checkpoint DIR")),
+    )
+
+
+def _run(build: Build) -> str:
+    inputs = '--image photo.png --prompt "What is in the picture?"'
+    twin = f"vlmc run {build.origin} --mini {inputs}"
+    full = f"vlmc run {build.origin} {inputs} --checkpoint DIR"
+    return twin if build.mini else f"{full}\n{twin}   # at laptop size, at once"

@@ -1,0 +1,180 @@
+"""manifest.json: what a build consists of, what was put off, and what was predicted."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from vlmc import __version__
+from vlmc.diagnostics import EnvironmentFault
+from vlmc.emit.artifact import Build
+from vlmc.emit.faults import explained
+from vlmc.emit.record import File, Inside, Record, Sha256, Status, hashed
+from vlmc.emit.swap import Places, recover
+from vlmc.ir import Arch
+
+NAME = "manifest.json"
+SCHEMA = 1
+MAX_BYTES = 16_000_000
+
+
+class UnreadableManifest(EnvironmentFault):
+    """A manifest.json that vlmc did not write, or that was damaged since."""
+
+
+class Predictions(Record):
+    """What the types of the design say of it."""
+
+    parameters: int
+    trainable: int
+    by_part: Mapping[str, int]
+    tokens: Mapping[str, int | None]
+
+    @staticmethod
+    def of(arch: Arch) -> Predictions:
+        """The predictions for `arch`."""
+        tokens = arch.tokens
+        return Predictions(
+            parameters=arch.parameters,
+            trainable=arch.trainable_parameters,
+            by_part={node.role: node.count for node in arch.nodes},
+            tokens={
+                "images": tokens.images,
+                "per_image": tokens.per_image,
+                "in_sequence": tokens.in_sequence,
+                "text": tokens.text,
+                "sequence": tokens.sequence,
+                "context": tokens.context,
+                "memory": tokens.memory,
+            },
+        )
+
+
+class Manifest(Record):
+    """A build. `folder` and `unchanged` are known where it was built or read, and not written."""
+
+    version_of_schema: Literal[1] = Field(default=SCHEMA, alias="schema")
+    generator: Literal["vlmc"] = "vlmc"
+    version: str
+    """Of vlmc."""
+    name: str
+    origin: str
+    """The spec file, as a command would name it."""
+    mini: bool
+    spec_sha256: Sha256
+    """Of spec.resolved.yaml: two builds of one hash are builds of one design."""
+    files: Mapping[Inside, File]
+    artifacts: Mapping[str, Status]
+    predictions: Predictions
+    _folder: Path | None = PrivateAttr(default=None)
+    _unchanged: bool = PrivateAttr(default=False)
+
+    @staticmethod
+    def of(build: Build, files: Mapping[str, File], artifacts: Mapping[str, Status]) -> Manifest:
+        """The manifest of `build` when it has come to these files."""
+        return Manifest(
+            version=__version__,
+            name=build.arch.name,
+            origin=build.origin,
+            mini=build.mini,
+            spec_sha256=files["spec.resolved.yaml"].sha256,
+            files=files,
+            artifacts=artifacts,
+            predictions=Predictions.of(build.arch),
+        )
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the build is."""
+        return self._folder
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the build stood already and nothing was written."""
+        return self._unchanged
+
+    def at(self, folder: Path, *, unchanged: bool = False) -> Manifest:
+        """The same manifest, found at `folder`."""
+        placed = self.model_copy()
+        placed._folder, placed._unchanged = folder, unchanged
+        return placed
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """Every file that vlmc wrote, this one included."""
+        return frozenset((*self.files, NAME))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of manifest.json."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=False)
+
+    def text(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+
+    def summary(self) -> str:
+        """What a person wants to know after a build."""
+        where = self.name if self._folder is None else str(self._folder)
+        state = "is up to date" if self._unchanged else "built"
+        lines = [f"{where}: {state}, {len(self.files) + 1} files"]
+        for path, artifact in self.artifacts.items():
+            if artifact.status == "deferred":
+                lines.append(f"  {path} deferred: {artifact.reason}\n    {artifact.command}")
+        return "\n".join(lines)
+
+    def verify(self, folder: Path) -> list[str]:
+        """What is wrong with the files of a build: missing ones and changed ones, by their hash."""
+        faults: list[str] = []
+        for name, record in self.files.items():
+            try:
+                if (found := hashed(folder / name)) != record:
+                    faults.append(f"{name} has changed since it was built: {found.size:,} bytes")
+            except OSError as error:
+                faults.append(f"{name} cannot be read: {error.strerror}")
+        return faults
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """The manifest of a build folder; a build that was cut off half-way in is completed first.
+
+        Raises UnreadableManifest where there is none or where it is anything but what vlmc writes.
+        """
+        path = folder / NAME
+        with explained(folder):
+            recover(Places(Path(os.path.realpath(folder))))
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise UnreadableManifest(
+                f"{folder} is not a build of vlmc: {NAME} cannot be read ({error.strerror})"
+            ) from None
+        return Manifest.parse(data, path).at(folder)
+
+    @staticmethod
+    def parse(data: bytes, path: Path | PurePosixPath) -> Manifest:
+        """The manifest that `data` holds. Raises UnreadableManifest, naming `path`."""
+        try:
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+            document: Any = json.loads(data.decode())
+            version = document.get("schema") if isinstance(document, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            if isinstance(version, int) and version > SCHEMA:
+                raise ValueError(
+                    f"a newer vlmc wrote it (schema {version}; this one reads {SCHEMA})"
+                )
+            return Manifest.model_validate(document)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(step)[:60] for step in first["loc"]) or "the whole"
+            reason = f"{place}: {first['msg']}"
+        except RecursionError:
+            reason = "it is nested too deeply"
+        except ValueError as error:
+            reason = str(error)[:200]
+        raise UnreadableManifest(f"{path} is not a manifest that vlmc wrote: {reason}")

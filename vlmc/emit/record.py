@@ -1,0 +1,59 @@
+"""What a manifest records of one file and of one artifact."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _inside(path: str) -> str:
+    """Refuses a path that could lead out of the folder: a manifest names what may be deleted."""
+    parts = path.split("/")
+    if not path or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise ValueError("not a relative path inside the build")
+    return path
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """A typed, frozen piece of a manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class File(Record):
+    """One file of the build."""
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
+
+    @staticmethod
+    def of(data: bytes) -> File:
+        """The record of a file that holds `data`."""
+        return File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+class Status(Record):
+    """What became of one artifact."""
+
+    status: Literal["built", "deferred"]
+    files: tuple[Inside, ...] = ()
+    source: str | None = None
+    """Where the values of weights come from."""
+    reason: str | None = None
+    """Why it was deferred."""
+    command: str | None = None
+    """What makes it."""
+
+
+def hashed(path: Path) -> File:
+    """The record of a file on disk. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return File(sha256=digest.hexdigest(), size=file.tell())

@@ -1,0 +1,191 @@
+"""The compiler from top to bottom, and the Python API: one function for each arrow.
+
+    path -load_spec-> ModelSpec -resolve-> Arch -build_model-> nn.Module
+                                           Arch -emit-> artifacts -write-> Manifest
+
+torch and the emitters are imported where they are first needed and not above: a design is
+validated in a fraction of the time that importing torch takes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmc.diagnostics import SpecError
+from vlmc.ir import Arch, verify
+from vlmc.resolve import check as broken_rules
+from vlmc.resolve import flow
+from vlmc.resolve import resolve as infer
+from vlmc.spec.document import ModelSpec
+from vlmc.spec.loader import load
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vlmc.emit.artifact import Build, Progress
+    from vlmc.emit.check import Stale
+    from vlmc.emit.manifest import Manifest
+
+RESOLVED = "spec.resolved.yaml"
+
+
+def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> ModelSpec:
+    """The design in a spec file (or in a build folder), with `key.path=value` overrides on top.
+
+    Raises SpecError with every diagnostic of the file at once, those of its text, its types and
+    the rules across its parts; UsageError where there is no such file.
+    """
+    path = Path(path)
+    draft = load(path / RESOLVED if path.is_dir() else path, overrides)
+    found = draft.diagnostics(broken_rules(flow(draft.sections)))
+    if any(diagnostic.severity == "error" for diagnostic in found):
+        raise SpecError(found)
+    return draft.spec()
+
+
+def resolve(spec: ModelSpec, *, mini: bool = False) -> Arch:
+    """The design with everything inferred: widths, tokens, parameters; its laptop-size twin with
+    `mini`. Needs no torch. Raises SpecError where a rule is broken."""
+    return verify(infer(spec, mini=mini))
+
+
+def build_model(
+    spec: ModelSpec,
+    checkpoint: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    mini: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """The model of a design, with values, in evaluation mode.
+
+    Values come from `checkpoint` (a Hugging Face folder with config.json and safetensors, or a
+    build folder with weights), else from the folders that the spec names under `weights`, else
+    from `seed`. `dtype` None is torch.float32.
+
+    Raises SpecError where a rule is broken, UsageError where a folder is no checkpoint of the
+    design, EnvironmentFault where a file of it is damaged.
+    """
+    import torch
+
+    from vlmc.build.values import valued
+
+    model = valued(
+        resolve(spec, mini=mini),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        parts={} if mini else spec.weight_folders,
+        seed=seed,
+        device=device,
+        dtype=dtype or torch.float32,
+    )
+    return model.eval()
+
+
+def build(
+    path: str | Path,
+    output: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    mini: bool = False,
+    checkpoint: str | Path | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Compiles a spec file into a folder: every stage, in order.
+
+    `output` is `generated/<spec>` by default (`generated/<spec>-mini` for the twin). Weights come
+    from `checkpoint`, from the folders that the spec names, or from `seed` (0 for a twin);
+    otherwise they are deferred, and the manifest says so. `progress` is told each stage. A build
+    folder in the place of a spec file is built again from its own spec.
+
+    Raises SpecError (the design is wrong), UsageError (the call is), EnvironmentFault (this
+    machine cannot; what stood at `output` stands there still).
+    """
+    from vlmc.build.model import instantiate
+    from vlmc.emit import catalog
+    from vlmc.emit.manifest import Manifest
+    from vlmc.emit.writer import write
+
+    plan = _plan(path, output, overrides, mini, checkpoint=checkpoint, seed=seed, progress=progress)
+    plan.progress("building")
+    instantiate(plan.arch)  # on meta: each body is checked against its type
+    plan.progress("emitting")
+    artifacts = [*catalog.texts(plan), *catalog.uncommitted(plan)]
+    return write(plan.folder, artifacts, partial(Manifest.of, plan), progress=plan.progress)
+
+
+def check(
+    path: str | Path,
+    output: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    mini: bool = False,
+) -> list[Stale]:
+    """What of the committed outputs of a spec is not what a build of today would write, each with
+    the command that refreshes it.
+
+    Writes nothing and needs no torch. Raises as `build` does.
+    """
+    from vlmc.emit.check import compare
+
+    overrides = tuple(overrides)
+    words = ["vlmc", "build", str(path), *(["--mini"] if mini else [])]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--output", str(output)] if output is not None else []
+    return compare(_plan(path, output, overrides, mini), shlex.join(words))
+
+
+def _plan(
+    path: str | Path,
+    output: str | Path | None,
+    overrides: Iterable[str],
+    mini: bool,
+    *,
+    checkpoint: str | Path | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> Build:
+    """Everything that the emitters need: the stages from a path to an `Arch`."""
+    from vlmc.emit.artifact import Build, silent
+    from vlmc.emit.manifest import Manifest
+
+    path, tell = Path(path), progress or silent
+    again = Manifest.read(path) if path.is_dir() else None
+    tell("loading")
+    spec = load_spec(path, overrides)
+    tell("resolving")
+    if again is not None and again.mini:  # its spec is the twin's already
+        arch, spec_of_build, mini = replace(resolve(spec), mini=True), spec, True
+    else:
+        arch, spec_of_build = resolve(spec, mini=mini), spec.mini() if mini else spec
+    if output is None:
+        stem = f"{path.stem}-mini" if mini else path.stem
+        output = Path("generated") / stem if again is None else path
+    if seed is None and mini and checkpoint is None:
+        seed = 0
+    return Build(
+        spec=spec_of_build,
+        arch=arch,
+        origin=_origin(path) if again is None else again.origin,
+        mini=mini,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        seed=seed,
+        parts=spec_of_build.weight_folders,
+        folder=Path(output),
+        progress=tell,
+    )
+
+
+def _origin(path: Path) -> str:
+    """The spec file for a command that stands in committed text: as it is called within a checkout,
+    and nothing of where that is."""
+    absolute = path.absolute()
+    name = shlex.quote(absolute.name)
+    return f"specs/{name}" if absolute.parent.name == "specs" else name
