@@ -54,6 +54,7 @@ class QFormer(AdapterSpec):
             self.heads,
             code="VLMC101",
             path=("heads",),
+            related=(("width",),),
             what="the Q-Former's width",
             by="heads",
             help_=f"heads: {nearest_divisor(self.width, self.heads)}",
@@ -78,6 +79,15 @@ class QFormer(AdapterSpec):
                 expected=f"at most {source.total} queries",
                 got=str(self.queries),
                 help=f"queries: {source.total}",
+            )
+        if self.layers > language.layers:
+            yield Problem(
+                code="VLMC113",
+                path=("layers",),
+                message="the Q-Former is deeper than the language model that reads it",
+                expected=f"at most {language.layers} layers (the language model's)",
+                got=str(self.layers),
+                help=f"layers: {min(12, language.layers)}",
             )
 
     def arguments(self, source: Visual, language: LanguageSpec) -> Arguments:
@@ -111,12 +121,13 @@ class QFormer(AdapterSpec):
             cross_width=cross_width,
         )
 
-    def mini(self) -> Self:
-        """Five layers at most, so that an interval of two leaves a shorter last stretch."""
-        layers, heads = min(self.layers, 5), min(self.heads, 4)
+    def mini_for(self, source: Visual, twin: Visual) -> Self:
+        """Three layers at most, so that an interval of two has layers with and without
+        cross-attention; queries and the rest shrink with the features."""
+        layers, heads = min(self.layers, 3), min(self.heads, 4)
         return self.model_copy(
             update={
-                "queries": min(self.queries, 4),
+                "queries": min(self.queries, twin.total, 4),
                 "layers": layers,
                 "cross_attention_every": min(self.cross_attention_every, layers),
                 "heads": heads,

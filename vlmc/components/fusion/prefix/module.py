@@ -1,6 +1,7 @@
 """Fusion by visual tokens before the text."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmc.components.shared.cache import Cache
@@ -17,10 +18,10 @@ class Prefix(nn.Module):
     in front of its text, and the sequence grows by them: sequence = visual + text. An attention
     mask stays that of input_ids.
 
-    A decoder gives logits [batch, sequence, vocabulary] and reads labels [batch, text]: the last
-    `text` positions are the words', and what is put in front counts for nothing. An encoder-decoder
-    gives logits [batch, target, vocabulary] for decoder_input_ids [batch, target], or for labels
-    [batch, target] shifted right, or for its start token alone.
+    A decoder gives logits [batch, sequence, vocabulary] and reads labels [batch, text], which stand
+    at the last `text` positions: visual tokens are never asked for. An encoder-decoder gives logits
+    [batch, target, vocabulary] for decoder_input_ids [batch, target], or for labels [batch, target]
+    shifted right, or for its start token alone.
     """
 
     def __init__(
@@ -104,5 +105,6 @@ class Prefix(nn.Module):
         logits = self.head(hidden, self.language.embedding, self.language.added_embedding)
         loss = None
         if labels is not None:
-            loss = next_token_loss(logits[:, -labels.shape[1] :], labels)
+            visual = logits.shape[1] - labels.shape[1]
+            loss = next_token_loss(logits, F.pad(labels, (visual, 0), value=-100))
         return ModelOutput(logits, loss, cache)
