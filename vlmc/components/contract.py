@@ -217,7 +217,15 @@ class SelectSpec(ComponentSpec):
 
 
 def divides(
-    number: int, divisor: int, *, code: str, path: Path, what: str, by: str, help_: str
+    number: int,
+    divisor: int,
+    *,
+    code: str,
+    path: Path,
+    what: str,
+    by: str,
+    help_: str,
+    related: tuple[Path, ...] = (),
 ) -> Iterator[Problem]:
     """A problem at `path` unless `divisor` divides `number`, with the arithmetic written out."""
     if divisor > 0 and number % divisor:
@@ -228,6 +236,7 @@ def divides(
             expected=f"{by} that divides {number}",
             got=f"{number} / {divisor} = {number // divisor} remainder {number % divisor}",
             help=help_,
+            related=related,
         )
 
 

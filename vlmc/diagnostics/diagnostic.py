@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 Path = tuple[str | int, ...]
@@ -45,18 +45,16 @@ class Problem:
     severity: Severity = Severity.ERROR
     at_key: bool = False
     """Whether the key is at fault (an unknown key) and not the value behind it."""
+    related: tuple[Path, ...] = ()
+    """Other values that the fault is made of: where the value at `path` is a preset's or a default
+    and one of these is written, that one is pointed at."""
 
     def below(self, *prefix: str | int) -> Problem:
         """The same problem, seen from a document in which `prefix` leads here."""
-        return Problem(
-            code=self.code,
+        return replace(
+            self,
             path=(*prefix, *self.path),
-            message=self.message,
-            expected=self.expected,
-            got=self.got,
-            help=self.help,
-            severity=self.severity,
-            at_key=self.at_key,
+            related=tuple((*prefix, *path) for path in self.related),
         )
 
 

@@ -31,12 +31,28 @@ class SourceMap:
                 return span
         return span
 
+    def written(self, path: Path) -> bool:
+        """Whether the value at `path` stands in a file, and not in a preset or a default."""
+        tree, preset = self.root, None
+        for step in path:
+            if isinstance(tree, Mapping) and step in tree.entries:
+                preset = tree.entries.get("preset", preset)
+                tree = tree.entries[str(step)]
+            elif isinstance(tree, Sequence) and isinstance(step, int) and step < len(tree.items):
+                tree = tree.items[step]
+            else:
+                return False
+        return preset is None or tree is preset or tree.span != preset.span
+
     def locate(self, problem: Problem) -> Diagnostic:
-        """The problem with its place."""
+        """The problem with its place: at its path, or at the first related value that is written
+        where the value at its path is not."""
+        candidates = (problem.path, *problem.related)
+        path = next((path for path in candidates if self.written(path)), problem.path)
         return Diagnostic(
             code=problem.code,
             message=problem.message,
-            span=self.span(problem.path, at_key=problem.at_key),
+            span=self.span(path, at_key=problem.at_key),
             path=problem.path,
             expected=problem.expected,
             got=problem.got,

@@ -100,6 +100,7 @@ class ViT(EncoderSpec):
             self.heads,
             code="VLMC101",
             path=("heads",),
+            related=(("width",),),
             what="the encoder's width",
             by="heads",
             help_=f"heads: {nearest_divisor(self.width, self.heads)}",
@@ -110,6 +111,7 @@ class ViT(EncoderSpec):
             self.patch_size,
             code="VLMC105",
             path=("patch_size",) if self.patch_size <= self.image_size else ("image_size",),
+            related=(("image_size",), ("patch_size",)),
             what="the image size",
             by="patch size",
             help_=f"image_size: {nearest}",
@@ -119,6 +121,7 @@ class ViT(EncoderSpec):
                 yield Problem(
                     code="VLMC106",
                     path=("features", "layer"),
+                    related=(("layers",),),
                     message=f"the encoder has no hidden state {layer}",
                     expected=f"{-self.layers - 1} to {self.layers} ({self.layers} blocks give "
                     f"{self.layers + 1} hidden states)",

@@ -98,6 +98,7 @@ class EncoderDecoder(LanguageSpec):
                 self.heads,
                 code="VLMC101",
                 path=("heads",),
+                related=(("width",),),
                 what="the language model's width",
                 by="heads",
                 help_=f"heads: {nearest_divisor(self.width, self.heads)}",
