@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,22 +37,20 @@ def frame_count(path: Path) -> int:
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def read_frames(path: Path, limit: int) -> Iterator[Image.Image]:
-    """At most `limit` frames at `path`, evenly spread over its length, each in mode RGB.
+def read_frames(path: Path, indices: Iterable[int]) -> Iterator[Image.Image]:
+    """The frames at `path` with these indices, each in mode RGB; one is in memory at a time.
 
-    One frame is in memory at a time. Raises UsageError where a frame cannot be read.
+    Raises UsageError where a frame cannot be read.
     """
-    total = frame_count(path)
-    chosen = spread(total, limit)
     if path.is_dir():
         files = _folder(path)
-        for index in chosen:
+        for index in indices:
             with _opened(files[index]) as image:
                 yield upright_rgb(image)
         return
     with _opened(path) as image:
-        for index in chosen:
-            if total > 1:
+        for index in indices:
+            if index > 0:
                 image.seek(index)
             yield upright_rgb(image)
 

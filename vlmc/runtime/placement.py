@@ -1,0 +1,45 @@
+"""Where a model runs: the device, its number format, and whether it fits there."""
+
+from __future__ import annotations
+
+import torch
+
+from vlmc.diagnostics import EnvironmentFault, UsageError
+from vlmc.hardware.host import free_memory
+from vlmc.ir import Arch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats that a model may run in."""
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device called `name`. Raises UsageError for no such name, EnvironmentFault for a
+    device that this machine lacks."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: cpu, cuda, cuda:1, mps, ... is expected") from None
+    if device.type == "meta":
+        raise UsageError("--device meta: nothing can be computed there")
+    if device.type == "cpu":
+        return device
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend fails in its own way where the device is absent
+        reason = str(error).split("\n")[0]
+        raise EnvironmentFault(f"--device {name} cannot be used here: {reason}") from None
+    return device
+
+
+def check_memory(arch: Arch, device: torch.device, dtype: torch.dtype, cache_bytes: int) -> None:
+    """Raises EnvironmentFault, with the arithmetic, unless weights and key/value cache fit."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    weights = arch.parameters * dtype.itemsize
+    if weights + cache_bytes <= free:
+        return
+    raise EnvironmentFault(
+        f"{arch.name} does not fit: {arch.parameters:,} parameters x {dtype.itemsize} bytes = "
+        f"{weights / 1e9:,.1f} GB, + {cache_bytes / 1e9:,.1f} GB key/value cache = "
+        f"{(weights + cache_bytes) / 1e9:,.1f} GB, but {device} has {free / 1e9:,.1f} GB free; "
+        f"--mini runs its laptop-size twin"
+    )

@@ -1,0 +1,181 @@
+"""A model that is ready to answer: weights, tokenizer and image processor of one design."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmc.build.model import instantiate
+from vlmc.build.shards import read_json
+from vlmc.build.values import valued
+from vlmc.build.weights import load_weights
+from vlmc.diagnostics import UsageError
+from vlmc.ir import ROLES, Arch, Role
+from vlmc.resolve import resolve
+from vlmc.runtime.byte_tokenizer import byte_tokenizer
+from vlmc.runtime.placement import DTYPES, check_memory, device_of
+from vlmc.runtime.processor import ImageProcessor, check_size, from_checkpoint, from_spec
+from vlmc.runtime.tokenizer import Tokenizer, load_tokenizer
+from vlmc.spec.document import ModelSpec
+
+Report = Callable[[str], None]
+"""Told what is being done, in a few words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where the values of a model come from: a Hugging Face folder, a build folder, a folder for
+    each part, or a seed where there is none of them."""
+
+    checkpoint: Path | None = None
+    build: Path | None = None
+    parts: dict[Role, Path]
+    mini: bool = False
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the model has learnt nothing."""
+        if self.build is not None:
+            return _built_from_seed(self.build)
+        return self.checkpoint is None and not self.parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One design in memory, on one device."""
+
+    spec: ModelSpec
+    """The design that runs: the twin's where `arch.mini`."""
+    arch: Arch
+    model: nn.Module
+    tokenizer: Tokenizer
+    processor: ImageProcessor | None
+    """None where the design takes region features and no pixels."""
+    source: Source
+    device: torch.device
+    dtype: torch.dtype
+    load_seconds: float
+
+
+def start(
+    spec: ModelSpec,
+    *,
+    mini: bool = False,
+    checkpoint: Path | None = None,
+    build: Path | None = None,
+    tokenizer: Path | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    report: Report = lambda _: None,
+) -> Session:
+    """Loads a design: the twin with seeded weights (`mini`), or the design itself with the weights
+    of `checkpoint`, of the build folder `build`, or of the folders that the spec names.
+
+    `dtype` is fp32 on the CPU and bf16 elsewhere by default. Raises UsageError where there are no
+    weights or a file does not fit the design, EnvironmentFault where it does not fit this machine.
+    """
+    begun = time.perf_counter()
+    source = _source(spec, mini, checkpoint, build)
+    arch = resolve(spec, mini=mini)
+    spec = spec.mini() if mini else spec
+    place = device_of(device)
+    number = DTYPES[dtype or ("fp32" if place.type == "cpu" else "bf16")]
+    words = _tokenizer(spec, source, tokenizer)
+    processor = _processor(spec, source)
+    cache = arch.tokens.sequence * spec.language.cache_elements_per_token() * number.itemsize
+    check_memory(arch, place, number, cache)
+    report("drawing weights" if source.seeded else "reading weights")
+    model = _model(arch, source, place, number).eval().requires_grad_(False)
+    return Session(
+        spec=spec,
+        arch=arch,
+        model=model,
+        tokenizer=words,
+        processor=processor,
+        source=source,
+        device=place,
+        dtype=number,
+        load_seconds=time.perf_counter() - begun,
+    )
+
+
+def _source(spec: ModelSpec, mini: bool, checkpoint: Path | None, build: Path | None) -> Source:
+    if mini and checkpoint is not None:
+        raise UsageError(
+            "--mini runs the laptop-size twin with seeded weights, --checkpoint the design itself "
+            "with published ones: give one of them"
+        )
+    if mini:
+        return Source(parts={}, mini=True)
+    if checkpoint is not None:
+        return Source(checkpoint=checkpoint, parts={})
+    if build is not None and (build / "weights").is_dir():
+        return Source(build=build, parts={})
+    parts: dict[Role, Path] = {}
+    for role in ROLES:
+        folder = getattr(getattr(spec, role, None), "weights", None)
+        if folder is not None:
+            parts[role] = Path(folder)
+    if not parts:
+        raise UsageError(
+            f"{spec.name} has no weights here: --checkpoint DIR runs it with a Hugging Face folder "
+            f"(config.json + safetensors), --mini runs its laptop-size twin at once"
+        )
+    return Source(parts=parts)
+
+
+def _model(arch: Arch, source: Source, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    if source.build is not None:
+        folder = source.build / "weights"
+        return load_weights(instantiate(arch), folder, dtype=dtype, device=device)
+    return valued(
+        arch, checkpoint=source.checkpoint, parts=source.parts, dtype=dtype, device=device
+    )
+
+
+def _tokenizer(spec: ModelSpec, source: Source, given: Path | None) -> Tokenizer:
+    """The tokenizer that is given, else that of the weights' folder, else bytes for a twin."""
+    folder = source.checkpoint or source.parts.get("language")
+    if given is not None:
+        return load_tokenizer(given, checkpoint=folder)
+    if folder is not None:
+        return load_tokenizer(folder)
+    if source.build is not None and (source.build / "tokenizer.json").is_file():
+        return load_tokenizer(source.build)
+    if source.seeded:
+        return byte_tokenizer(spec.language.architecture, spec.language.total_vocabulary)
+    raise UsageError(
+        f"{source.build or spec.name} has weights but no tokenizer; give the published one with "
+        f"--tokenizer PATH (tokenizer.json, or the folder that holds it)"
+    )
+
+
+def _processor(spec: ModelSpec, source: Source) -> ImageProcessor | None:
+    encoder: Any = spec.encoder
+    if not hasattr(encoder, "preprocess"):
+        return None
+    processor = from_spec(encoder.preprocess, encoder.image_size)
+    where = f"the spec of {spec.name}"
+    folder = source.checkpoint or source.parts.get("encoder") or source.build
+    if folder is not None:
+        own = from_checkpoint(folder, processor)
+        where = where if own == processor else f"the image processor of {folder}"
+        processor = own
+    check_size(processor, encoder.image_size, where)
+    return processor
+
+
+def _built_from_seed(folder: Path) -> bool:
+    """Whether a build's manifest says that its weights are seeded."""
+    if not (folder / "manifest.json").is_file():
+        return False
+    artifacts: Any = read_json(folder / "manifest.json").get("artifacts")
+    weights: Any = artifacts.get("weights") if isinstance(artifacts, dict) else None  # pyright: ignore
+    origin: Any = weights.get("source") if isinstance(weights, dict) else None  # pyright: ignore
+    return isinstance(origin, str) and origin.startswith("seed")
