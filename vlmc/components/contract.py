@@ -104,6 +104,10 @@ class LanguageSpec(ComponentSpec):
         """Each head count that a tensor-parallel degree must divide, with its path."""
         return ((("heads",), self.heads),)
 
+    def mini(self, width: int | None = None) -> Self:
+        """The laptop-size twin; of `width` channels where its neighbours need that."""
+        raise NotImplementedError
+
     def cache_elements_per_token(self) -> int:
         """Numbers that the key/value cache keeps for one token; 0 without a cache."""
         raise NotImplementedError

@@ -155,11 +155,15 @@ class ModelSpec(Described):
     def mini(self) -> ModelSpec:
         """The laptop-size twin: the same kinds, ratios and edge cases."""
         encoder, language = self.encoder.mini(), self.language.mini()
+        adapter = self.adapter.mini_for(self.encoder.visual(), encoder.visual())
+        visual = adapter.output(encoder.visual(), language)
+        if self.fusion.needs_language_width() and visual.width != language.width:
+            language = self.language.mini(visual.width)
         twin = self.model_copy(
             update={
                 "name": f"{self.name}-mini",
                 "encoder": encoder,
-                "adapter": self.adapter.mini_for(self.encoder.visual(), encoder.visual()),
+                "adapter": adapter,
                 "language": language,
                 "fusion": self.fusion.mini_for(language),
                 "head": self.head.mini(),

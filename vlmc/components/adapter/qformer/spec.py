@@ -131,7 +131,7 @@ class QFormer(AdapterSpec):
                 "layers": layers,
                 "cross_attention_every": min(self.cross_attention_every, layers),
                 "heads": heads,
-                "width": heads * 16,
-                "hidden": heads * 32,
+                "width": heads * min(self.width // self.heads, 16),
+                "hidden": min(self.hidden, heads * 32),
             }
         )

@@ -194,10 +194,10 @@ class ViT(EncoderSpec):
             update={
                 "image_size": side * patch,
                 "patch_size": patch,
-                "width": heads * 16,
+                "width": heads * min(self.width // self.heads, 16),
                 "heads": heads,
                 "layers": layers,
-                "hidden": heads * 32,
+                "hidden": min(self.hidden, heads * 32),
                 "frames": None if self.frames is None else self.frames.mini(),
                 "features": self.features.model_copy(
                     update={"layer": chosen[0] if isinstance(self.features.layer, int) else chosen}

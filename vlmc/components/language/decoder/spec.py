@@ -197,19 +197,22 @@ class Decoder(LanguageSpec):
             "norm": count.norm(self.width, self.norm),
         }
 
-    def mini(self) -> Self:
+    def mini(self, width: int | None = None) -> Self:
         """Five layers at most, so that an interval of two leaves a shorter last stretch."""
-        kv_heads = self.key_value_heads
         heads = min(self.heads, 4)
-        grouped = 1 if kv_heads == 1 else heads // 2 if kv_heads < self.heads else heads
+        grouped = heads // 2 if self.key_value_heads < self.heads else heads
+        kv_heads = 1 if self.key_value_heads == 1 else max(1, grouped)
+        channels = min(self.channels_per_head, 16)
+        # A width that the heads may not divide wants channels of its own.
+        own_channels = self.head_dim is not None or width is not None
         return self.model_copy(
             update={
-                "width": heads * 16,
+                "width": width or (min(self.width, 64) if self.head_dim else heads * channels),
                 "layers": min(self.layers, 5),
                 "heads": heads,
-                "kv_heads": max(1, grouped) if self.kv_heads is not None else None,
-                "head_dim": None if self.head_dim is None else min(self.head_dim, 16),
-                "hidden": heads * 32,
+                "kv_heads": None if self.kv_heads is None else kv_heads,
+                "head_dim": channels if own_channels else None,
+                "hidden": min(self.hidden, heads * 32),
                 "vocabulary": min(self.vocabulary, 320),
                 "added_vocabulary": min(self.added_vocabulary, 2),
                 "context": None if self.context is None else min(self.context, 512),

@@ -181,21 +181,24 @@ class EncoderDecoder(LanguageSpec):
             cross_width=cross_width,
         )
 
-    def mini(self) -> Self:
+    def mini(self, width: int | None = None) -> Self:
         """Distances run out of the buckets within a short prompt, as they do at full size."""
         heads = min(self.heads, 4)
         vocabulary = min(self.vocabulary, 320)
         buckets = min(self.positions.buckets, 16)
+        channels = min(self.channels_per_head, 16)
+        # A width that the heads may not divide wants channels of its own.
+        own_channels = self.head_dim is not None or width is not None
         return self.model_copy(
             update={
-                "width": heads * 16,
+                "width": width or (min(self.width, 64) if self.head_dim else heads * channels),
                 "layers": min(self.layers, 4),
                 "decoder_layers": None
                 if self.decoder_layers is None
                 else min(self.decoder_layers, 3),
                 "heads": heads,
-                "head_dim": None if self.head_dim is None else min(self.head_dim, 16),
-                "hidden": heads * 32,
+                "head_dim": channels if own_channels else None,
+                "hidden": min(self.hidden, heads * 32),
                 "vocabulary": vocabulary,
                 "context": None if self.context is None else min(self.context, 512),
                 "start_token": min(self.start_token, vocabulary - 1),
