@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vlmc.commands.guard import Format, guarded
 from vlmc.commands.options import Checkpoint, Json, Mini, Overrides, Specs
-from vlmc.diagnostics import EnvironmentFault, UsageError
+from vlmc.commands.progress import shown
+from vlmc.diagnostics import UsageError
 
 
 def build(
@@ -30,20 +32,22 @@ def build(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Compile designs into folders: model.py, arch.txt, spec.resolved.yaml, README.md, manifest.json,
-    and weights where there are any."""
+    """Compile designs into folders: model.py, arch.txt, spec.resolved.yaml, README.md,
+    manifest.json, and weights where there are any."""
     style: Format = "json" if as_json else "text"
     with guarded(style):
         if output is not None and len(specs) > 1:
             raise UsageError("--output names one folder, but several specs are given")
         if check:
-            _check(specs, output, overrides or [], mini, as_json)
+            if checkpoint is not None or seed is not None:
+                raise UsageError("--check compares text outputs: it takes no weights")
+            _check(specs, output, overrides or (), mini=mini, as_json=as_json)
             return
         from vlmc import pipeline
 
-        manifests: list[object] = []
+        manifests: list[dict[str, Any]] = []
         for path in specs:
-            with _progress(quiet=as_json) as progress:
+            with shown(str(path), quiet=as_json) as progress:
                 manifest = pipeline.build(
                     path,
                     output,
@@ -58,3 +62,26 @@ def build(
                 typer.echo(manifest.summary())
         if as_json:
             typer.echo(json.dumps({"version": 1, "builds": manifests}))
+
+
+def _check(
+    specs: list[Path], output: Path | None, overrides: Sequence[str], *, mini: bool, as_json: bool
+) -> None:
+    """Ends with 1 where a committed output is not what a build of today would write."""
+    from vlmc import pipeline
+
+    stale = [
+        found
+        for path in specs
+        for found in pipeline.check(path, output, overrides=overrides, mini=mini)
+    ]
+    if as_json:
+        rows = [{"path": str(s.path), "state": s.state, "command": s.command} for s in stale]
+        typer.echo(json.dumps({"version": 1, "stale": rows}))
+    else:
+        for found in stale:
+            typer.echo(str(found))
+        if not stale:
+            typer.echo(f"{len(specs)} builds are current")
+    if stale:
+        raise typer.Exit(1)

@@ -11,8 +11,7 @@ from typing import Literal
 
 import typer
 
-from vlmc.diagnostics import EnvironmentFault, SpecError, UsageError
-from vlmc.diagnostics import render
+from vlmc.diagnostics import EnvironmentFault, SpecError, UsageError, render
 
 Format = Literal["text", "json", "github"]
 

@@ -16,5 +16,3 @@ def version(
     if show:
         typer.echo(f"vlmc {__version__}")
         raise typer.Exit
-
-

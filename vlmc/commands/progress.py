@@ -1,0 +1,39 @@
+"""Progress on a terminal, for whatever takes over a second."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Tell = Callable[..., None]
+
+
+def _silent(stage: str, done: int = 0, total: int = 0) -> None:
+    return None
+
+
+@contextmanager
+def shown(title: str, *, quiet: bool) -> Iterator[Tell]:
+    """A function to tell stages to; a line that follows them where stderr is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+
+        def tell(stage: str, done: int = 0, total: int = 0) -> None:
+            progress.update(
+                task, description=f"{title}: {stage}", completed=done, total=total or None
+            )
+
+        yield tell
