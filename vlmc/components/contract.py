@@ -34,13 +34,17 @@ class Described(BaseModel):
 class ComponentSpec(Described):
     """The type of a component. Subclasses add a `kind` literal and their own fields."""
 
-    kind: str
     frozen: bool = Field(default=False, description="Whether training leaves the weights alone.")
     weights: str | None = Field(
         default=None,
         description="A local Hugging Face checkpoint folder (config.json + safetensors); without "
         "it the part starts from seeded weights.",
     )
+
+    @property
+    def kind_name(self) -> str:
+        """The kind, as a spec names it."""
+        return self.__class__.model_fields["kind"].default
 
     def problems(self) -> Iterator[Problem]:
         """Faults visible from this component alone; paths are relative to it."""
@@ -151,6 +155,8 @@ class FusionSpec(ComponentSpec):
     points: ClassVar[tuple[str, ...]]
     """The fusion points (early, mid, late) that this kind realises, the usual one first."""
     architectures: ClassVar[tuple[Architecture, ...]]
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    """The model inputs of encoders that it can hand on."""
     point: Literal["early", "mid", "late"] | None = Field(
         default=None,
         description="Where vision meets language: early (one input sequence), mid (cross-attention "

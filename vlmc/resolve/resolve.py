@@ -90,7 +90,7 @@ def _arch(spec: ModelSpec) -> Arch:
     nodes = (
         Node(
             role="encoder",
-            kind=encoder.kind,
+            kind=encoder.kind_name,
             arguments=encoder.arguments(),
             inputs=(Port(name=pixels.name, type=pixels.type),),
             outputs=(Port(name="features", type=seen.tensor()),),
@@ -99,7 +99,7 @@ def _arch(spec: ModelSpec) -> Arch:
         ),
         Node(
             role="adapter",
-            kind=adapter.kind,
+            kind=adapter.kind_name,
             arguments=adapter.arguments(seen, language),
             inputs=(Port(name="features", type=seen.tensor()),),
             outputs=(Port(name="visual", type=visual.tensor()),),
@@ -108,7 +108,7 @@ def _arch(spec: ModelSpec) -> Arch:
         ),
         Node(
             role="fusion",
-            kind=fusion.kind,
+            kind=fusion.kind_name,
             arguments=fusion.arguments(visual, language),
             inputs=(ids, Port(name="visual", type=visual.tensor())),
             outputs=(Port(name="sequence", type=hidden),),
@@ -117,7 +117,7 @@ def _arch(spec: ModelSpec) -> Arch:
         ),
         Node(
             role="language",
-            kind=language.kind,
+            kind=language.kind_name,
             arguments=language.arguments(),
             inputs=(Port(name="sequence", type=hidden),),
             outputs=(Port(name="hidden", type=hidden),),
@@ -126,7 +126,7 @@ def _arch(spec: ModelSpec) -> Arch:
         ),
         Node(
             role="head",
-            kind=head.kind,
+            kind=head.kind_name,
             arguments=head.arguments(language),
             inputs=(Port(name="hidden", type=hidden),),
             outputs=(Port(name="logits", type=logits),),

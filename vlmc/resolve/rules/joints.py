@@ -17,7 +17,7 @@ def fusion_point(flow: Flow) -> Iterator[Problem]:
     yield Problem(
         code="VLMC120",
         path=("fusion", "point"),
-        message=f"`{fusion.kind}` does not fuse at the point `{fusion.point}`",
+        message=f"`{fusion.kind_name}` does not fuse at the point `{fusion.point}`",
         expected=" or ".join(fusion.points),
         got=fusion.point,
         help=f"point: {fusion.points[0]}",
@@ -38,7 +38,7 @@ def fusion_joins_language(flow: Flow) -> Iterator[Problem]:
         yield Problem(
             code="VLMC121",
             path=("fusion", "kind"),
-            message=f"`{fusion.kind}` cannot join a language model of the kind `{language.kind}`",
+            message=f"`{fusion.kind_name}` cannot join a language model of the kind `{language.kind_name}`",
             expected=f"a language model that is {' or '.join(fusion.architectures)}",
             got=language.architecture,
             help=f"kind: {names[0]}" if names else None,
@@ -57,8 +57,8 @@ def head_reads_language(flow: Flow) -> Iterator[Problem]:
         yield Problem(
             code="VLMC122",
             path=("head", "kind"),
-            message=f"the head `{head.kind}` cannot read a language model of the kind "
-            f"`{language.kind}`",
+            message=f"the head `{head.kind_name}` cannot read a language model of the kind "
+            f"`{language.kind_name}`",
             expected=" or ".join(head.architectures),
             got=language.architecture,
             help="leave `head` out: the usual one is chosen",
@@ -85,10 +85,31 @@ def widths_meet(flow: Flow) -> Iterator[Problem]:
         yield Problem(
             code="VLMC123",
             path=("adapter",),
-            message=f"the adapter gives {visual.width} channels, but `{fusion.kind}` puts visual "
+            message=f"the adapter gives {visual.width} channels, but `{fusion.kind_name}` puts visual "
             f"tokens among words of {language.width}",
             expected=f"width {language.width} (the language model's)",
             got=f"width {visual.width}",
             help="adapter: mlp",
             at_key=True,
         )
+
+
+def fusion_takes_input(flow: Flow) -> Iterator[Problem]:
+    """Features that are given, not computed from pixels, need a fusion that takes them."""
+    fusion, encoder = flow.fusion, flow.encoder
+    if fusion is None or encoder is None or encoder.input_name() in fusion.inputs:
+        return
+    names = [
+        kind
+        for kind, entry in kinds("fusion").items()
+        if encoder.input_name() in getattr(entry.spec, "inputs", ())
+    ]
+    yield Problem(
+        code="VLMC116",
+        path=("encoder", "kind"),
+        message=f"`{fusion.kind_name}` takes {' or '.join(fusion.inputs)}, but the encoder "
+        f"`{encoder.kind_name}` reads {encoder.input_name()}",
+        expected=f"an encoder that reads {' or '.join(fusion.inputs)}",
+        got=encoder.input_name(),
+        help=f"fusion: {names[0]}" if names else None,
+    )
