@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +12,7 @@ import typer
 
 from vlmc.commands.guard import Format, guarded
 from vlmc.commands.options import Checkpoint, Json, Mini, Overrides
+from vlmc.commands.progress import shown
 
 
 def run(
@@ -78,7 +77,8 @@ def run(
         from vlmc.pipeline import load_spec
 
         design = load_spec(spec, overrides or ())
-        with _status("loading torch", quiet=as_json) as report:
+        with shown(str(spec), quiet=as_json) as report:
+            report("loading torch")
             from vlmc.runtime.answer import ask
             from vlmc.runtime.generate import Sampling
             from vlmc.runtime.session import start
@@ -108,6 +108,8 @@ def run(
             typer.echo(json.dumps(answer.to_json(session)))
             return
         typer.echo()
+        for choice in answer.choices:
+            _write(f"{choice}\n")
         typer.echo(answer.summary(), err=True)
 
 
@@ -121,16 +123,3 @@ def _write(text: str) -> None:
     )
     encoding = sys.stdout.encoding or "utf-8"
     typer.echo(kept.encode(encoding, "replace").decode(encoding), nl=False)
-
-
-@contextmanager
-def _status(first: str, *, quiet: bool) -> Generator[Callable[[str], None]]:
-    """A moving line on stderr while a model is loaded, where somebody watches."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    # Rich takes a while to import, so only commands that take longer do.
-    from rich.console import Console
-
-    with Console(stderr=True).status(first) as status:
-        yield status.update

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vlmc.components.encoder.regions.spec import Regions
 from vlmc.diagnostics import UsageError
 from vlmc.runtime.generate import Sampling, generate
-from vlmc.runtime.inputs import Inputs, prepare
+from vlmc.runtime.inputs import Inputs, Seen, prepare, see, see_regions
+from vlmc.runtime.predict import Choice, predict
 from vlmc.runtime.session import Session
 from vlmc.runtime.tokenizer import TextStream
+
+GREEDY = Sampling()
+
+NOISE = "the weights are seeded and have learnt nothing: the answer is noise"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +26,10 @@ class Answer:
     """What a model said, and what it took. Times are seconds of wall clock."""
 
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
     """The generated tokens, without the one that ends the answer."""
+    choices: tuple[Choice, ...] = ()
+    """What a text encoder chose from, likeliest first."""
     finish: Literal["stop", "length"]
     """Whether the model ended its answer, or the limit of new tokens did."""
     inputs: Inputs
@@ -39,11 +47,12 @@ class Answer:
         """One line about what it took."""
         speed = self.tokens_per_second()
         visual = f" + {self.inputs.visual} visual" if self.inputs.visual else ""
+        read = f"{self.inputs.text}{visual} tokens in"
+        if self.choices:
+            return f"[{read}; {self.answer_seconds:.2f} s]"
         rate = "" if speed is None else f", then {speed:,.1f} tokens/s"
-        return (
-            f"[{self.inputs.text}{visual} tokens in, {len(self.tokens)} out; first after "
-            f"{self.first_token_seconds:.2f} s{rate}]"
-        )
+        first = f"first after {self.first_token_seconds:.2f} s{rate}"
+        return f"[{read}, {len(self.tokens)} out; {first}]"
 
     def to_json(self, session: Session) -> dict[str, Any]:
         """What `vlmc run --json` prints."""
@@ -54,6 +63,7 @@ class Answer:
             "seeded": session.source.seeded,
             "text": self.text,
             "tokens": list(self.tokens),
+            "choices": [asdict(choice) for choice in self.choices],
             "finish": self.finish,
             "prompt": {
                 "text_tokens": self.inputs.text,
@@ -78,7 +88,7 @@ def ask(
     *,
     features: Path | None = None,
     max_new_tokens: int = 64,
-    sampling: Sampling | None = None,
+    sampling: Sampling = GREEDY,
     on_note: Callable[[str], None] = lambda _: None,
     on_text: Callable[[str], None] = lambda _: None,
 ) -> Answer:
@@ -90,27 +100,60 @@ def ask(
     begun = time.perf_counter()
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens}: 1 or more is expected")
-    if session.processor is None:
-        raise UsageError("this design takes no pixels")
-    if features is not None:
-        raise UsageError(
-            f"--features: the encoder of {session.arch.name} sees pixels; give --image PATH"
-        )
     inputs = prepare(
         session.spec,
         session.arch,
         tokenizer=session.tokenizer,
-        processor=session.processor,
         prompt=prompt,
-        images=images,
+        seen=_seen(session, prompt, images, features),
         device=session.device,
         dtype=session.dtype,
     )
-    check_context(session, inputs, max_new_tokens)
+    understands = session.spec.language.architecture == "encoder"
+    if understands and sampling != GREEDY:
+        raise UsageError("this design generates no text, so that there is nothing to sample")
+    check_context(session, inputs, 0 if understands else max_new_tokens)
+    if session.source.seeded:
+        inputs = replace(inputs, notes=(*inputs.notes, NOISE))
     for note in inputs.notes:
         on_note(note)
     ready = time.perf_counter()
-    first = ready
+    if understands:
+        text, choices = predict(session, inputs)
+        on_text(text)
+        spent = time.perf_counter() - ready
+        return Answer(
+            text=text,
+            choices=choices,
+            finish="stop",
+            inputs=inputs,
+            prepare_seconds=ready - begun,
+            first_token_seconds=spent,
+            answer_seconds=spent,
+        )
+    return _generated(session, inputs, max_new_tokens, sampling, on_text, ready - begun)
+
+
+def _seen(session: Session, prompt: str, images: Sequence[Path], features: Path | None) -> Seen:
+    encoder = session.spec.encoder
+    if isinstance(encoder, Regions):
+        return see_regions(encoder, images, features, seeded=session.source.seeded)
+    if features is not None:
+        raise UsageError("--features: the encoder of this design sees pixels; give --image PATH")
+    assert session.processor is not None
+    return see(session.spec, session.processor, images, prompt)
+
+
+def _generated(
+    session: Session,
+    inputs: Inputs,
+    max_new_tokens: int,
+    sampling: Sampling,
+    on_text: Callable[[str], None],
+    prepare_seconds: float,
+) -> Answer:
+    begun = time.perf_counter()
+    first = 0.0
     stream = TextStream(session.tokenizer)
     text: list[str] = []
     tokens: list[int] = []
@@ -119,11 +162,11 @@ def ask(
         session.model,
         inputs.tensors,
         max_new_tokens=max_new_tokens,
-        sampling=sampling or Sampling(),
+        sampling=sampling,
         stops=session.tokenizer.stops,
         start_token=_start_token(session),
     ):
-        first = time.perf_counter() if first == ready else first
+        first = first or time.perf_counter() - begun
         if token in session.tokenizer.stops:
             finish = "stop"
             break
@@ -137,9 +180,9 @@ def ask(
         tokens=tuple(tokens),
         finish=finish,
         inputs=inputs,
-        prepare_seconds=ready - begun,
-        first_token_seconds=first - ready,
-        answer_seconds=time.perf_counter() - ready,
+        prepare_seconds=prepare_seconds,
+        first_token_seconds=first,
+        answer_seconds=time.perf_counter() - begun,
     )
 
 
@@ -149,26 +192,24 @@ def check_context(session: Session, inputs: Inputs, max_new_tokens: int) -> None
     context = session.spec.language.context
     if context is None:
         return
+    kind = session.spec.language.architecture
+    # The visual tokens of a text encoder have positions of their own; the answer of an
+    # encoder-decoder has.
+    taken = inputs.text if kind == "encoder" else inputs.sequence
+    room = context - taken if kind == "decoder" else context
     prompt = f"{inputs.text} text"
-    if inputs.visual:
-        prompt += (
-            f" + {inputs.images} images x {inputs.visual // inputs.images} visual tokens = "
-            f"{inputs.sequence}"
-        )
-    apart = session.spec.language.architecture == "encoder_decoder"
-    longest = max(inputs.sequence, max_new_tokens) if apart else inputs.sequence + max_new_tokens
-    if longest <= context:
-        return
-    left = context if apart else context - inputs.sequence
-    if inputs.sequence > context or left < 1:
+    if taken > inputs.text:
+        each = inputs.visual // inputs.images
+        prompt += f" + {inputs.images} x {each} visual = {taken}"
+    has = f"the language model has {context:,} positions"
+    if taken > context or room < 1:
         raise UsageError(
-            f"the prompt is too long: {prompt} tokens, but the language model has {context} "
-            f"positions; shorten it or give fewer images"
+            f"the prompt is too long: {prompt} tokens, but {has}; shorten it or give fewer images"
         )
-    raise UsageError(
-        f"prompt and answer are too long: {prompt} + {max_new_tokens} new = {longest} tokens, but "
-        f"the language model has {context} positions; give --max-new-tokens {left}"
-    )
+    if max_new_tokens > room:
+        total = f"{prompt} tokens + {max_new_tokens} new = {taken + max_new_tokens:,}"
+        need = total if kind == "decoder" else f"{max_new_tokens} new tokens"
+        raise UsageError(f"the answer may be too long: {need}, but {has}; --max-new-tokens {room}")
 
 
 def _start_token(session: Session) -> int | None:

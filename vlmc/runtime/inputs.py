@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlmc.components.encoder.regions.spec import Regions
 from vlmc.diagnostics import UsageError
 from vlmc.ir import Arch
 from vlmc.runtime.images import frame_count, read_frames, spread
 from vlmc.runtime.processor import ImageProcessor
 from vlmc.runtime.prompt import Place, count_markers, token_ids
+from vlmc.runtime.regions import read_features, stand_in
 from vlmc.runtime.tokenizer import Tokenizer
 from vlmc.spec.document import ModelSpec
 
@@ -49,23 +51,31 @@ class Clip:
     """Files (or folders) with the index of the frame in each."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the encoder is given: its input, or None without images."""
+
+    values: Tensor | None
+    images: int
+    each: int
+    """Positions of the sequence that one image takes."""
+    notes: tuple[str, ...] = ()
+
+
 def prepare(
     spec: ModelSpec,
     arch: Arch,
     *,
     tokenizer: Tokenizer,
-    processor: ImageProcessor,
     prompt: str,
-    images: Sequence[Path],
+    seen: Seen,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Inputs:
-    """Reads, resizes and normalises the images and puts them into the prompt.
+    """The prompt with its images as the model's inputs.
 
-    Raises UsageError where a file, the prompt or the number of images does not fit the design.
+    Raises UsageError where the prompt does not fit the images or the design.
     """
-    chosen, notes = clips(images, prompt, most=spec.encoder.visual().frames)
-    each = _positions(spec, len(chosen[0].frames) if chosen else 1)
     token = arch.node("fusion").arguments.get("image_token")
     place = Place(
         token=token if isinstance(token, int) else None,
@@ -76,20 +86,56 @@ def prepare(
         tokenizer=tokenizer,
         place=place,
         # A system that reads images from outside the sequence has one mark for each in it.
-        images=[max(1, each)] * len(chosen),
+        images=[max(1, seen.each)] * seen.images,
         vocabulary=spec.language.total_vocabulary,
     )
-    tensors = {"input_ids": torch.tensor([ids], dtype=torch.long, device=device)}
     if not ids:
         raise UsageError("the prompt is empty; give --prompt TEXT")
-    if chosen:
-        pixels = pixel_values(chosen, processor).to(device, dtype)
+    tensors = {"input_ids": torch.tensor([ids], dtype=torch.long, device=device)}
+    if seen.values is not None:
+        values = seen.values.to(device, dtype)
         rows = spec.fusion.memory(spec.adapter.output(spec.encoder.visual(), spec.language)) > 0
         # Images outside the sequence are told apart by row: [batch, images, ...].
-        tensors["pixel_values"] = pixels[None] if rows else pixels
-    visual = each * len(chosen)
+        tensors[spec.encoder.input_name()] = values[None] if rows else values
+    visual = seen.each * seen.images
     text = len(ids) - (visual if place.token is not None else 0)
-    return Inputs(tensors=tensors, text=text, visual=visual, images=len(chosen), notes=notes)
+    return Inputs(tensors=tensors, text=text, visual=visual, images=seen.images, notes=seen.notes)
+
+
+def see(spec: ModelSpec, processor: ImageProcessor, images: Sequence[Path], prompt: str) -> Seen:
+    """Reads, resizes and normalises image files.
+
+    Raises UsageError where a file is no image, or there are more frames than the design takes.
+    """
+    chosen, notes = clips(images, prompt, most=spec.encoder.visual().frames)
+    each = _positions(spec, len(chosen[0].frames) if chosen else 1)
+    values = pixel_values(chosen, processor) if chosen else None
+    return Seen(values=values, images=len(chosen), each=each, notes=notes)
+
+
+def see_regions(
+    encoder: Regions, images: Sequence[Path], features: Path | None, *, seeded: bool
+) -> Seen:
+    """Region features from a file; for a twin, from images by a stand-in detector.
+
+    Raises UsageError where a design with real weights is given an image.
+    """
+    if features is not None and images:
+        raise UsageError("--features stands in place of --image: give one of them")
+    if features is not None:
+        values, notes = read_features(features, encoder), ()
+    elif not images:
+        return Seen(values=None, images=0, each=0)
+    elif not seeded:
+        raise UsageError(
+            f"this design sees no pixels: it takes the features of up to {encoder.count} regions "
+            f"that an object detector computed beforehand; give them with --features FILE "
+            f"(safetensors: `features` [regions, {encoder.width}])"
+        )
+    else:
+        values, note = stand_in(images, encoder)
+        notes = (note,)
+    return Seen(values=values, images=values.shape[0], each=values.shape[1], notes=notes)
 
 
 def _positions(spec: ModelSpec, frames: int) -> int:

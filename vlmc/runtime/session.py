@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmc.build.model import instantiate
 from vlmc.build.shards import read_json
 from vlmc.build.values import valued
-from vlmc.build.weights import load_weights
 from vlmc.diagnostics import UsageError
-from vlmc.ir import ROLES, Arch, Role
+from vlmc.ir import Arch, Role
 from vlmc.resolve import resolve
 from vlmc.runtime.byte_tokenizer import byte_tokenizer
 from vlmc.runtime.placement import DTYPES, check_memory, device_of
@@ -91,11 +89,17 @@ def start(
     cache = arch.tokens.sequence * spec.language.cache_elements_per_token() * number.itemsize
     check_memory(arch, place, number, cache)
     report("drawing weights" if source.seeded else "reading weights")
-    model = _model(arch, source, place, number).eval().requires_grad_(False)
+    model = valued(
+        arch,
+        checkpoint=source.checkpoint or source.build,
+        parts=source.parts,
+        dtype=number,
+        device=place,
+    )
     return Session(
         spec=spec,
         arch=arch,
-        model=model,
+        model=model.eval().requires_grad_(False),
         tokenizer=words,
         processor=processor,
         source=source,
@@ -113,30 +117,19 @@ def _source(spec: ModelSpec, mini: bool, checkpoint: Path | None, build: Path | 
         )
     if mini:
         return Source(parts={}, mini=True)
-    if checkpoint is not None:
+    if checkpoint is not None and (checkpoint / "manifest.json").is_file():
+        build = checkpoint  # a build folder serves as a checkpoint too
+    elif checkpoint is not None:
         return Source(checkpoint=checkpoint, parts={})
     if build is not None and (build / "weights").is_dir():
         return Source(build=build, parts={})
-    parts: dict[Role, Path] = {}
-    for role in ROLES:
-        folder = getattr(getattr(spec, role, None), "weights", None)
-        if folder is not None:
-            parts[role] = Path(folder)
+    parts = spec.weight_folders
     if not parts:
         raise UsageError(
             f"{spec.name} has no weights here: --checkpoint DIR runs it with a Hugging Face folder "
             f"(config.json + safetensors), --mini runs its laptop-size twin at once"
         )
     return Source(parts=parts)
-
-
-def _model(arch: Arch, source: Source, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    if source.build is not None:
-        folder = source.build / "weights"
-        return load_weights(instantiate(arch), folder, dtype=dtype, device=device)
-    return valued(
-        arch, checkpoint=source.checkpoint, parts=source.parts, dtype=dtype, device=device
-    )
 
 
 def _tokenizer(spec: ModelSpec, source: Source, given: Path | None) -> Tokenizer:
@@ -173,8 +166,6 @@ def _processor(spec: ModelSpec, source: Source) -> ImageProcessor | None:
 
 def _built_from_seed(folder: Path) -> bool:
     """Whether a build's manifest says that its weights are seeded."""
-    if not (folder / "manifest.json").is_file():
-        return False
     artifacts: Any = read_json(folder / "manifest.json").get("artifacts")
     weights: Any = artifacts.get("weights") if isinstance(artifacts, dict) else None  # pyright: ignore
     origin: Any = weights.get("source") if isinstance(weights, dict) else None  # pyright: ignore
