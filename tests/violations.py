@@ -134,6 +134,11 @@ def interval_exceeds_depth(document: Document, found: Diagnostic) -> bool:
     return document["fusion"]["every"] > document["language"]["layers"]
 
 
+def regions_meet_no_taker(document: Document, found: Diagnostic) -> bool:
+    given = document["encoder"]["kind"] == "regions"
+    return given and document["fusion"]["kind"] != "single_stream"
+
+
 def point_is_another(document: Document, found: Diagnostic) -> bool:
     return document["fusion"]["point"] != FUSES_AT[document["fusion"]["kind"]]
 
@@ -164,7 +169,7 @@ def widths_differ(document: Document, found: Diagnostic) -> bool:
 
 def budget_exceeds_context(document: Document, found: Diagnostic) -> bool:
     budget = document["token_budget"]
-    outside = document["fusion"]["kind"] == "gated_cross_attention"
+    outside = document["fusion"]["kind"] in ("gated_cross_attention", "single_stream")
     each = 0 if outside else visual_tokens(document)
     return budget["text"] + budget["images"] * each > document["language"]["context"]
 
@@ -186,6 +191,11 @@ def nothing_is_free(document: Document, found: Diagnostic) -> bool:
     tied = document["language"].get("tied_head", False)
     head = document.get("head", {"kind": "lm"})["kind"] != "lm" or not tied
     return document["target"]["workload"]["mode"] == "train" and not (free or owns or head)
+
+
+def features_are_given(document: Document, found: Diagnostic) -> bool:
+    given = document["encoder"]["kind"] == "regions"
+    return given and document["fusion"]["kind"] != "single_stream"
 
 
 def format_is_unsupported(document: Document, found: Diagnostic) -> bool:
@@ -217,6 +227,8 @@ VIOLATED: dict[str, Callable[[Document, Diagnostic], bool]] = {
     "VLMC112": too_many_queries,
     "VLMC113": adapter_is_too_deep,
     "VLMC114": interval_exceeds_depth,
+    "VLMC116": features_are_given,
+    "VLMC116": regions_meet_no_taker,
     "VLMC120": point_is_another,
     "VLMC121": fusion_cannot_join,
     "VLMC122": head_cannot_read,
