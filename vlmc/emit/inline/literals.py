@@ -1,0 +1,80 @@
+"""Constants as Python values and as literals of the source."""
+
+from __future__ import annotations
+
+import ast
+from enum import Enum, auto
+
+import libcst as cst
+
+Value = int | float | str | bool | None | tuple["Value", ...]
+
+
+class Unknown(Enum):
+    """The absence of a constant; None is one."""
+
+    UNKNOWN = auto()
+
+
+UNKNOWN = Unknown.UNKNOWN
+
+
+def is_value(value: object) -> bool:
+    """Whether a Python object can be written as a literal."""
+    if isinstance(value, tuple):
+        return all(is_value(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    return value is None or type(value) in (int, float, str, bool)
+
+
+def value_of(node: cst.CSTNode | None) -> Value | Unknown:
+    """The value of a literal."""
+    match node:
+        case cst.Name(value="True"):
+            return True
+        case cst.Name(value="False"):
+            return False
+        case cst.Name(value="None"):
+            return None
+        case cst.Integer() | cst.Float():
+            return ast.literal_eval(node.value)
+        case cst.SimpleString():
+            value = ast.literal_eval(node.value)
+            return value if isinstance(value, str) else UNKNOWN
+        case cst.UnaryOperation(operator=cst.Minus(), expression=cst.Integer() | cst.Float()):
+            value = value_of(node.expression)
+            return -value if isinstance(value, int | float) else UNKNOWN
+        case cst.Tuple():
+            items: list[Value] = []
+            for element in node.elements:
+                item = value_of(element.value) if isinstance(element, cst.Element) else UNKNOWN
+                if isinstance(item, Unknown):
+                    return UNKNOWN
+                items.append(item)
+            return tuple(items)
+        case _:
+            return UNKNOWN
+
+
+def literal(value: Value) -> cst.BaseExpression:
+    """The shortest usual spelling of a value."""
+    if value is None or isinstance(value, bool):
+        return cst.Name(str(value))
+    if isinstance(value, str):
+        return cst.SimpleString('"' + repr("'" + value)[2:-1].replace('"', '\\"') + '"')
+    if isinstance(value, tuple):
+        elements = [cst.Element(literal(item)) for item in value]
+        if len(elements) == 1:
+            elements = [elements[0].with_changes(comma=cst.Comma())]
+        return cst.Tuple(elements)
+    if value != value or value in (float("inf"), float("-inf")):
+        return cst.parse_expression(f'float("{value}")')
+    if value < 0:
+        return cst.UnaryOperation(cst.Minus(), literal(-value))
+    if isinstance(value, int):
+        return cst.Integer(str(value))
+    return cst.Float(repr(value).replace("e-0", "e-"))
+
+
+def same(first: object, second: object) -> bool:
+    """Whether two values are written alike: 1, 1.0 and True are three values."""
+    return repr(first) == repr(second)

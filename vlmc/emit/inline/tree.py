@@ -1,0 +1,125 @@
+"""Walking and rewriting syntax trees. Unchanged trees keep their identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any, cast
+
+import libcst as cst
+
+Left = cst.CSTNode | list[cst.CSTNode] | None
+"""What becomes of a node: itself or another, several (in a sequence), or nothing."""
+
+_TRIVIA = {
+    "lpar", "rpar", "lbracket", "rbracket", "lbrace", "rbrace", "comma", "semicolon", "equal",
+    "dot", "colon", "leading_lines", "lines_after_decorators", "trailing_whitespace", "header",
+    "footer", "indent", "asynchronous", "star_etc", "operator", "first_colon", "second_colon",
+    "posonly_ind", "type_parameters",
+}  # fmt: skip
+_NAMES_NOT_READ: dict[type[cst.CSTNode], set[str]] = {
+    cst.Attribute: {"attr"},
+    cst.Arg: {"keyword"},
+    cst.Param: {"name"},
+    cst.FunctionDef: {"name"},
+    cst.ClassDef: {"name"},
+}
+_SOURCE_ORDER: dict[type[cst.CSTNode], tuple[str, ...]] = {
+    cst.IfExp: ("body", "test", "orelse"),
+    cst.FunctionDef: ("decorators", "params", "returns", "body"),
+    cst.ClassDef: ("decorators", "bases", "keywords", "body"),
+}
+
+
+@cache
+def _structure(kind: type[cst.CSTNode]) -> tuple[str, ...]:
+    """The fields of a kind of node that hold code, in the order of the source."""
+    if kind in _SOURCE_ORDER:
+        return _SOURCE_ORDER[kind]
+    skipped = _TRIVIA | _NAMES_NOT_READ.get(kind, set())
+    names = [field.name for field in fields(cast(Any, kind))]
+    return tuple(n for n in names if n not in skipped and not n.startswith("whitespace"))
+
+
+def children(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """The nodes right below, in the order of the source, without trivia and without names that
+    stand for an attribute, a keyword or a definition."""
+    for name in _structure(type(node)):
+        value = getattr(node, name)
+        if isinstance(value, cst.CSTNode):
+            yield value
+        elif isinstance(value, tuple | list):
+            for item in cast(Sequence[object], value):
+                if isinstance(item, cst.CSTNode):
+                    yield item
+
+
+def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """A node and all below it, each before its children, in the order of the source."""
+    yield node
+    for child in children(node):
+        yield from walk(child)
+
+
+def rewrite(node: cst.CSTNode, leave: Callable[[cst.CSTNode, cst.CSTNode], Left]) -> Left:
+    """Rebuilds a tree from its leaves; `leave` is given each node as it was and as its rewritten
+    children make it. A tree in which nothing changes is returned as it is."""
+    changes: dict[str, Any] = {}
+    for name in _structure(type(node)):
+        value = getattr(node, name)
+        if isinstance(value, cst.CSTNode):
+            new = rewrite(value, leave)
+            if new is not value:
+                changes[name] = new
+        elif isinstance(value, tuple | list):
+            items = _items(cast(Sequence[object], value), leave)
+            if items is not None:
+                changes[name] = items
+    return leave(node, node.with_changes(**changes) if changes else node)
+
+
+def _items(
+    items: Sequence[object], leave: Callable[[cst.CSTNode, cst.CSTNode], Left]
+) -> list[object] | None:
+    """The rewritten items of a sequence; None where nothing changed."""
+    result: list[object] = []
+    changed = False
+    for item in items:
+        new = rewrite(item, leave) if isinstance(item, cst.CSTNode) else item
+        changed = changed or new is not item
+        if isinstance(new, list):
+            result.extend(cast(list[object], new))
+        elif new is not None:
+            result.append(new)
+    return result if changed else None
+
+
+def dotted(node: cst.CSTNode | None) -> str | None:
+    """`a.b.c` as text; None for anything but names joined by dots."""
+    if isinstance(node, cst.Name):
+        return node.value
+    if isinstance(node, cst.Attribute):
+        before = dotted(node.value)
+        return None if before is None else f"{before}.{node.attr.value}"
+    return None
+
+
+def statement(node: cst.CSTNode) -> cst.BaseSmallStatement | None:
+    """The small statement that is alone on its line."""
+    if isinstance(node, cst.SimpleStatementLine) and len(node.body) == 1:
+        return node.body[0]
+    return None
+
+
+def is_docstring(node: cst.CSTNode) -> bool:
+    """Whether a statement is a text and nothing more."""
+    small = statement(node)
+    return isinstance(small, cst.Expr) and isinstance(small.value, cst.SimpleString)
+
+
+def without_last_comma(arguments: list[cst.Arg]) -> list[cst.Arg]:
+    """Arguments of a call, no comma after the last."""
+    if arguments:
+        arguments[-1] = arguments[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)
+    return arguments
