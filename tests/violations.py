@@ -193,11 +193,6 @@ def nothing_is_free(document: Document, found: Diagnostic) -> bool:
     return document["target"]["workload"]["mode"] == "train" and not (free or owns or head)
 
 
-def features_are_given(document: Document, found: Diagnostic) -> bool:
-    given = document["encoder"]["kind"] == "regions"
-    return given and document["fusion"]["kind"] != "single_stream"
-
-
 def format_is_unsupported(document: Document, found: Diagnostic) -> bool:
     target = document["target"]
     serving = target["workload"]["mode"] == "serve"
@@ -227,7 +222,6 @@ VIOLATED: dict[str, Callable[[Document, Diagnostic], bool]] = {
     "VLMC112": too_many_queries,
     "VLMC113": adapter_is_too_deep,
     "VLMC114": interval_exceeds_depth,
-    "VLMC116": features_are_given,
     "VLMC116": regions_meet_no_taker,
     "VLMC120": point_is_another,
     "VLMC121": fusion_cannot_join,

@@ -21,8 +21,9 @@ def disagreements(
         role = None if row.field is None else cast("Role", row.field.split(".")[0])
         if role is not None and role not in roles:
             continue
+        node = arch.node(role) if role is not None and arch.has(role) else None
         path, found = _found(row, config)
-        if found is None:
+        if found is None or (row.kind is not None and (node is None or node.kind != row.kind)):
             continue
         said = found
         if row.words is not None:
@@ -36,7 +37,6 @@ def disagreements(
             if not _same(said, row.equals):
                 yield f"config.json {path}: {found!r}, but only {row.equals!r} can be read"
             continue
-        node = arch.node(role) if arch.has(role) else None
         argument = row.field.split(".")[1]
         if node is None or argument not in node.arguments:
             kind = f"`{node.kind}`" if node is not None else "missing"

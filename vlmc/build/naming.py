@@ -34,7 +34,8 @@ there counts; `default` is what the ecosystem assumes where none is (`default_of
 another path; neither: nothing is compared); `words` translates the ecosystem's values into ours;
 `form` names a conversion of `vlmc.build.agreement`. It is compared with `field` (`role.argument`
 of the Arch), or with the constant `equals` where we have no choice to offer. `fixed` in place of
-`config` is what the ecosystem's model class has whatever config.json says.
+`config` is what the ecosystem's model class has whatever config.json says; with `kind`, only a
+part of that kind is looked at.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Agreement(_Row):
     equals: Any = None
     default: Any = None
     default_of: str | None = None
+    kind: str | None = None
     words: dict[str, Any] | None = None
     form: Literal["hidden_states"] | None = None
 

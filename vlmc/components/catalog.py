@@ -10,12 +10,17 @@ from vlmc.components.adapter.perceiver_resampler.spec import PerceiverResampler
 from vlmc.components.adapter.qformer.spec import QFormer
 from vlmc.components.contract import ComponentSpec
 from vlmc.components.encoder.nfnet.spec import NFNet
+from vlmc.components.encoder.regions.spec import Regions
 from vlmc.components.encoder.vit.spec import ViT
 from vlmc.components.fusion.gated_cross_attention.spec import GatedCrossAttention
 from vlmc.components.fusion.placeholder.spec import Placeholder
 from vlmc.components.fusion.prefix.spec import Prefix, QueryPrefix
+from vlmc.components.fusion.single_stream.spec import SingleStream
+from vlmc.components.head.classify.spec import Classify
 from vlmc.components.head.lm.spec import LMHead
+from vlmc.components.head.masked_lm.spec import MaskedLM
 from vlmc.components.language.decoder.spec import Decoder
+from vlmc.components.language.encoder.spec import TextEncoder
 from vlmc.components.language.encoder_decoder.spec import EncoderDecoder
 from vlmc.ir import Role
 
@@ -37,6 +42,7 @@ class Component:
 CATALOG: tuple[Component, ...] = (
     Component("encoder", ViT, "encoder.vit.module:ViT"),
     Component("encoder", NFNet, "encoder.nfnet.module:NFNet"),
+    Component("encoder", Regions, "encoder.regions.module:Regions"),
     Component("adapter", IdentityAdapter, "adapter.identity.module:IdentityAdapter"),
     Component("adapter", LinearAdapter, "adapter.mlp.module:MLPAdapter"),
     Component("adapter", MLPAdapter, "adapter.mlp.module:MLPAdapter"),
@@ -46,6 +52,7 @@ CATALOG: tuple[Component, ...] = (
     ),
     Component("language", Decoder, "language.decoder.module:Decoder"),
     Component("language", EncoderDecoder, "language.encoder_decoder.module:EncoderDecoder"),
+    Component("language", TextEncoder, "language.encoder.module:TextEncoder"),
     Component("fusion", Placeholder, "fusion.placeholder.module:Placeholder"),
     Component("fusion", Prefix, "fusion.prefix.module:Prefix"),
     Component("fusion", QueryPrefix, "fusion.prefix.module:Prefix"),
@@ -54,7 +61,10 @@ CATALOG: tuple[Component, ...] = (
         GatedCrossAttention,
         "fusion.gated_cross_attention.module:GatedCrossAttention",
     ),
+    Component("fusion", SingleStream, "fusion.single_stream.module:SingleStream"),
     Component("head", LMHead, "head.lm.module:LMHead"),
+    Component("head", MaskedLM, "head.masked_lm.module:MaskedLM"),
+    Component("head", Classify, "head.classify.module:Classify"),
 )
 
 

@@ -164,8 +164,12 @@ class FusionSpec(ComponentSpec):
     )
 
     def in_sequence(self, visual: Visual) -> int:
-        """Positions of the language model's sequence that one image takes."""
+        """Tokens of the language model's sequence that one image takes."""
         raise NotImplementedError
+
+    def positions(self, visual: Visual) -> int:
+        """Positions of the language model's context that one image uses up."""
+        return self.in_sequence(visual)
 
     def memory(self, visual: Visual) -> int:
         """Tokens of one image that are attended to from outside the sequence."""

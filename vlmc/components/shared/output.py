@@ -11,11 +11,13 @@ from vlmc.components.shared.cache import Cache
 @dataclass
 class ModelOutput:
     """Logits [batch, tokens, vocabulary] (or [batch, classes]); the loss where labels were given;
-    the cache where one was passed in."""
+    the cache where one was passed in; logits [batch, 2] of whether image and text belong together
+    from a head that judges it."""
 
     logits: Tensor
     loss: Tensor | None = None
     cache: Cache | None = None
+    seq_relationship_logits: Tensor | None = None
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from vlmc.resolve.rules.joints import (
     adapter_capacity,
     fusion_joins_language,
     fusion_point,
+    fusion_takes_input,
     head_reads_language,
     widths_meet,
 )
@@ -21,6 +22,7 @@ from vlmc.resolve.rules.train import something_trains, stages_name_parts
 RULES: tuple[Callable[[Flow], Iterator[Problem]], ...] = (
     fusion_point,
     fusion_joins_language,
+    fusion_takes_input,
     head_reads_language,
     adapter_capacity,
     widths_meet,

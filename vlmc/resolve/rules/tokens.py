@@ -14,7 +14,7 @@ def budget_fits_context(flow: Flow) -> Iterator[Problem]:
     if fusion is None or language is None or visual is None or language.context is None:
         return
     images, text = flow.budget.images, flow.budget.text
-    each = fusion.in_sequence(visual)
+    each = fusion.positions(visual)
     total = text + images * each
     if total <= language.context:
         return
