@@ -59,34 +59,42 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.emitted = ""
         self.first = 0
         """Where the decoded window begins. A window and not all ids, so that the cost of a step
         does not grow; one finished stretch stays in it, because the first word of a text loses its
         space."""
         self.ready = 0
+        """Ids before this one are emitted for good."""
+        self.emitted = ""
+        """The emitted text of the window."""
 
     def push(self, token: int) -> str:
         """The text that `token` finishes, often empty."""
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids[self.first :])
+        text = self._window()
         held = len(text) - len(text.rstrip(REPLACEMENT))
-        piece = self._piece(text[: len(text) - min(held, LONGEST_CHARACTER - 1)])
+        piece = self._emit(text[: len(text) - min(held, LONGEST_CHARACTER - 1)])
         if held == 0 and piece:
             self.first, self.ready = self.ready, len(self.ids)
-            self.emitted = self.tokenizer.decode(self.ids[self.first : self.ready])
+            self.emitted = self.tokenizer.decode(self.ids[self.first :])
         return piece
 
     def finish(self) -> str:
         """What is still held back, unfinished characters as U+FFFD."""
-        return self._piece(self.tokenizer.decode(self.ids[self.first :]))
+        return self._emit(self._window())
 
-    def _piece(self, stable: str) -> str:
+    def _window(self) -> str:
+        text = self.tokenizer.decode(self.ids[self.first :])
+        if not text.startswith(self.emitted):
+            # Byte fallback decodes a run of bytes as a whole: one that began well may turn bad.
+            self.first, self.emitted = self.ready, ""
+            text = self.tokenizer.decode(self.ids[self.first :])
+        return text
+
+    def _emit(self, stable: str) -> str:
         """What `stable` has beyond the emitted part of the window."""
-        if len(stable) <= len(self.emitted) or not stable.startswith(self.emitted):
-            return ""
         piece = stable[len(self.emitted) :]
-        self.emitted = stable
+        self.emitted += piece
         return piece
 
 
