@@ -23,10 +23,11 @@ SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
 EDITS = 5_500
 SECONDS = 1.0
 TOKENS = (
-    b"\t", b"\r", b"\n", b"\0", b"\xff", b"\xc3", b"\xef\xbb\xbf", b"&a ", b"*a", b"<<: ", b"!!x ",
-    b"{", b"}", b"[", b"]", b": ", b"- ", b"#", b"'", b'"', b"|", b"?", b"---\n", b"...\n", b"auto",
-    b"null", b"~", b"-1", b"0", b"1e999", b".nan", b"9" * 30, b"yes", b"no", b"1_000", b"kind: ",
-    b"preset: ", b"extends: ", b"frozen: ", b"heads: ", b"layers: 0\n", b"\xe2\x80\xa8", b"\xc2\x85",
+    b"\t", b"\r", b"\n", b"\0", b"\xff", b"\xc3", b"\xef\xbb\xbf", b"&a ", b"*a", b"<<: ",
+    b"!!x ", b"{", b"}", b"[", b"]", b": ", b"- ", b"#", b"'", b'"', b"|", b"?", b"---\n",
+    b"...\n", b"auto", b"null", b"~", b"-1", b"0", b"1e999", b".nan", b"9" * 30, b"yes",
+    b"no", b"1_000", b"kind: ", b"preset: ", b"extends: ", b"frozen: ", b"heads: ",
+    b"layers: 0\n", b"\xe2\x80\xa8", b"\xc2\x85",
 )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def diagnose(path: Path) -> list[Diagnostic]:
 
 
 def hold(path: Path) -> list[Diagnostic]:
-    """`diagnose`, held to its promises: in time, placed inside the file, and every renderer runs."""
+    """`diagnose`, held to its promises: in time, placed in the file, and every renderer runs."""
     begun = time.process_time()
     found = diagnose(path)
     render.terminal(found, color=True)
@@ -98,9 +99,12 @@ def test_random_byte_edits_are_answered(spec: Path, tmp_path: Path) -> None:
 
 
 words = st.sampled_from(
-    ("schema", "name", "encoder", "adapter", "fusion", "language", "head", "token_budget", "target",
-     "training", "preset", "kind", "point", "layers", "heads", "width", "frozen", "features", "layer",
-     "queries", "images", "text", "stages", "train", "parallel", "tensor", "precision", "hardware")
+    (
+        "schema", "name", "encoder", "adapter", "fusion", "language", "head",
+        "token_budget", "target", "training", "preset", "kind", "point", "layers",
+        "heads", "width", "frozen", "features", "layer", "queries", "images", "text",
+        "stages", "train", "parallel", "tensor", "precision", "hardware",
+    )
 )  # fmt: skip
 leaves = st.one_of(
     st.none(),

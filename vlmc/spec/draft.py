@@ -25,13 +25,17 @@ HEADINGS = ("schema", "name", "about", "extends", *COMPONENTS, *SECTIONS)
 DEFAULT_KINDS = {"encoder": "vit", "language": "decoder", "adapter": "identity"}
 POINTS = ("early", "mid", "late")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\Z")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\Z")
+"""What a design may be called."""
 
 
 @dataclass(slots=True)
 class Draft:
-    """A spec file as far as it could be read. A section with problems is missing from
-    `sections`."""
+    """A spec file as far as it could be read.
+
+    A section whose problems say how to mend them stands in `sections` as it would be then, so that
+    the rules can be tried on it; one whose problems do not is missing.
+    """
 
     source: SourceMap
     file: str
@@ -53,8 +57,11 @@ class Draft:
         return spec
 
     def diagnostics(self, more: Iterable[Problem] = ()) -> list[Diagnostic]:
-        """Every fault with its place, in the order of the file."""
-        located = (self.source.locate(problem) for problem in (*self.problems, *more))
+        """Every fault with its place, in the order of the file; of `more`, what the rules found,
+        those whose value is not at fault already."""
+        known = {problem.path for problem in self.problems}
+        new = [problem for problem in more if problem.path not in known]
+        located = (self.source.locate(problem) for problem in (*self.problems, *new))
         return sorted(
             dict.fromkeys((*self.faults, *located)),
             key=lambda d: (d.span.file != self.file, d.span.file, d.span.line, d.span.column),
@@ -118,7 +125,7 @@ def _headings(tree: Mapping, result: Draft, default_name: str) -> None:
         value = plain(tree.entries[key]) if key in tree.entries else default
         if not isinstance(value, str):
             result.problems.append(wrong_type((key,), "text", value, f'{key}: "..."'))
-        elif key == "name" and not _NAME.match(value):
+        elif key == "name" and not NAME.match(value):
             result.problems.append(
                 Problem(
                     code="VLMC012",
@@ -168,7 +175,9 @@ def _component(role: Role, document: Mapping, result: Draft) -> Mapping | None:
     result.problems.extend(problems)
     if isinstance(value, ComponentSpec):
         result.sections[role] = value
-        result.problems.extend(problem.below(role) for problem in value.problems())
+        known = {problem.path for problem in problems}
+        found = (problem.below(role) for problem in value.problems())
+        result.problems.extend(problem for problem in found if problem.path not in known)
     return tree
 
 

@@ -23,6 +23,7 @@ from vlmc.spec.problems import (
     wrong_type,
 )
 from vlmc.spec.reader import MAX_NUMBER
+from vlmc.spec.repair import repaired
 
 Model = TypeVar("Model", bound=BaseModel)
 Error = Mapping[str, Any]
@@ -61,7 +62,11 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\Z")
 
 
 def validate(model: type[Model], data: object, where: Path) -> tuple[Model | None, list[Problem]]:
-    """`data` as a `model`, or every problem with it; paths start with `where`."""
+    """`data` as a `model`, and every problem with it; paths start with `where`.
+
+    With problems, the model is what they would leave once mended as they say, so that the rules can
+    be tried on it; None where they do not say how.
+    """
     try:
         return model.model_validate(data), []
     except ValidationError as error:
@@ -76,7 +81,11 @@ def validate(model: type[Model], data: object, where: Path) -> tuple[Model | Non
     ]
     unfinished = {problem.path[:-1] for problem in problems if problem.code == "VLMC019"}
     kept = [p for p in problems if p.code != "VLMC013" or p.path not in unfinished]
-    return None, kept[:MAX_PROBLEMS]
+    mended = repaired(data, problems, depth=len(where))
+    try:
+        return (None if mended is None else model.model_validate(mended)), kept[:MAX_PROBLEMS]
+    except ValidationError:
+        return None, kept[:MAX_PROBLEMS]
 
 
 def _present(loc: Iterable[int | str], data: object, kind: str) -> Path:
@@ -210,7 +219,7 @@ def _trap_of_text(got: str, key: str, wanted: set[str]) -> str | None:
     number = got.strip().replace("_", "").replace(",", "")
     if not wanted & {"int", "float"} or not _NUMBER.match(number):
         return None
-    return f"{key}: {number}" if len(number) <= MAX_NUMBER else "write a smaller number"
+    return f"{key}: {number}" if len(number) <= MAX_NUMBER else "a smaller number"
 
 
 def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
