@@ -244,7 +244,7 @@ class _Builder:
             key = self.tree(event, depth + 1)
             following = next(self.events)
             value = self.tree(following, depth + 1)
-            if isinstance(value, Scalar) and following.start_mark == following.end_mark:
+            if isinstance(value, Scalar) and following.start_mark.index == following.end_mark.index:
                 value.span = key.span  # nothing stands behind the key
             if not isinstance(key, Scalar):
                 self.fault(
