@@ -9,9 +9,8 @@ class Regions(nn.Module):
     Anderson et al., 2018 (bottom-up attention): the usual source is an object detector.
     """
 
-    def __init__(self, *, count: int, width: int) -> None:
+    def __init__(self, *, width: int) -> None:
         super().__init__()
-        self.count = count
         self.width = width
 
     def forward(self, visual_embeds: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Regions(EncoderSpec):
         return Visual(tokens=self.count, width=self.width)
 
     def arguments(self) -> Arguments:
-        return fields(self, "count", "width")
+        return fields(self, "width")
 
     def parameters(self) -> Parameters:
         return {}

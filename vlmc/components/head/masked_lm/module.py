@@ -28,7 +28,6 @@ class MaskedLM(nn.Module):
         pairs: bool,
     ) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
         self.transform = nn.Linear(width, width)
         self.activation = Activation(kind=activation)
         self.norm = Norm(width=width, kind="layer", eps=norm_eps)
