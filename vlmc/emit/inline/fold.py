@@ -183,7 +183,9 @@ def _call(node: cst.Call) -> cst.BaseExpression:
     plain = all(argument.keyword is None and not argument.star for argument in node.args)
     if not plain or not values or any(isinstance(value, Unknown) for value in values):
         return node
-    return literal(_BUILTINS[node.func.value](*values))
+    folded = literal(_BUILTINS[node.func.value](*values))
+    # float("-inf") has no shorter form: what is folded into itself is done.
+    return node if folded.deep_equals(node) else folded
 
 
 def _torch_call(node: cst.Call) -> cst.BaseExpression:
