@@ -1,0 +1,299 @@
+"""The rules: each holds at its limit, its arithmetic is right, and its help mends the fault."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from vlmc.diagnostics import Diagnostic
+from vlmc.resolve import check, flow
+from vlmc.spec.draft import draft
+from vlmc.spec.reader import parse, plain
+
+Design = dict[str, Any]
+
+ENCODER: Design = {
+    "kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "layers": 3, "heads": 4,
+    "hidden": 64,
+}  # fmt: skip
+LANGUAGE: Design = {
+    "kind": "decoder", "width": 32, "layers": 4, "heads": 4, "hidden": 64, "vocabulary": 100,
+    "context": 64,
+}  # fmt: skip
+
+
+def design(**sections: Design | str) -> Design:
+    """A small sound design with some sections' fields replaced."""
+    base: Design = {
+        "encoder": ENCODER,
+        "adapter": {"kind": "mlp"},
+        "language": LANGUAGE,
+        "token_budget": {"images": 1, "text": 32},
+    }
+    for name, section in sections.items():
+        former = base.get(name, {})
+        fresh = isinstance(section, str) or "kind" in section
+        base[name] = section if fresh else {**former, **section}
+    return base
+
+
+def diagnose(document: Design) -> list[Diagnostic]:
+    text = yaml.safe_dump(document, sort_keys=False)
+    read = draft(parse(text, "design"), "design", default_name="design")
+    return read.diagnostics(check(flow(read.sections)))
+
+
+def codes(document: Design) -> list[str]:
+    return [diagnostic.code for diagnostic in diagnose(document)]
+
+
+def target(**fields: Any) -> Design:
+    return {"hardware": "a100-80gb", "workload": {"generate": 1}, **fields}
+
+
+AT_THE_LIMIT = [
+    ("VLMC101", "encoder", {"heads": 8}, {"heads": 5}),
+    ("VLMC101", "language", {"heads": 2}, {"heads": 3}),
+    ("VLMC102", "language", {"kv_heads": 2}, {"kv_heads": 3}),
+    ("VLMC103", "target", target(count=4, parallel={"tensor": 4}),
+     target(count=8, parallel={"tensor": 8})),
+    ("VLMC103", "target", target(count=4, parallel={"encoder": {"tensor": 4}}),
+     target(count=3, parallel={"encoder": {"tensor": 3}})),
+    ("VLMC105", "encoder", {"image_size": 20}, {"image_size": 18}),
+    ("VLMC106", "encoder", {"features": {"layer": 3}}, {"features": {"layer": 4}}),
+    ("VLMC106", "encoder", {"features": {"layer": -4}}, {"features": {"layer": [-1, -5]}}),
+    ("VLMC107", "encoder", {"cls": True, "features": {"drop_cls": True}},
+     {"cls": False, "features": {"drop_cls": True}}),
+    ("VLMC107", "encoder", {"post_norm": True, "features": {"norm": True}},
+     {"post_norm": False, "features": {"norm": True}}),
+    ("VLMC108", "language", {"head_dim": 8}, {"head_dim": 7}),
+    ("VLMC108", "language", {"positions": {"kind": "learned"}},
+     {"positions": {"kind": "learned"}, "context": None}),
+    ("VLMC109", "target", target(count=4, parallel={"data": 2}),
+     target(count=4, parallel={"data": 3})),
+    ("VLMC109", "target", target(count=4, parallel={"encoder": {"data": 4}}),
+     target(count=4, parallel={"encoder": {"data": 8}})),
+    ("VLMC110", "fusion", {"kind": "placeholder", "placeholders": 17},
+     {"kind": "placeholder", "placeholders": 16}),
+    ("VLMC111", "fusion", {"kind": "placeholder", "token": 99},
+     {"kind": "placeholder", "token": 100}),
+    ("VLMC112", "adapter", {"kind": "qformer", "queries": 17, "layers": 2},
+     {"kind": "qformer", "queries": 18, "layers": 2}),
+    ("VLMC113", "adapter", {"kind": "qformer", "queries": 4, "layers": 4},
+     {"kind": "qformer", "queries": 4, "layers": 5}),
+    ("VLMC120", "fusion", {"kind": "placeholder", "point": "late"},
+     {"kind": "placeholder", "point": "early"}),
+    ("VLMC121", "fusion", {"kind": "placeholder"}, {"kind": "single_stream"}),
+    ("VLMC122", "head", {"kind": "lm"}, {"kind": "classify", "classes": 2}),
+    ("VLMC130", "token_budget", {"images": 1, "text": 47}, {"images": 1, "text": 48}),
+    ("VLMC131", "target", target(workload={"prompt": 16, "generate": 16}),
+     target(workload={"prompt": 16, "generate": 17})),
+    ("VLMC150", "target", target(), target(hardware="a100")),
+    ("VLMC151", "target", target(precision="bf16"),
+     target(precision="fp8", workload={"mode": "train"})),
+    ("VLMC151", "target", target(precision="int4"), target(hardware="t4", precision="tf32")),
+    ("VLMC141", "training", {"stages": [{"name": "a", "train": ["adapter", "fusion"], "lr": 0.1}]},
+     {"stages": [{"name": "a", "train": ["fusion"], "lr": 0.1}]}),
+]  # fmt: skip
+"""A rule's code, a section that just keeps it, and the nearest that breaks it."""
+
+
+@pytest.mark.parametrize(("code", "section", "kept", "broken"), AT_THE_LIMIT)
+def test_a_rule_holds_at_its_limit(code: str, section: str, kept: Design, broken: Design) -> None:
+    assert code not in codes(design(**{section: kept}))
+    assert code in codes(design(**{section: broken}))
+
+
+def test_visual_tokens_among_words_are_as_wide() -> None:
+    assert codes(design(adapter="identity")) == []
+    assert codes(design(adapter="identity", language={"width": 64})) == ["VLMC123"]
+
+
+def test_cross_attention_and_encoder_decoder_limits() -> None:
+    cross = {"kind": "gated_cross_attention", "every": 4}
+    assert codes(design(fusion=cross)) == []
+    assert codes(design(fusion={**cross, "every": 5})) == ["VLMC114"]
+    pair = {"kind": "encoder_decoder", "width": 32, "layers": 2, "heads": 4, "hidden": 64,
+            "vocabulary": 100}  # fmt: skip
+    assert codes(design(language=pair, fusion="prefix")) == []
+    assert codes(design(language={**pair, "decoder_layers": 0}, fusion="prefix")) == ["VLMC115"]
+    assert codes(design(language=pair, fusion=cross)) == ["VLMC121"]
+
+
+def test_regions_go_where_they_are_read() -> None:
+    regions = {"kind": "regions", "count": 4, "width": 32}
+    stream = {"kind": "encoder", "width": 32, "layers": 2, "heads": 4, "hidden": 64,
+              "vocabulary": 100, "context": 64}  # fmt: skip
+    parts = {"encoder": regions, "adapter": "linear"}
+    assert codes(design(**parts, language=stream, fusion="single_stream")) == []
+    assert codes(design(**parts, fusion="placeholder")) == ["VLMC116"]
+
+
+def test_tensor_parallelism_splits_key_value_heads() -> None:
+    grouped = {"heads": 4, "kv_heads": 2}
+    assert codes(design(language=grouped, target=target(count=2, parallel={"tensor": 2}))) == []
+    found = codes(design(language=grouped, target=target(count=4, parallel={"tensor": 4})))
+    assert found == ["VLMC104"]
+
+
+FROZEN = {"frozen": True}
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        ("nothing", ["VLMC140"]),
+        ("encoder", []),
+        ("adapter", []),
+        ("head", []),
+        ("fusion", ["VLMC140"]),
+    ],
+)
+def test_something_with_parameters_must_train(free: str, expected: list[str]) -> None:
+    """A placeholder fusion has no parameters: left free, it is nothing to train."""
+    sections: dict[str, Any] = {
+        "encoder": {**ENCODER, **FROZEN},
+        "adapter": {"kind": "mlp", **FROZEN},
+        "language": {**LANGUAGE, **FROZEN},
+        "head": dict(FROZEN),
+        "fusion": {"kind": "placeholder", **FROZEN},
+        "target": target(workload={"mode": "train"}),
+    }
+    if free in sections:
+        sections[free] = {**sections[free], "frozen": False}
+    assert codes(design(**sections)) == expected
+    sections["target"] = target()
+    assert codes(design(**sections)) == []
+
+
+def test_the_memory_bound_is_its_arithmetic() -> None:
+    """Vicuna-7B with CLIP-L in fp16, 8 sequences of 576 + 256 + 128 tokens: weights are 2 bytes
+    each; the cache 2 x 32 layers x 4,096 channels x 2 bytes a token."""
+    document = {
+        "encoder": {"preset": "clip-vit-l-14-336", "features": {"layer": -2, "drop_cls": True}},
+        "adapter": "mlp",
+        "language": "vicuna-7b-v1.5",
+        "token_budget": {"images": 1, "text": 512},
+        "target": {"hardware": "t4", "precision": "fp16",
+                   "workload": {"batch": 8, "prompt": 256, "generate": 128}},
+    }  # fmt: skip
+    (found,) = diagnose(document)
+    assert found.code == "VLMC152"
+    parts = [float(number) for number in re.findall(r"([\d.]+) GB", found.got or "")]
+    tokens = 8 * (576 + 256 + 128)
+    cache = tokens * 2 * 32 * 4096 * 2 / 1e9
+    assert parts[0] == pytest.approx(2 * 7.064e9 / 1e9, rel=0.01)
+    assert parts[1] == pytest.approx(cache, abs=0.05)
+    assert parts[3] == pytest.approx(sum(parts[:3]), abs=0.11)
+    assert found.help == f"count: {-(-parts[3] // 16):.0f}"
+    document["target"]["count"] = 2
+    assert codes(document) == []
+    document["target"] |= {"count": 1, "workload": {"batch": 1, "prompt": 64, "generate": 64}}
+    assert codes(document) == []
+
+
+def mended(document: Design, diagnostic: Diagnostic) -> Design:
+    """The document after its help was pasted: at the key of the fault's path, else beside it, or
+    below it where the fault is a whole section."""
+    (patch,) = [plain(parse(diagnostic.help or "", "help"))]
+    ((key, value),) = patch.items()
+    path = list(diagnostic.path)
+    if key in path:
+        path = path[: path.index(key)]
+    elif len(path) > 1:
+        path = path[:-1]
+    tree = yaml.safe_load(yaml.safe_dump(document))
+    owner = tree
+    for step in path:
+        owner = owner.setdefault(step, {})
+    if isinstance(value, dict) and isinstance(owner.get(key), dict):
+        owner[key] = {**owner[key], **value}
+    else:
+        owner[key] = value
+    return tree
+
+
+sizes = st.integers(1, 12)
+
+
+@st.composite
+def designs(draw: st.DrawFn) -> Design:
+    """Designs whose numbers rarely go together."""
+    wide = st.sampled_from((16, 24, 32, 48, 60))
+    language: Design = {
+        "width": draw(wide),
+        "heads": draw(sizes),
+        "layers": draw(sizes),
+        "context": draw(st.integers(1, 200)),
+        "head_dim": draw(st.none() | st.just(8)),
+    }
+    if draw(st.booleans()):
+        language["kv_heads"] = draw(sizes)
+    encoder: Design = {
+        "width": draw(wide),
+        "heads": draw(sizes),
+        "image_size": draw(st.integers(1, 64)),
+        "patch_size": draw(sizes),
+        "features": {"layer": draw(st.integers(-9, 9))},
+    }
+    fusion = {"kind": "placeholder", "placeholders": draw(st.integers(1, 40))}
+    degrees = {"tensor": draw(st.sampled_from((1, 2, 3, 4, 5, 8)))}
+    return design(
+        encoder=encoder,
+        language=language,
+        fusion=fusion,
+        token_budget={"images": draw(st.integers(0, 6)), "text": draw(st.integers(1, 250))},
+        target=target(count=draw(st.integers(1, 6)), parallel=degrees),
+    )
+
+
+MENDED_BY_HELP = ("VLMC101", "VLMC102", "VLMC103", "VLMC105", "VLMC106", "VLMC109", "VLMC110")
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(document=designs(), choice=st.integers(0, 20))
+def test_pasting_the_help_mends_the_fault(document: Design, choice: int) -> None:
+    found = [d for d in diagnose(document) if d.code in (*MENDED_BY_HELP, "VLMC130")]
+    assume(found)
+    fault = found[choice % len(found)]
+    if fault.code == "VLMC130" and "an adapter" in (fault.help or ""):
+        return
+    after = [d for d in diagnose(mended(document, fault)) if d.code == fault.code]
+    others = [d for d in found if d.code == fault.code and d is not fault]
+    assert (fault.path, fault.message) not in [(d.path, d.message) for d in after]
+    assert len(after) <= len(others), (fault, after)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(document=designs())
+def test_the_arithmetic_of_a_division_is_right(document: Design) -> None:
+    for found in diagnose(document):
+        match = re.fullmatch(r"(\d+) / (\d+) = (\d+) remainder (\d+)", found.got or "")
+        if match:
+            number, divisor, quotient, rest = map(int, match.groups())
+            assert number == divisor * quotient + rest
+            assert 0 < rest < divisor
+            assert str(number) in found.message or str(number) in (found.expected or "")
+
+
+def test_the_budget_is_counted_as_it_is_said() -> None:
+    document = design(token_budget={"images": 3, "text": 40})
+    (found,) = diagnose(document)
+    assert found.got == "40 text + 3 images x 17 tokens = 91"
+    assert found.message.startswith("the token budget is 27 over")
+    assert found.help == "text: 13"
+    document["token_budget"]["images"] = 9
+    (found,) = diagnose(document)
+    assert found.help == "token_budget: {images: 3, text: 13}"
+
+
+def test_every_code_of_a_rule_is_tested_here() -> None:
+    rules = (Path(__file__).parents[2] / "vlmc" / "resolve").rglob("*.py")
+    used = {code for path in rules for code in re.findall(r"VLMC\d{3}", path.read_text())}
+    assert used <= set(re.findall(r"VLMC\d{3}", Path(__file__).read_text()))
