@@ -247,7 +247,7 @@ def divides(
             code=code,
             path=path,
             message=f"{what} {number} is not a multiple of {by} {divisor}",
-            expected=f"{by} that divides {number}",
+            expected=f"{by}: a divisor of {number}",
             got=f"{number} / {divisor} = {number // divisor} remainder {number % divisor}",
             help=help_,
             related=related,
