@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vlmc.components.catalog import kinds
 from vlmc.ir import Arch, Node
@@ -13,6 +17,23 @@ from vlmc.ir import Arch, Node
 
 class SignatureMismatch(AssertionError):
     """A module that is not what its spec says: a mistake of vlmc, never of its user."""
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Passes over torch's initialisers: on the meta device there is nothing to fill, and drawing
+    random numbers there would load the whole of torch's compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
 
 
 def module_class(node: Node) -> type[nn.Module]:
@@ -26,7 +47,10 @@ def instantiate(arch: Arch, *, device: torch.device | str = "meta") -> nn.Module
 
     On the meta device (the default) nothing is allocated.
     """
-    with torch.device(device):
+    device = torch.device(device)
+    on_meta = device.type == "meta"
+    filling: AbstractContextManager[object] = _WithoutValues() if on_meta else nullcontext()
+    with filling, device:
         parts = {
             node.role: module_class(node)(**node.arguments)
             for node in arch.nodes
