@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -22,7 +22,7 @@ def coloured() -> bool:
 
 
 @contextmanager
-def guarded(style: Format = "text") -> Iterator[None]:
+def guarded(style: Format = "text") -> Generator[None]:
     """Ends the command with the exit code of what went wrong: 1 for the design, 2 for the
     command, 3 for the machine. Diagnostics go to stderr as text, to stdout as JSON or GitHub
     annotations."""

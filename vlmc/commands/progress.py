@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 Tell = Callable[..., None]
@@ -14,7 +14,7 @@ def _silent(stage: str, done: int = 0, total: int = 0) -> None:
 
 
 @contextmanager
-def shown(title: str, *, quiet: bool) -> Iterator[Tell]:
+def shown(title: str, *, quiet: bool) -> Generator[Tell]:
     """A function to tell stages to; a line that follows them where stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield _silent

@@ -24,7 +24,11 @@ Architecture = Literal["decoder", "encoder_decoder", "encoder"]
 
 
 class Described(BaseModel):
-    """A typed, frozen part of a spec: unknown keys are errors and nothing is coerced."""
+    """A typed, frozen part of a spec: unknown keys are errors and nothing is coerced.
+
+    A field whose default is another part takes it from `model_construct()`, which builds no
+    validator: importing the language stays fast.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, defer_build=True, allow_inf_nan=False

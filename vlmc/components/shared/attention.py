@@ -1,6 +1,5 @@
 """Multi-head attention and the key/value cache."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

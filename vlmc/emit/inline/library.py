@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import libcst as cst
+from typing_extensions import override
 
 from vlmc.emit.inline.tree import statement, walk
 
@@ -55,9 +56,21 @@ def source(module: str) -> Source:
     assert spec.origin is not None, module
     text = Path(spec.origin).read_text(encoding="utf-8")
     result = Source(module, spec.origin, {}, {}, {}, {}, _imports(text))
-    for node, parsed in zip(cst.parse_module(text).body, ast.parse(text).body, strict=True):
+    code = cst.parse_module(text).visit(_WithoutCasts())
+    assert isinstance(code, cst.Module)
+    for node, parsed in zip(code.body, ast.parse(text).body, strict=True):
         _add(result, node, parsed)
     return result
+
+
+class _WithoutCasts(cst.CSTTransformer):
+    """Leaves out what is said to the type checker alone: `cast(T, x)` becomes `x`."""
+
+    @override
+    def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
+        if isinstance(updated_node.func, cst.Name) and updated_node.func.value == "cast":
+            return updated_node.args[1].value
+        return updated_node
 
 
 def _add(result: Source, node: cst.BaseStatement, parsed: ast.stmt) -> None:
@@ -76,9 +89,12 @@ def _add(result: Source, node: cst.BaseStatement, parsed: ast.stmt) -> None:
     result.definitions[name] = node
     result.lines[name] = (parsed.lineno, parsed.end_lineno or parsed.lineno)
     result.names[name] = (result.module, name)
-    found = [n for n in ast.walk(parsed) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    found = [
+        n for n in ast.walk(parsed) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    ]
     found.sort(key=lambda call: (call.lineno, call.col_offset))
     same = [call.func.value for call in calls_by_name(node) if isinstance(call.func, cst.Name)]
+    found = [call for call in found if isinstance(call.func, ast.Name) and call.func.id != "cast"]
     assert same == [call.func.id for call in found if isinstance(call.func, ast.Name)], name
     result.calls[name] = tuple(call.lineno for call in found)
 

@@ -1,5 +1,8 @@
 """The Q-Former of BLIP-2."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +60,7 @@ class QFormer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         features = features.to(self.queries.dtype)
         x = self.norm(self.queries).expand(features.shape[0], -1, -1)
-        for layer in self.layers:
+        for layer in cast("Iterable[TransformerBlock]", self.layers):
             memory = None if layer.cross is None else layer.cross.key_value(features)
             x = layer(x, memory=memory)
         return self.projection(x)

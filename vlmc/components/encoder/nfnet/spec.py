@@ -70,7 +70,7 @@ class NFNet(EncoderSpec):
         default=None, description="Frames of a video; none for still images alone."
     )
     preprocess: Preprocess = Field(
-        default=Preprocess(), description="How an image becomes pixel values."
+        default=Preprocess.model_construct(), description="How an image becomes pixel values."
     )
 
     @property

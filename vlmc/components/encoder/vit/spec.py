@@ -64,13 +64,14 @@ class ViT(EncoderSpec):
         default=True, description="Whether the model holds a LayerNorm after the last block."
     )
     features: Features = Field(
-        default=Features(), description="Which hidden states become the visual tokens."
+        default=Features.model_construct(),
+        description="Which hidden states become the visual tokens.",
     )
     frames: Frames | None = Field(
         default=None, description="Frames of a video; none for still images alone."
     )
     preprocess: Preprocess = Field(
-        default=Preprocess(), description="How an image becomes pixel values."
+        default=Preprocess.model_construct(), description="How an image becomes pixel values."
     )
 
     def input_type(self) -> TensorType:

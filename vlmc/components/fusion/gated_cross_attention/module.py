@@ -1,5 +1,8 @@
 """Fusion by gated cross-attention."""
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -77,8 +80,8 @@ class GatedCrossAttention(nn.Module):
         *,
         encoder: nn.Module,
         adapter: nn.Module,
-        language: nn.Module,
-        head: nn.Module,
+        language: Any,
+        head: Any,
         width: int,
         visual_width: int,
         visual_projection: bool,
@@ -165,7 +168,8 @@ class GatedCrossAttention(nn.Module):
         if pixel_values is not None:
             visual = self.encode_images(pixel_values)
             images = visual.flatten(1, 2)
-            memory = [block.attention.key_value(images) for block in self.gated_blocks]
+            blocks = cast("Iterable[GatedBlock]", self.gated_blocks)
+            memory = [block.attention.key_value(images) for block in blocks]
             seen = image_attention_mask
             if seen is None:
                 seen = self.images_seen(input_ids, visual.shape[1])

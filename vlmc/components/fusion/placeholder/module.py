@@ -1,5 +1,7 @@
 """Fusion by placeholder tokens."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from vlmc.components.shared.cache import Cache
@@ -19,8 +21,8 @@ class Placeholder(nn.Module):
         *,
         encoder: nn.Module,
         adapter: nn.Module,
-        language: nn.Module,
-        head: nn.Module,
+        language: Any,
+        head: Any,
         image_token: int,
     ) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Fusion by visual tokens before the text."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,8 +31,8 @@ class Prefix(nn.Module):
         *,
         encoder: nn.Module,
         adapter: nn.Module,
-        language: nn.Module,
-        head: nn.Module,
+        language: Any,
+        head: Any,
         image_token: int | None,
         encoder_decoder: bool,
     ) -> None:

@@ -1,5 +1,7 @@
 """Fusion in one bidirectional stream."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +21,8 @@ class SingleStream(nn.Module):
         *,
         encoder: nn.Module,
         adapter: nn.Module,
-        language: nn.Module,
-        head: nn.Module,
+        language: Any,
+        head: Any,
         width: int,
         token_types: int,
         positions: int,

@@ -68,7 +68,9 @@ class Decoder(LanguageSpec):
     qkv_bias: bool = Field(default=False, description="Bias on query, key and value projections.")
     output_bias: bool = Field(default=False, description="Bias on the output projection.")
     mlp_bias: bool = Field(default=False, description="Bias on the MLP's projections.")
-    positions: Positions = Field(default=Positions(), description="How order is known.")
+    positions: Positions = Field(
+        default=Positions.model_construct(), description="How order is known."
+    )
     tied_head: bool = Field(
         default=False, description="Whether the output head is the embedding, transposed."
     )

@@ -1,5 +1,8 @@
 """An encoder-decoder language model."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -149,7 +152,8 @@ class EncoderDecoder(nn.Module):
         """Without `x` the encoder is not run: its keys and values are in the cache."""
         if x is not None:
             encoded = self.encode(x, attention_mask)
-            memory = [layer.cross.key_value(encoded) for layer in self.decoder_layers]
+            layers = cast("Iterable[TransformerBlock]", self.decoder_layers)
+            memory = [layer.cross.key_value(encoded) for layer in layers if layer.cross]
             if cache is not None:
                 cache.memory = memory
                 if attention_mask is not None:

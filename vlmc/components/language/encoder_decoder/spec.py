@@ -62,7 +62,8 @@ class EncoderDecoder(LanguageSpec):
     )
     gated: bool = Field(default=True, description="Whether the MLP is a gated unit (T5 v1.1).")
     positions: DistanceBuckets = Field(
-        default=DistanceBuckets(), description="How order is known: a relative position bias."
+        default=DistanceBuckets.model_construct(),
+        description="How order is known: a relative position bias.",
     )
     tied_head: bool = Field(
         default=False,
