@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from vlmc.diagnostics.diagnostic import UsageError
 from vlmc.diagnostics.nearest import ranked
@@ -12,13 +12,8 @@ from vlmc.diagnostics.nearest import ranked
 @cache
 def pages() -> dict[str, str]:
     """The page of each code as Markdown, by code in their order."""
-    folder = files("vlmc.diagnostics") / "pages"
-    texts = {
-        entry.name.removesuffix(".md"): entry.read_text(encoding="utf-8")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".md")
-    }
-    return dict(sorted(texts.items()))
+    folder = Path(__file__).with_name("pages")
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
 
 
 def titles() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,6 +19,8 @@ BYTES: dict[str, float] = {
     "int4": 0.5,
 }
 """Bytes of a number in each format."""
+
+FOLDER = Path(__file__).with_name("devices")
 
 
 class Device(BaseModel):
@@ -51,8 +53,7 @@ class Device(BaseModel):
 @cache
 def names() -> tuple[str, ...]:
     """Every device that has a data file, in alphabetical order."""
-    folder = files("vlmc.hardware") / "devices"
-    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 @cache
@@ -60,6 +61,6 @@ def device(name: str) -> Device:
     """The device of that name. Raises KeyError where there is none."""
     if name not in names():
         raise KeyError(name)
-    text = (files("vlmc.hardware") / "devices" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     data: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return Device(name=name, **data)

@@ -95,9 +95,12 @@ class Target(Described):
     precision: PrecisionName | Precision = Field(
         default="bf16", description="Number format, for everything or by part."
     )
-    workload: Workload = Field(default=Workload(), description="What it will be asked to do.")
+    workload: Workload = Field(
+        default=Workload.model_construct(), description="What it will be asked to do."
+    )
     parallel: Parallel = Field(
-        default=Parallel(), description="Degrees of parallelism; what is not given is planned."
+        default=Parallel.model_construct(),
+        description="Degrees of parallelism; what is not given is planned.",
     )
 
     def precision_of(self, part: Part) -> PrecisionName:
@@ -138,7 +141,7 @@ class ModelSpec(Described):
     fusion: FusionSpec
     language: LanguageSpec
     head: HeadSpec
-    token_budget: TokenBudget = TokenBudget()
+    token_budget: TokenBudget = TokenBudget.model_construct()
     target: Target | None = None
     training: Training | None = None
     _source: SourceMap | None = PrivateAttr(default=None)

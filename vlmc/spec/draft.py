@@ -52,7 +52,7 @@ class Draft:
     def spec(self) -> ModelSpec:
         """The whole design. The draft must be complete."""
         assert self.complete
-        spec = ModelSpec(**self.sections)
+        spec = ModelSpec.model_construct(**self.sections)  # each is validated already
         spec.place(self.source)
         return spec
 

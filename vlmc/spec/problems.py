@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from importlib.resources import files
+from pathlib import Path as FilePath
 from typing import Any, cast
 
 from vlmc.diagnostics import Path, Problem
@@ -19,7 +19,7 @@ SHOWN = 60
 def planned() -> dict[str, dict[str, Any]]:
     """The words of the language that this release cannot build yet: `kinds`, `presets`, `keys`,
     `words` and `auto`."""
-    text = (files("vlmc.spec") / "planned.yaml").read_text(encoding="utf-8")
+    text = FilePath(__file__).with_name("planned.yaml").read_text(encoding="utf-8")
     return plain(parse(text, "planned.yaml"))
 
 

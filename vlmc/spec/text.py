@@ -14,7 +14,8 @@ MAX_STRAY = 20
 BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 """Where the YAML parser begins a new line."""
 
-_STRAY = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_STRAY = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+"""What YAML does not allow."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 

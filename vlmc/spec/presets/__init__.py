@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from vlmc.spec.reader import Mapping, Scalar, Tree, parse
 
 FOLDERS = {"encoder": "encoders", "language": "languages"}
 """The roles that have presets, and the folder of each."""
+
+_HERE = Path(__file__).parent
 
 
 @cache
@@ -16,14 +18,13 @@ def names(role: str) -> tuple[str, ...]:
     """The presets of a role, in alphabetical order."""
     if role not in FOLDERS:
         return ()
-    folder = files(__name__) / FOLDERS[role]
-    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
+    return tuple(sorted(path.stem for path in (_HERE / FOLDERS[role]).glob("*.yaml")))
 
 
 @cache
 def document(role: str, name: str) -> Mapping:
     """The whole data file of a preset: `about`, `sources` and `values`."""
-    path = files(__name__) / FOLDERS[role] / f"{name}.yaml"
+    path = _HERE / FOLDERS[role] / f"{name}.yaml"
     tree = parse(path.read_text(encoding="utf-8"), f"preset {name}")
     assert isinstance(tree, Mapping)
     return tree
