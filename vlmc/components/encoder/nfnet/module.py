@@ -140,38 +140,37 @@ class NFNet(nn.Module):
         self.gamma = gamma
         self.frames = frames
         self.activation = Activation(kind=activation)
-        stem = (3, 16, 32, 64, widths[0] // 2)
         self.stem = nn.ModuleList(
-            StandardisedConv(
-                inputs=stem[index],
-                outputs=stem[index + 1],
-                kernel=3,
-                stride=2 if index in (0, 3) else 1,
-                groups=1,
+            StandardisedConv(inputs=inputs, outputs=outputs, kernel=3, stride=stride, groups=1)
+            for inputs, outputs, stride in (
+                (3, 16, 2),
+                (16, 32, 1),
+                (32, 64, 1),
+                (64, widths[0] // 2, 2),
             )
-            for index in range(4)
         )
         self.blocks = nn.ModuleList()
-        inputs = stem[-1]
+        inputs = widths[0] // 2
         # The variance that each block adds is undone by the next one's beta; a stage starts anew.
         variance = 1.0
-        for stage, depth in enumerate(depths):
+        stages = zip(depths, widths, bottlenecks, se_hidden, strict=True)
+        for depth, width, bottleneck, squeezed in stages:
             for index in range(depth):
                 self.blocks.append(
                     NFBlock(
                         inputs=inputs,
-                        width=widths[stage],
-                        bottleneck=bottlenecks[stage],
-                        groups=bottlenecks[stage] // group_size,
-                        se_hidden=se_hidden[stage],
-                        stride=2 if index == 0 and stage > 0 else 1,
+                        width=width,
+                        bottleneck=bottleneck,
+                        groups=bottleneck // group_size,
+                        se_hidden=squeezed,
+                        stride=2 if index == 0 and len(self.blocks) > 0 else 1,
                         activation=activation,
                         gamma=gamma,
                         alpha=alpha,
                         beta=1.0 / math.sqrt(variance),
                     )
                 )
-                inputs = widths[stage]
+                inputs = width
                 variance = (1.0 if index == 0 else variance) + alpha**2
         self.final = StandardisedConv(inputs=inputs, outputs=features, kernel=1, stride=1, groups=1)
 
