@@ -47,6 +47,14 @@ def llama(special: Sequence[str] = ()) -> Tokenizer:
     return tokenizer
 
 
+def llama_without_legacy(special: Sequence[str] = ()) -> Tokenizer:
+    """The newer Llama file: only the start of a text is given a space."""
+    tokenizer = llama(special)
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return tokenizer
+
+
 def opt(special: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE that begins a text with </s>: GPT-2's, as OPT has it."""
     tokenizer = Tokenizer(models.BPE())

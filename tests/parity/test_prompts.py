@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tokenizer_files import llama, opt, save, t5
+from tokenizer_files import llama, llama_without_legacy, opt, save, t5
+from tokenizers import Tokenizer
 from transformers import Blip2Processor, IdeficsProcessor, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -15,6 +17,7 @@ from transformers.models.idefics.image_processing_pil_idefics import IdeficsImag
 from vlmc.runtime.prompt import Place, token_ids
 from vlmc.runtime.tokenizer import load_tokenizer
 
+Make = Callable[..., Tokenizer]
 IMAGE = Image.new("RGB", (40, 30), (90, 120, 30))
 PROMPTS = (
     "USER: <image>\nWhat is in the picture? ASSISTANT:",
@@ -25,9 +28,10 @@ PROMPTS = (
 )
 
 
+@pytest.mark.parametrize("make", [llama, llama_without_legacy])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_llava(prompt: str, tmp_path: Path) -> None:
-    file = llama(["<image>"])
+def test_llava(prompt: str, make: Make, tmp_path: Path) -> None:
+    file = make(["<image>"])
     reference = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         PreTrainedTokenizerFast(tokenizer_object=file, bos_token="<s>", eos_token="</s>"),
@@ -51,8 +55,8 @@ def test_llava(prompt: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [opt, t5])
-def test_blip2_puts_the_image_before_everything(make: object, tmp_path: Path) -> None:
-    file = make()  # type: ignore[operator]
+def test_blip2_puts_the_image_before_everything(make: Make, tmp_path: Path) -> None:
+    file = make()
     tokenizer = load_tokenizer(save(file, tmp_path))
     words = PreTrainedTokenizerFast(tokenizer_object=file, eos_token="</s>", pad_token="<pad>")
     reference = Blip2Processor(

@@ -118,6 +118,13 @@ def test_a_video_is_answered_frame_by_frame(tmp_path: Path) -> None:
     assert "b.gif: 3 of 10 frames, evenly spread (encoder.frames)" in answer.inputs.notes
 
 
+def test_placeholders_follow_the_frames_that_are_shown(tmp_path: Path) -> None:
+    twin = start(load_spec(LLAVA, ["encoder.frames={train: 3}"]), mini=True)
+    film = animation(tmp_path / "a.gif", [0, 250])
+    for path, tokens in ((still(tmp_path / "1.png", 9), 16), (film, 32)):
+        assert ask(twin, "What?", [path], max_new_tokens=2).inputs.visual == tokens
+
+
 ENCODER = Regions(count=6, width=4)
 BOXED = Regions(count=6, width=4, boxes=True)
 
@@ -171,12 +178,17 @@ def test_the_stand_in_detector_sees_differences_and_says_what_it_is(tmp_path: Pa
         assert not torch.allclose(features[0], features[1])
         assert torch.equal(features, stand_in([one, two], encoder)[0])
         assert "stand-in" in note
-    half = Image.new("RGB", (90, 60), (0, 0, 0))
-    half.paste((255, 255, 255), (0, 0, 30, 30))
-    half.save(tmp_path / "half.png")
-    cells = stand_in([tmp_path / "half.png"], ENCODER)[0][0]
-    assert not torch.allclose(cells[0], cells[5])
-    assert torch.allclose(cells[4], cells[5], atol=0.2)
+
+
+def test_the_stand_ins_regions_are_the_cells_row_by_row(tmp_path: Path) -> None:
+    black, white = still(tmp_path / "black.png", 0), still(tmp_path / "white.png", 255)
+    corner = Image.new("RGB", (24, 16), (0, 0, 0))
+    corner.paste((255, 255, 255), (8, 8, 16, 16))  # the middle cell of the second row
+    corner.save(tmp_path / "corner.png")
+    features, _ = stand_in([black, white, tmp_path / "corner.png"], ENCODER)
+    expected = features[0].clone()
+    expected[4] = features[1][4]
+    assert torch.equal(features[2], expected)
 
 
 def test_llava_sees_no_features(tmp_path: Path) -> None:

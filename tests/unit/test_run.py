@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import vlmc
 from vlmc.commands import app
 from vlmc.runtime import placement
+from vlmc.runtime.answer import ask
 from vlmc.runtime.session import start
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +246,15 @@ def test_masked_words_are_filled() -> None:
     assert said["text"].startswith("The ")
     message = fails(2, VISUALBERT, "--mini", *design, prompt="Nothing masked.")
     assert "write [MASK]" in message
+
+
+def test_the_likeliest_word_stands_in_the_place_of_each_mask() -> None:
+    twin = start(vlmc.load_spec(VISUALBERT, ["head={kind: masked_lm}"]), mini=True)
+    twin.model.get_parameter("head.bias")[ord("X")] = 100.0
+    said = ask(twin, "a [MASK] b [MASK].", [PICTURE])
+    assert said.text == "a X b X."
+    assert said.choices[0].index == ord("X")
+    assert said.choices[0].probability > 0.99
 
 
 def test_a_published_visualbert_takes_no_pixels() -> None:

@@ -77,6 +77,7 @@ def test_a_file_with_padding_and_truncation_is_read_without(tmp_path: Path) -> N
         ({}, {2}),
         ({"config.json": {"eos_token_id": 7}}, {7}),
         ({"config.json": {"text_config": {"eos_token_id": 8}}}, {8}),
+        ({"config.json": {"eos_token_id": 7, "text_config": {"eos_token_id": 8}}}, {7}),
         ({"config.json": {"eos_token_id": None, "text_config": {"eos_token_id": 8}}}, {8}),
         (
             {
