@@ -238,3 +238,26 @@ def test_a_derived_section_keeps_or_starts_anew(
     draft = load(path)
     assert getattr(draft.sections[section], field) == value
     assert draft.sections["name"] == "child"
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "gone"),
+    [
+        # the kind of the base is its preset's
+        ("clip-vit-l-14-336", "{kind: regions, count: 4, width: 32}", "patch_size"),
+        ("{preset: clip-vit-l-14-336, heads: 8}", "nfnet-f6", "heads"),
+        # fields written out in the base are not those of the preset above
+        ("{image_size: 32, patch_size: 8, width: 64, layers: 2, heads: 2, hidden: 64}",
+         "{preset: clip-vit-l-14-336}", None),
+    ],
+)  # fmt: skip
+def test_another_kind_or_preset_leaves_nothing_of_the_base(
+    below: str, above: str, gone: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "base.yaml").write_text(f"encoder: {below}\n" + TAIL)
+    path = tmp_path / "child.yaml"
+    path.write_text(f"extends: base.yaml\nencoder: {above}\n")
+    draft = load(path)
+    assert draft.problems == []
+    encoder = draft.sections["encoder"]
+    assert not hasattr(encoder, gone) if gone else encoder.width == 1024
