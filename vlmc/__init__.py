@@ -12,14 +12,14 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from vlmc.version import __version__
+
 if TYPE_CHECKING:
     from vlmc.diagnostics import Diagnostic, EnvironmentFault, SpecError, UsageError
     from vlmc.emit.manifest import Manifest
     from vlmc.ir import Arch
     from vlmc.pipeline import build, build_model, check, load_spec, resolve
     from vlmc.spec.document import ModelSpec
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Arch",

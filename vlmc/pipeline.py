@@ -88,61 +88,7 @@ def build_model(
     return model.eval()
 
 
-def build(
-    path: str | Path,
-    output: str | Path | None = None,
-    *,
-    overrides: Iterable[str] = (),
-    mini: bool = False,
-    checkpoint: str | Path | None = None,
-    seed: int | None = None,
-    progress: Progress | None = None,
-) -> Manifest:
-    """Compiles a spec file into a folder: every stage, in order.
-
-    `output` is `generated/<spec>` by default (`generated/<spec>-mini` for the twin). Weights come
-    from `checkpoint`, from the folders that the spec names, or from `seed` (0 for a twin);
-    otherwise they are deferred, and the manifest says so. `progress` is told each stage. A build
-    folder in the place of a spec file is built again from its own spec.
-
-    Raises SpecError (the design is wrong), UsageError (the call is), EnvironmentFault (this
-    machine cannot; what stood at `output` stands there still).
-    """
-    from vlmc.build.model import instantiate
-    from vlmc.emit import catalog
-    from vlmc.emit.manifest import Manifest
-    from vlmc.emit.writer import write
-
-    plan = _plan(path, output, overrides, mini, checkpoint=checkpoint, seed=seed, progress=progress)
-    plan.progress("building")
-    instantiate(plan.arch)  # on meta: each body is checked against its type
-    plan.progress("emitting")
-    artifacts = [*catalog.texts(plan), *catalog.uncommitted(plan)]
-    return write(plan.folder, artifacts, partial(Manifest.of, plan), progress=plan.progress)
-
-
-def check(
-    path: str | Path,
-    output: str | Path | None = None,
-    *,
-    overrides: Iterable[str] = (),
-    mini: bool = False,
-) -> list[Stale]:
-    """What of the committed outputs of a spec is not what a build of today would write, each with
-    the command that refreshes it.
-
-    Writes nothing and needs no torch. Raises as `build` does.
-    """
-    from vlmc.emit.check import compare
-
-    overrides = tuple(overrides)
-    words = ["vlmc", "build", str(path), *(["--mini"] if mini else [])]
-    words += [word for override in overrides for word in ("--set", override)]
-    words += ["--output", str(output)] if output is not None else []
-    return compare(_plan(path, output, overrides, mini), shlex.join(words))
-
-
-def _plan(
+def plan(
     path: str | Path,
     output: str | Path | None,
     overrides: Iterable[str],
@@ -152,7 +98,7 @@ def _plan(
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> Build:
-    """Everything that the emitters need: the stages from a path to an `Arch`."""
+    """What the emitters are given: the options of `build`, and its stages as far as an `Arch`."""
     from vlmc.emit.artifact import Build, silent
     from vlmc.emit.manifest import Manifest
 
@@ -183,9 +129,63 @@ def _plan(
     )
 
 
+def build(
+    path: str | Path,
+    output: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    mini: bool = False,
+    checkpoint: str | Path | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Compiles a spec file into a folder: every stage, in order.
+
+    `output` is `generated/<spec>` by default (`generated/<spec>-mini` for the twin). Weights come
+    from `checkpoint`, from the folders that the spec names, or from `seed` (0 for a twin);
+    otherwise they are deferred, and the manifest says so. `progress` is told each stage. A build
+    folder in the place of a spec file is built again from its own spec.
+
+    Raises SpecError (the design is wrong), UsageError (the call is), EnvironmentFault (this
+    machine cannot; what stood at `output` stands there still).
+    """
+    from vlmc.build.model import instantiate
+    from vlmc.emit import catalog
+    from vlmc.emit.manifest import Manifest
+    from vlmc.emit.writer import write
+
+    this = plan(path, output, overrides, mini, checkpoint=checkpoint, seed=seed, progress=progress)
+    this.progress("building")
+    instantiate(this.arch)  # on meta: each body is checked against its type
+    this.progress("emitting")
+    artifacts = [*catalog.texts(this), *catalog.uncommitted(this)]
+    return write(this.folder, artifacts, partial(Manifest.of, this), progress=this.progress)
+
+
+def check(
+    path: str | Path,
+    output: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    mini: bool = False,
+) -> list[Stale]:
+    """What of the committed outputs of a spec is not what a build of today would write, each with
+    the command that refreshes it.
+
+    Writes nothing. Raises as `build` does.
+    """
+    from vlmc.emit.check import compare
+
+    overrides = tuple(overrides)
+    words = ["vlmc", "build", str(path), *(["--mini"] if mini else [])]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--output", str(output)] if output is not None else []
+    return compare(plan(path, output, overrides, mini), shlex.join(words))
+
+
 def _origin(path: Path) -> str:
     """The spec file for a command that stands in committed text: as it is called within a checkout,
     and nothing of where that is."""
     absolute = path.absolute()
-    name = shlex.quote(absolute.name)
+    name = shlex.quote("".join(c if c.isprintable() else "?" for c in absolute.name))
     return f"specs/{name}" if absolute.parent.name == "specs" else name

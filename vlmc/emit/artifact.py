@@ -56,7 +56,7 @@ class Text:
     @property
     def data(self) -> bytes:
         """The bytes of the file."""
-        return self.text.encode()
+        return self.text.encode(errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ UNCOMMITTED: tuple[Emitter, ...] = (weights.emit,)
 
 
 def texts(build: Build) -> list[Text]:
-    """The files that follow from the spec alone. Needs no torch."""
+    """The files that follow from the spec alone."""
     return [backend(build) for backend in TEXTS]
 
 

@@ -17,6 +17,7 @@ _SENTENCES = {
     errno.EACCES: "this user may not",
     errno.EPERM: "the system forbids it",
     errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter --output",
+    errno.EEXIST: "a file stands where a folder is needed; choose another --output",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another --output",
     errno.EBUSY: "it is in use as a mount point; name a folder inside it as --output",
     errno.ENOLCK: "this file system cannot lock files; choose another --output",

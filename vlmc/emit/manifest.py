@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from vlmc import __version__
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.artifact import Build
 from vlmc.emit.faults import explained
 from vlmc.emit.record import File, Inside, Record, Sha256, Status, hashed
 from vlmc.emit.swap import Places, recover
 from vlmc.ir import Arch
+from vlmc.version import __version__
 
 NAME = "manifest.json"
 SCHEMA = 1
@@ -111,7 +111,12 @@ class Manifest(Record):
 
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=False)
+        document = self.model_dump(mode="json", by_alias=True)
+        document["artifacts"] = {
+            path: status.model_dump(mode="json", exclude_defaults=True)
+            for path, status in self.artifacts.items()
+        }
+        return document
 
     def text(self) -> str:
         """The text of manifest.json."""

@@ -56,6 +56,8 @@ def _part(node: Node) -> list[str]:
 def _value(value: Argument) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
     return "none" if value is None else str(value)
 
 
@@ -74,14 +76,13 @@ def _flow(arch: Arch) -> list[str]:
 
 def _tokens(arch: Arch) -> list[str]:
     tokens = arch.tokens
-    in_sequence = tokens.images * tokens.in_sequence
     rows = [
         ("one image becomes", f"{tokens.per_image:,} visual tokens"),
         ("of which in the sequence", f"{tokens.in_sequence:,}"),
         (
             "longest sequence",
-            f"{tokens.text:,} text + {tokens.images:,} images x {tokens.in_sequence:,} = "
-            f"{tokens.text:,} + {in_sequence:,} = {tokens.sequence:,}",
+            f"{tokens.text:,} of text + {tokens.images:,} x {tokens.in_sequence:,} of images = "
+            f"{tokens.sequence:,}",
         ),
     ]
     if tokens.context is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlmc.emit.artifact import Build
+from vlmc.ir import Node
 
 TEMPLATE = """\
 # {name}
@@ -33,11 +34,11 @@ Other files in this folder are kept.
 
 ```python
 import torch
-from model import build_model
+from model import build, load_weights
 
-with torch.device("meta"):
-    model = build_model()
-print(sum(p.numel() for p in model.parameters()))  # {total:,}
+with torch.device("meta"):  # nothing is allocated before the weights come
+    model = build()  # {total:,} parameters
+load_weights(model, "weights")
 ```
 
 ## Files
@@ -88,7 +89,7 @@ def source(build: Build) -> str:
         parts="\n".join(
             f"| {node.role} | `{node.kind}` | {node.count:,} "
             f"| {node.count / max(arch.parameters, 1):.1%} "
-            f"| {'frozen' if node.frozen else 'trained'} |"
+            f"| {_training(node)} |"
             for node in arch.nodes
         ),
         total=arch.parameters,
@@ -103,8 +104,14 @@ def source(build: Build) -> str:
     )
 
 
+def _training(node: Node) -> str:
+    if not node.count:
+        return ""
+    return "frozen" if node.frozen else "trained"
+
+
 def _run(build: Build) -> str:
     inputs = '--image photo.png --prompt "What is in the picture?"'
     twin = f"vlmc run {build.origin} --mini {inputs}"
     full = f"vlmc run {build.origin} {inputs} --checkpoint DIR"
-    return twin if build.mini else f"{full}\n{twin}   # at laptop size, at once"
+    return twin if build.mini else f"{full}\n{twin}  # at laptop size"

@@ -49,8 +49,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    # PyYAML quotes what YAML 1.1 would misread; this quotes what 1.2 would (1e-5, 0o17).
-    style = None if core_scalar(value) == value else '"'
+    # PyYAML quotes what YAML 1.1 would misread; this quotes what 1.2 would (1e-5, 0o17) and escapes
+    # line breaks of every kind, which other styles of quoting fold.
+    plain = core_scalar(value) == value and value.isprintable()
+    style = None if plain else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)  # pyright: ignore[reportUnknownMemberType]
 
 
