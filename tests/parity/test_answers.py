@@ -12,7 +12,8 @@ import pytest
 import torch
 from oracle import randomise
 from PIL import Image
-from tokenizer_files import llama, opt, save, t5
+from safetensors.torch import save_file
+from tokenizer_files import bert, llama, opt, save, t5
 from tokenizers import Tokenizer
 from transformers import (
     Blip2Config,
@@ -31,6 +32,8 @@ from transformers import (
     OPTConfig,
     PreTrainedTokenizerFast,
     T5Config,
+    VisualBertConfig,
+    VisualBertForQuestionAnswering,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -353,3 +356,61 @@ def test_idefics_with_several_images(tmp_path: Path) -> None:
     images = [f for path in (first, second, first) for f in ("--image", str(path))]
     answer = vlmc_run(tmp_path, document, *images, "--prompt", prompt)
     assert_same(answer, expected, file)
+
+
+def test_visualbert_chooses_the_same_answers(tmp_path: Path) -> None:
+    file = bert()
+    names = {index: f"answer {index}" for index in range(13)}
+    config = VisualBertConfig(
+        vocab_size=11,
+        hidden_size=64,
+        visual_embedding_dim=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        num_labels=13,
+        id2label=names,
+        hidden_act="gelu",
+    )
+    model = VisualBertForQuestionAnswering(config)
+    randomise(model)
+    model.save_pretrained(tmp_path / "model")
+    save(file, tmp_path / "model")
+    features = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
+    save_file({"features": features}, tmp_path / "features.safetensors")
+    ids = torch.tensor([file.encode("is the house red").ids])
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            visual_embeds=features[None],
+            visual_attention_mask=torch.ones(1, 5, dtype=torch.long),
+        ).logits
+    expected = logits[0].softmax(-1).topk(5)
+    document = {
+        "encoder": {"kind": "regions", "count": 6, "width": 24},
+        "adapter": "linear",
+        "fusion": {"point": "early", "kind": "single_stream"},
+        "language": {
+            "kind": "encoder",
+            "width": 64,
+            "layers": 2,
+            "heads": 4,
+            "hidden": 96,
+            "vocabulary": 11,
+        },
+        "head": {"kind": "classify", "classes": 13},
+        "token_budget": {"images": 1, "text": 64},
+    }
+    regions = str(tmp_path / "features.safetensors")
+    answer = vlmc_run(tmp_path, document, "--features", regions, "--prompt", "is the house red")
+    choices = answer["choices"]
+    assert [choice["index"] for choice in choices] == expected.indices.tolist()
+    assert [choice["label"] for choice in choices] == [names[i] for i in expected.indices.tolist()]
+    assert [c["probability"] for c in choices] == pytest.approx(expected.values.tolist(), abs=1e-5)
+    assert answer["text"] == choices[0]["label"]
+    command = ["run", str(tmp_path / "spec.yaml"), "--checkpoint", str(tmp_path / "model")]
+    picture = str(photo(tmp_path / "photo.png"))
+    done = CliRunner().invoke(app, [*command, "--image", picture, "--prompt", "is it red"])
+    assert done.exit_code == 2
+    assert "sees no pixels: it takes the features of up to 6 regions" in done.stderr

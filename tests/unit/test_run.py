@@ -257,11 +257,6 @@ def test_the_likeliest_word_stands_in_the_place_of_each_mask() -> None:
     assert said.choices[0].probability > 0.99
 
 
-def test_a_published_visualbert_takes_no_pixels() -> None:
-    said = fails(2, VISUALBERT, "--image", PICTURE)
-    assert "has no weights here" in said
-
-
 def test_stdout_that_holds_ascii_only() -> None:
     command = [sys.executable, str(ROOT / "cli.py"), "run", str(LLAVA), "--mini", "--image"]
     done = subprocess.run(
