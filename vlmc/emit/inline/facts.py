@@ -50,7 +50,7 @@ def assigned(node: cst.CSTNode) -> list[str]:
 
 
 def _attribute(module: nn.Module, name: str) -> object:
-    return cast(object, getattr(module, name, UNKNOWN))
+    return cast("object", getattr(module, name, UNKNOWN))
 
 
 def _fact(values: list[object], grouping: Grouping) -> Fact:
@@ -58,7 +58,9 @@ def _fact(values: list[object], grouping: Grouping) -> Fact:
     plain = all(is_value(value) for value in values)
     first = values[0]
     if plain and all(same(first, other) for other in values):
-        return Fact(cast(Value, first), present, plain, "foreign")
+        return Fact(cast("Value", first), present, plain, "foreign")
+    if plain:
+        return Fact(UNKNOWN, present, plain, "foreign", cast("tuple[Value, ...]", tuple(values)))
     kinds = {_type_once(value, grouping) for value in values if value is not None}
     return Fact(UNKNOWN, present, plain, join(sorted(kinds, key=repr)))
 

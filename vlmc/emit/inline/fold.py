@@ -16,7 +16,7 @@ import libcst as cst
 from torch import nn
 
 from vlmc.emit.inline.literals import UNKNOWN, Unknown, Value, literal, same, value_of
-from vlmc.emit.inline.tree import Left, dotted, rewrite, without_last_comma
+from vlmc.emit.inline.tree import Left, dotted, pure, rewrite, without_last_comma
 
 _COMPARE: dict[type[cst.CSTNode], Callable[[Any, Any], bool]] = {
     cst.Equal: operator.eq,
@@ -39,6 +39,14 @@ _ARITHMETIC: dict[type[cst.CSTNode], Callable[[Any, Any], Any]] = {
     cst.Modulo: operator.mod,
     cst.Power: operator.pow,
 }
+_OPPOSITE: dict[type[cst.CSTNode], cst.CSTNode] = {
+    cst.Is: cst.IsNot(),
+    cst.IsNot: cst.Is(),
+    cst.Equal: cst.NotEqual(),
+    cst.NotEqual: cst.Equal(),
+    cst.In: cst.NotIn(),
+    cst.NotIn: cst.In(),
+}
 _BUILTINS: dict[str, Callable[..., Any]] = {
     "max": max, "min": min, "len": len, "sum": sum, "abs": abs, "int": int, "float": float,
     "bool": bool, "round": round, "tuple": tuple,
@@ -59,6 +67,14 @@ class Scope(Protocol):
 
     def attribute(self, node: cst.Attribute) -> Value | Unknown:
         """The value of an attribute."""
+        ...
+
+    def table(self, name: str) -> Value | Unknown:
+        """The tuple that a local name keeps: too long to be put in wherever it is read."""
+        ...
+
+    def column(self, node: cst.BaseExpression) -> tuple[Value, ...]:
+        """The value of an expression for each instance of the class; () where that is open."""
         ...
 
     def present(self, node: cst.BaseExpression) -> bool:
@@ -83,6 +99,10 @@ def _fold(original: cst.CSTNode, node: cst.CSTNode, scope: Scope) -> Left:
             return _comparison(node, scope)
         case cst.If():
             return fold_if(node)
+        case cst.Call(func=cst.Name()):
+            return _builtin(node, scope)
+        case cst.Subscript():
+            return _subscript(node, scope)
         case _:
             rule = _RULES.get(type(node))
             return node if rule is None else rule(node)
@@ -112,14 +132,27 @@ def _comparison(node: cst.Comparison, scope: Scope) -> cst.BaseExpression:
     if len(node.comparisons) != 1:
         return node
     target = node.comparisons[0]
-    left, right = value_of(node.left), value_of(target.comparator)
+    left, right = _value(node.left, scope), _value(target.comparator, scope)
     if right is None and isinstance(left, Unknown):
         if isinstance(target.operator, cst.Is | cst.IsNot) and scope.present(node.left):
             return literal(isinstance(target.operator, cst.IsNot))
         return node
-    if isinstance(left, Unknown) or isinstance(right, Unknown):
-        return node
-    return literal(_COMPARE[type(target.operator)](left, right))
+    compare = _COMPARE[type(target.operator)]
+    if not isinstance(left, Unknown) and not isinstance(right, Unknown):
+        return literal(compare(left, right))
+    lefts, rights = scope.column(node.left), scope.column(target.comparator)
+    if not isinstance(left, Unknown):
+        lefts = (left,) * len(rights)
+    if not isinstance(right, Unknown):
+        rights = (right,) * len(lefts)
+    outcomes = {compare(*pair) for pair in zip(lefts, rights, strict=False)}
+    return literal(outcomes.pop()) if len(outcomes) == 1 else node
+
+
+def _value(node: cst.BaseExpression, scope: Scope) -> Value | Unknown:
+    """The value of a literal, or of a name that keeps a tuple."""
+    value = value_of(node)
+    return scope.table(node.value) if value is UNKNOWN and isinstance(node, cst.Name) else value
 
 
 def _boolean(node: cst.BooleanOperation) -> cst.BaseExpression:
@@ -145,7 +178,11 @@ def _unary(node: cst.UnaryOperation) -> cst.BaseExpression:
 
 def _choice(node: cst.IfExp) -> cst.BaseExpression:
     test = value_of(node.test)
-    return node if isinstance(test, Unknown) else _in_place_of(node, node.body if test else node.orelse)
+    return (
+        node
+        if isinstance(test, Unknown)
+        else _in_place_of(node, node.body if test else node.orelse)
+    )
 
 
 def _binary(node: cst.BinaryOperation) -> cst.BaseExpression:
@@ -176,14 +213,15 @@ def _power_of_negative(node: cst.BinaryOperation, left: Value | Unknown) -> cst.
     return node
 
 
-def _call(node: cst.Call) -> cst.BaseExpression:
-    if not isinstance(node.func, cst.Name) or node.func.value not in _BUILTINS:
-        return _torch_call(node)
-    values = [value_of(argument.value) for argument in node.args]
+def _builtin(node: cst.Call, scope: Scope) -> cst.BaseExpression:
+    function = _BUILTINS.get(cst.ensure_type(node.func, cst.Name).value)
+    values = [_value(argument.value, scope) for argument in node.args]
     plain = all(argument.keyword is None and not argument.star for argument in node.args)
-    if not plain or not values or any(isinstance(value, Unknown) for value in values):
+    if function is None or not plain or not values:
         return node
-    folded = literal(_BUILTINS[node.func.value](*values))
+    if any(isinstance(value, Unknown) for value in values):
+        return node
+    folded = literal(function(*values))
     # float("-inf") has no shorter form: what is folded into itself is done.
     return node if folded.deep_equals(node) else folded
 
@@ -191,7 +229,11 @@ def _call(node: cst.Call) -> cst.BaseExpression:
 def _torch_call(node: cst.Call) -> cst.BaseExpression:
     """A call without the arguments that are torch's defaults."""
     defaults = _defaults(dotted(node.func) or "")
-    kept = [a for a in node.args if a.keyword is None or not _is(a.value, defaults.get(a.keyword.value, UNKNOWN))]
+    kept = [
+        a
+        for a in node.args
+        if a.keyword is None or not _is(a.value, defaults.get(a.keyword.value, UNKNOWN))
+    ]
     return node if len(kept) == len(node.args) else node.with_changes(args=without_last_comma(kept))
 
 
@@ -211,8 +253,8 @@ def _defaults(function: str) -> dict[str, object]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def _subscript(node: cst.Subscript) -> cst.BaseExpression:
-    values = value_of(node.value)
+def _subscript(node: cst.Subscript, scope: Scope) -> cst.BaseExpression:
+    values = _value(node.value, scope)
     if not isinstance(values, tuple) or len(node.slice) != 1:
         return node
     index = node.slice[0].slice
@@ -234,7 +276,7 @@ def _list(node: cst.ListComp) -> cst.BaseExpression:
         def leave(_: cst.CSTNode, new: cst.CSTNode) -> Left:
             return literal(item) if isinstance(new, cst.Name) and new.value == name else new
 
-        return cst.Element(cast(cst.BaseExpression, rewrite(node.elt, leave)))
+        return cst.Element(cast("cst.BaseExpression", rewrite(node.elt, leave)))
 
     return cst.List([put(target.value, item) for item in items])
 
@@ -287,10 +329,15 @@ def fold_if(node: cst.If) -> Left:
     orelse = cast("cst.If | cst.Else | list[cst.CSTNode] | None", node.orelse)
     if isinstance(orelse, list):
         orelse = _else(orelse)
+    if isinstance(orelse, cst.Else) and not _statements(orelse.body):
+        orelse = None
     test = value_of(node.test)
     if isinstance(test, Unknown):
-        if not _statements(node.body) and orelse is None:
-            return []
+        if not _statements(node.body) and pure(node.test):
+            if orelse is None:
+                return []
+            body = orelse.body if isinstance(orelse, cst.Else) else cst.IndentedBlock([orelse])
+            return node.with_changes(test=negated(node.test), body=body, orelse=None)
         return node if orelse is node.orelse else node.with_changes(orelse=orelse)
     if test:
         return _under(node, _statements(node.body))
@@ -299,10 +346,24 @@ def fold_if(node: cst.If) -> Left:
     return _under(node, [orelse] if isinstance(orelse, cst.If) else _statements(orelse.body))
 
 
+def negated(test: cst.BaseExpression) -> cst.BaseExpression:
+    """The opposite of a test."""
+    if isinstance(test, cst.Comparison) and len(test.comparisons) == 1:
+        opposite = _OPPOSITE.get(type(test.comparisons[0].operator))
+        if opposite is not None:
+            target = test.comparisons[0].with_changes(operator=opposite)
+            return test.with_changes(comparisons=[target])
+    if isinstance(test, cst.UnaryOperation) and _is_not(test):
+        return test.expression
+    if not isinstance(test, _ATOMS):
+        test = test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+    return cst.UnaryOperation(cst.Not(), test)
+
+
 def _else(statements: list[cst.CSTNode]) -> cst.Else | cst.If | None:
     if len(statements) == 1 and isinstance(statements[0], cst.If):
         return statements[0]
-    body = cast(Sequence[cst.BaseStatement], statements)
+    body = cast("Sequence[cst.BaseStatement]", statements)
     return cst.Else(cst.IndentedBlock(body)) if body else None
 
 
@@ -313,7 +374,7 @@ def _statements(body: cst.BaseSuite) -> list[cst.CSTNode]:
 def _under(node: cst.If, statements: list[cst.CSTNode]) -> list[cst.CSTNode]:
     """The statements, with the comment above `node` above the first."""
     if statements and node.leading_lines:
-        first = cast(cst.SimpleStatementLine, statements[0])
+        first = cast("cst.SimpleStatementLine", statements[0])
         lines = (*node.leading_lines, *first.leading_lines)
         statements = [first.with_changes(leading_lines=lines), *statements[1:]]
     return statements
@@ -324,8 +385,7 @@ _RULES: dict[type[cst.CSTNode], Callable[[Any], Left]] = {
     cst.UnaryOperation: _unary,
     cst.IfExp: _choice,
     cst.BinaryOperation: _binary,
-    cst.Call: _call,
-    cst.Subscript: _subscript,
+    cst.Call: _torch_call,
     cst.ListComp: _list,
     cst.FormattedString: _text,
     cst.SimpleStatementLine: _line,

@@ -157,9 +157,15 @@ def _names(group_: Group, members: list[Group]) -> Iterable[str]:
     if prefix not in others:
         yield prefix + plain
     for name in dict.fromkeys(instance.name for instance in group_.instances):
-        words = "".join(word.title() for word in name.split("_"))
-        yield prefix + (words if words.endswith(plain) else words + plain)
+        yield prefix + _joined([word.title() for word in name.split("_")], plain)
     number = 2
     while True:
         yield f"{prefix}{plain}{number}"
         number += 1
+
+
+def _joined(words: list[str], plain: str) -> str:
+    """An attribute's words before a class's name: encoder_layers of a Block are an EncoderBlock."""
+    if words[-1] in ("Layers", "Layer", "Blocks", "Block") or plain.endswith(words[-1]):
+        words = words[:-1]
+    return "".join(words) + plain

@@ -10,12 +10,13 @@ LINE_LENGTH = 100
 
 
 def formatted(text: str) -> str:
-    """The text with its imports sorted, what is unused taken out, and ruff's formatting.
+    """The text as ruff formats it, with its imports sorted, unused ones taken out, and no name
+    that is bound only to be returned.
 
     Raises SyntaxError where it is not Python.
     """
-    selected = ("--select", "F401,F841,I", "--fix", "--quiet")
-    text = _ruff(("check", *selected, "--exit-zero"), text)
+    selected = ("--select", "F401,I,RET504", "--fix", "--unsafe-fixes")
+    text = _ruff(("check", *selected, "--exit-zero", "--quiet"), text)
     return _ruff(("format",), text)
 
 

@@ -49,6 +49,8 @@ class Fact:
     plain: bool = False
     """A number, a word or a flag; nothing that the model registers."""
     type: Type = "unknown"
+    values: tuple[Value, ...] = ()
+    """Where it is plain: the value of each instance, in the order of the group."""
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ class Function:
     key: Key
     node: cst.FunctionDef
     constants: dict[str, Value] = field(default_factory=dict[str, Value])
+    columns: dict[str, tuple[Value, ...]] = field(default_factory=dict[str, tuple[Value, ...]])
+    """Of a constructor: the value of each argument for each instance of the group."""
     public: bool = False
     """Called from outside: its parameters stay as they are."""
 

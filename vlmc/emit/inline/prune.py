@@ -9,8 +9,7 @@ import libcst as cst
 from vlmc.emit.inline.facts import assigned
 from vlmc.emit.inline.literals import value_of
 from vlmc.emit.inline.program import Class, Function, Program
-from vlmc.emit.inline.simplify import pure
-from vlmc.emit.inline.tree import Left, dotted, is_docstring, rewrite, statement
+from vlmc.emit.inline.tree import Left, dotted, is_docstring, pure, rewrite, statement
 from vlmc.emit.inline.usage import Census
 
 
@@ -67,7 +66,7 @@ def _drop_attributes(constructor: Function, class_: Class, census: Census) -> bo
         before = fact is not None and fact.present and value_of(small.value) is None
         return None if before and body.count(name) > 1 else new
 
-    node = cast(cst.FunctionDef, rewrite(constructor.node, leave))
+    node = cast("cst.FunctionDef", rewrite(constructor.node, leave))
     changed = node is not constructor.node
     constructor.node = node
     return changed

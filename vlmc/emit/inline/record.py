@@ -90,14 +90,14 @@ def _noting(kinds: list[type[nn.Module]], instances: list[Instance]) -> Iterator
     own = {kind: vars(kind).get("__init__") for kind in kinds}
     try:
         for kind in kinds:
-            setattr(kind, "__init__", noting(kind))
+            kind.__init__ = noting(kind)
         yield
     finally:
         for kind, construct in own.items():
             if construct is None:
                 delattr(kind, "__init__")
             else:
-                setattr(kind, "__init__", construct)
+                kind.__init__ = construct
 
 
 def _kinds(base: type[nn.Module] = nn.Module) -> list[type[nn.Module]]:

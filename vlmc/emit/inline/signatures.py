@@ -4,102 +4,61 @@ that nobody reads go, in the definitions and at every call."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import libcst as cst
 
+from vlmc.emit.inline.families import Family, bound, families, parameters
 from vlmc.emit.inline.literals import UNKNOWN, Unknown, Value, same, value_of
+from vlmc.emit.inline.narrow import narrow
 from vlmc.emit.inline.program import Fact, Key, Program
-from vlmc.emit.inline.simplify import pure
 from vlmc.emit.inline.specialise import without
-from vlmc.emit.inline.tree import Left, rewrite, without_last_comma
-from vlmc.emit.inline.usage import CallSite, Census, names
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter of a function or field of a record."""
-
-    name: str
-    place: int | None
-    """Its position; None where it is given by keyword only."""
-    default: cst.BaseExpression | None
-
-
-@dataclass(slots=True)
-class Family:
-    """Functions that some call cannot tell apart: what one loses, all lose."""
-
-    keys: list[Key]
-    sites: list[CallSite]
+from vlmc.emit.inline.tree import Left, pure, rewrite, without_last_comma
+from vlmc.emit.inline.usage import Census, names
 
 
 def settle(program: Program, census: Census, public: set[str]) -> bool:
     """Folds and drops parameters wherever that is sound; whether any was."""
     dropped: set[int] = set()
     changed = False
-    for family in _families(census):
-        if any(_open(program, census, public, key) for key in family.keys):
+    for family in families(census):
+        if any(_open(program, census, key) for key in family.keys):
             continue
-        for name, value in _decisions(program, census, family, dropped):
+        handed_out = any(key[0] in public for key in family.keys)
+        for name, value in _decisions(program, census, family, handed_out, dropped):
             changed = True
             for key in family.keys:
                 _take(program, key, name, value)
+        changed = (not handed_out and narrow(program, family)) or changed
     for function in program.functions.values():
         node = rewrite(function.node, lambda old, new: _without_arguments(old, new, dropped))
-        function.node = cast(cst.FunctionDef, node)
+        function.node = cast("cst.FunctionDef", node)
     return changed
 
 
-def _families(census: Census) -> Iterable[Family]:
-    family_of: dict[Key, Family] = {}
-    for key, sites in census.sites.items():
-        for site in sites:
-            merged = family_of.setdefault(key, Family([key], []))
-            for other in site.targets:
-                more = family_of.setdefault(other, Family([other], []))
-                if more is not merged:
-                    merged.keys += more.keys
-                    merged.sites += more.sites
-                    family_of.update(dict.fromkeys(more.keys, merged))
-            if not any(site is known for known in merged.sites):
-                merged.sites.append(site)
-    return {id(family): family for family in family_of.values()}.values()
-
-
-def _open(program: Program, census: Census, public: set[str], key: Key) -> bool:
+def _open(program: Program, census: Census, key: Key) -> bool:
     """Whether there may be calls that cannot be seen."""
     owner, name = key
     function = program.functions.get(key)
     if function is None:
-        return owner not in program.classes or owner in public
+        return owner not in program.classes
     special = name.startswith("__") and name != "__init__"
     bare = not function.decorators - {"staticmethod"}
-    return function.public or special or not bare or name in census.opened or key in census.handed_on
-
-
-def parameters(program: Program, key: Key) -> list[Parameter]:
-    """The parameters of a function; the fields of a record for its constructor."""
-    function = program.functions.get(key)
-    if function is None:
-        fields = program.classes[key[0]].fields()
-        return [Parameter(n, place, fields[n].value) for place, n in enumerate(fields)]
-    positional = len(function.parameters) - len(function.node.params.kwonly_params)
-    return [
-        Parameter(p.name.value, place if place < positional else None, p.default)
-        for place, p in enumerate(function.parameters)
-    ]
+    return (
+        function.public or special or not bare or name in census.opened or key in census.handed_on
+    )
 
 
 def _decisions(
-    program: Program, census: Census, family: Family, dropped: set[int]
+    program: Program, census: Census, family: Family, handed_out: bool, dropped: set[int]
 ) -> Iterable[tuple[str, Value | Unknown]]:
     """The parameters to take away, each with the constant that it becomes (UNKNOWN where it is
-    never read); their arguments are added to `dropped`."""
+    never read); their arguments are added to `dropped`. A record that is handed out keeps the
+    fields that it is ever given."""
     expected = {key: parameters(program, key) for key in family.keys}
     first = expected[family.keys[0]]
-    arguments = [_bound(site.call, first) for site in family.sites]
+    arguments = [bound(site.call, first) for site in family.sites]
     for parameter in first:
         alike = all(
             any(p.name == parameter.name and p.place == parameter.place for p in expected[key])
@@ -108,28 +67,22 @@ def _decisions(
         if not alike or any(given is None for given in arguments):
             continue
         given = [(of or {}).get(parameter.name) for of in arguments]
+        if handed_out and any(argument is not None for argument in given):
+            continue
         values = [value_of(parameter.default if a is None else a.value) for a in given]
         constant = not isinstance(values[0], Unknown) and all(same(values[0], v) for v in values)
         clean = all(a is None or pure(a.value) for a in given)
         if constant and not any(_rebound(program, key, parameter.name) for key in family.keys):
             yield parameter.name, values[0]
-        elif clean and not any(_read(program, census, key, parameter.name) for key in family.keys):
+        elif (
+            clean
+            and not handed_out
+            and not any(_read(program, census, key, parameter.name) for key in family.keys)
+        ):
             yield parameter.name, UNKNOWN
         else:
             continue
         dropped.update(id(a) for a in given if a is not None)
-
-
-def _bound(call: cst.Call, expected: list[Parameter]) -> dict[str, cst.Arg] | None:
-    """The argument of each parameter that a call gives one; None where that cannot be said."""
-    result: dict[str, cst.Arg] = {}
-    positional = {p.place: p.name for p in expected if p.place is not None}
-    for index, argument in enumerate(call.args):
-        name = argument.keyword.value if argument.keyword else positional.get(index)
-        if argument.star or name is None:
-            return None
-        result[name] = argument
-    return result
 
 
 def _rebound(program: Program, key: Key, name: str) -> bool:
@@ -153,7 +106,11 @@ def _take(program: Program, key: Key, name: str, value: Value | Unknown) -> None
         return
     record = program.classes[key[0]]
     record.members.remove(
-        next(m for m in record.members if isinstance(m, cst.SimpleStatementLine) and _is_field(m, name))
+        next(
+            m
+            for m in record.members
+            if isinstance(m, cst.SimpleStatementLine) and _is_field(m, name)
+        )
     )
     record.facts[name] = replace(Fact(), value=value, plain=True, type="foreign")
 

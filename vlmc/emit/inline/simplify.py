@@ -2,89 +2,75 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import libcst as cst
 
+from vlmc.emit.inline.aliases import without_aliases
 from vlmc.emit.inline.fold import fold
-from vlmc.emit.inline.literals import UNKNOWN, Unknown, Value, value_of
-from vlmc.emit.inline.program import Fact, Function, Objects, Program
-from vlmc.emit.inline.tree import Left, rewrite, statement, walk
-from vlmc.emit.inline.typist import Typist
-from vlmc.emit.inline.usage import Names, names
-
-_NOTHING = Fact()
+from vlmc.emit.inline.program import Function, Program
+from vlmc.emit.inline.scope import KnownScope
+from vlmc.emit.inline.tree import Left, rewrite, statement
 
 
-class _Scope:
-    """What is known inside a function."""
-
-    def __init__(self, function: Function, program: Program) -> None:
-        self.program = program
-        self.typist = Typist(function, program)
-        self.names = names(function.node)
-        self.constants = dict(function.constants)
-        for name in function.constants:
-            assert not self.names.bound[name], f"{function.key}: `{name}` is bound again"
-        self.constants.update(_local_constants(function.node, self.names))
-
-    def name(self, name: str) -> Value | Unknown:
-        return self.constants.get(name, UNKNOWN)
-
-    def attribute(self, node: cst.Attribute) -> Value | Unknown:
-        facts = self._facts(node)
-        return facts[0].value if len({repr(fact.value) for fact in facts}) == 1 else UNKNOWN
-
-    def present(self, node: cst.BaseExpression) -> bool:
-        if isinstance(node, cst.Attribute):
-            facts = self._facts(node)
-            return bool(facts) and all(fact.present for fact in facts)
-        return False
-
-    def _facts(self, node: cst.Attribute) -> list[Fact]:
-        kind = self.typist.type(node.value)
-        if not isinstance(kind, Objects):
-            return []
-        owners = (self.program.classes[name] for name in kind.names)
-        return [owner.facts.get(node.attr.value, _NOTHING) for owner in owners]
-
-
-def _local_constants(node: cst.FunctionDef, used: Names) -> dict[str, Value]:
-    """Names that are bound once, to a literal."""
-    found: dict[str, Value] = {}
-    for inner in walk(node):
-        if isinstance(inner, cst.Assign) and len(inner.targets) == 1:
-            target, value = inner.targets[0].target, value_of(inner.value)
-            if isinstance(target, cst.Name) and used.bound[target.value] == 1:
-                if not isinstance(value, Unknown):
-                    found[target.value] = value
-    return found
-
-
-def simplify(function: Function, program: Program) -> bool:
-    """Folds a function until nothing more folds; whether it changed."""
-    before = function.node
+def simplify(function: Function, program: Program) -> None:
+    """Folds a function until nothing more folds."""
     while True:
-        scope = _Scope(function, program)
+        before = function.node
+        scope = KnownScope(function, program)
         # Bindings go first: where a constant is put in for its name, none may remain.
-        bare = rewrite(function.node, lambda _, new, scope=scope: _drop(new, scope))
-        new = cast(cst.FunctionDef, fold(cast(cst.FunctionDef, bare), scope))
-        if new is function.node:
-            return new is not before
-        function.node = new
+        _replace(function, rewrite(function.node, lambda _, new, scope=scope: _drop(new, scope)))
+        _replace(function, fold(function.node, scope))
+        _replace(function, _with_parts(function.node, scope))
+        function.node = without_aliases(function.node)
+        if function.node is before:
+            return
 
 
-def _drop(node: cst.CSTNode, scope: _Scope) -> Left:
+def _replace(function: Function, node: Left) -> None:
+    assert isinstance(node, cst.FunctionDef)
+    function.node = node
+
+
+def _with_parts(node: cst.FunctionDef, scope: KnownScope) -> Left:
+    """Puts `self.part` where a name for it is read only once."""
+    parts = {
+        name: expression
+        for name, expression in scope.bindings.items()
+        if scope.names.read[name] == 1 and scope.is_part(expression)
+    }
+
+    def leave(old: cst.CSTNode, new: cst.CSTNode) -> Left:
+        if isinstance(new, cst.Name):
+            return parts.get(new.value, new)
+        small = statement(old)
+        if isinstance(small, cst.Assign) and isinstance(small.targets[0].target, cst.Name):
+            return None if small.targets[0].target.value in parts else new
+        return new
+
+    return rewrite(node, leave) if parts else node
+
+
+def _drop(node: cst.CSTNode, scope: KnownScope) -> Left:
     """Takes away bindings of constants and of names that are never read."""
+    if isinstance(node, cst.For | cst.CompFor):
+        return _without_number(node, scope)
     small = statement(node)
     if isinstance(small, cst.Assign) and len(small.targets) == 1:
         target = small.targets[0].target
         if isinstance(target, cst.Name):
-            unread = not scope.names.read[target.value] and pure(small.value)
+            unread = not scope.names.read[target.value] and scope.effectless(small.value)
             return None if unread or target.value in scope.constants else node
     return node
 
 
-def pure(node: cst.CSTNode) -> bool:
-    """Whether leaving an expression out changes nothing: it calls and binds nothing."""
-    return not any(isinstance(n, cst.Call | cst.NamedExpr | cst.Await) for n in walk(node))
+def _without_number(node: cst.For | cst.CompFor, scope: KnownScope) -> cst.CSTNode:
+    """A loop over `enumerate(items)` that never reads the number goes over the items."""
+    call, target = node.iter, node.target
+    if not isinstance(call, cst.Call) or not isinstance(target, cst.Tuple):
+        return node
+    number = target.elements[0].value
+    enumerates = isinstance(call.func, cst.Name) and call.func.value == "enumerate"
+    if not enumerates or len(call.args) != 1 or len(target.elements) != 2:
+        return node
+    if not isinstance(number, cst.Name) or scope.names.read[number.value]:
+        return node
+    return node.with_changes(target=target.elements[1].value, iter=call.args[0].value)

@@ -11,6 +11,7 @@ from torch import nn
 
 from vlmc.emit.inline.groups import Group, Grouping
 from vlmc.emit.inline.library import Origin, Source, calls_by_name, source
+from vlmc.emit.inline.literals import Value, is_value, literal
 from vlmc.emit.inline.program import Class, Function, Program
 from vlmc.emit.inline.tree import Left, rewrite, statement, walk, without_last_comma
 
@@ -98,7 +99,7 @@ class _Leader:
 
     def led(self) -> cst.BaseStatement:
         """The definition with its references led."""
-        return cast(cst.BaseStatement, rewrite(self.node, self._lead))
+        return cast("cst.BaseStatement", rewrite(self.node, self._lead))
 
     def _lead(self, original: cst.CSTNode, updated: cst.CSTNode) -> Left:
         if isinstance(updated, cst.Call) and isinstance(original, cst.Call):
@@ -175,8 +176,14 @@ def _fix_parameters(program: Program, group: Group, grouping: Grouping) -> None:
     constructor = program.functions.get((group.name, "__init__"))
     if constructor is None:
         return
-    constructor.constants.update(group.constants)
+    tables = {n: v for n, v in group.constants.items() if isinstance(v, tuple) and len(v) > 1}
+    constructor.constants.update({n: v for n, v in group.constants.items() if n not in tables})
     without(constructor, set(group.constants))
+    constructor.node = _with_tables(constructor.node, tables)
+    for name in group.instances[0].arguments:
+        values = tuple(instance.arguments[name] for instance in group.instances)
+        if is_value(values):
+            constructor.columns[name] = cast("tuple[Value, ...]", values)
     types: dict[str, str] = {}
     for name, value in group.instances[0].arguments.items():
         if isinstance(value, nn.Module):
@@ -190,7 +197,21 @@ def _fix_parameters(program: Program, group: Group, grouping: Grouping) -> None:
         return new
 
     if types and len(group.instances) == 1:
-        constructor.node = cast(cst.FunctionDef, rewrite(constructor.node, leave))
+        constructor.node = cast("cst.FunctionDef", rewrite(constructor.node, leave))
+
+
+def _with_tables(node: cst.FunctionDef, tables: dict[str, Value]) -> cst.FunctionDef:
+    """A constructor that names the tuples that it is made with, after `super().__init__()`."""
+    lines = [_assignment(name, value) for name, value in tables.items()]
+    body = list(node.body.body)
+    place = next((i + 1 for i, line in enumerate(body) if "super()" in _code(line)), 0)
+    block = node.body.with_changes(body=[*body[:place], *lines, *body[place:]])
+    return node.with_changes(body=block) if lines else node
+
+
+def _assignment(name: str, value: Value) -> cst.SimpleStatementLine:
+    target = cst.AssignTarget(cst.Name(name))
+    return cst.SimpleStatementLine([cst.Assign([target], literal(value))])
 
 
 def without(function: Function, names: set[str]) -> None:

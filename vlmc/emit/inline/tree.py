@@ -38,7 +38,7 @@ def _structure(kind: type[cst.CSTNode]) -> tuple[str, ...]:
     if kind in _SOURCE_ORDER:
         return _SOURCE_ORDER[kind]
     skipped = _TRIVIA | _NAMES_NOT_READ.get(kind, set())
-    names = [field.name for field in fields(cast(Any, kind))]
+    names = [field.name for field in fields(cast("Any", kind))]
     return tuple(n for n in names if n not in skipped and not n.startswith("whitespace"))
 
 
@@ -50,7 +50,7 @@ def children(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
         if isinstance(value, cst.CSTNode):
             yield value
         elif isinstance(value, tuple | list):
-            for item in cast(Sequence[object], value):
+            for item in cast("Sequence[object]", value):
                 if isinstance(item, cst.CSTNode):
                     yield item
 
@@ -73,7 +73,7 @@ def rewrite(node: cst.CSTNode, leave: Callable[[cst.CSTNode, cst.CSTNode], Left]
             if new is not value:
                 changes[name] = new
         elif isinstance(value, tuple | list):
-            items = _items(cast(Sequence[object], value), leave)
+            items = _items(cast("Sequence[object]", value), leave)
             if items is not None:
                 changes[name] = items
     return leave(node, node.with_changes(**changes) if changes else node)
@@ -89,7 +89,7 @@ def _items(
         new = rewrite(item, leave) if isinstance(item, cst.CSTNode) else item
         changed = changed or new is not item
         if isinstance(new, list):
-            result.extend(cast(list[object], new))
+            result.extend(cast("list[object]", new))
         elif new is not None:
             result.append(new)
     return result if changed else None
@@ -110,6 +110,11 @@ def statement(node: cst.CSTNode) -> cst.BaseSmallStatement | None:
     if isinstance(node, cst.SimpleStatementLine) and len(node.body) == 1:
         return node.body[0]
     return None
+
+
+def pure(node: cst.CSTNode) -> bool:
+    """Whether leaving an expression out changes nothing: it calls and binds nothing."""
+    return not any(isinstance(n, cst.Call | cst.NamedExpr | cst.Await) for n in walk(node))
 
 
 def is_docstring(node: cst.CSTNode) -> bool:

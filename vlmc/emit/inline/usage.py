@@ -56,6 +56,7 @@ def _target_names(target: cst.BaseExpression) -> Iterator[cst.Name]:
 class CallSite:
     """A call of functions of the program."""
 
+    caller: Key
     call: cst.Call
     targets: tuple[Key, ...]
 
@@ -90,7 +91,7 @@ def usage(function: Function, program: Program) -> Usage:
                     if name == "forward" or not hasattr(nn.Module, name):
                         result.opened.update((name, "forward"))
                 elif targets:
-                    result.calls.append(CallSite(node, targets))
+                    result.calls.append(CallSite(function.key, node, targets))
             case cst.AssignTarget() | cst.AnnAssign():
                 stored.update(id(part) for part in _attribute_targets(node.target))
             case cst.Attribute() if id(node) not in stored:
