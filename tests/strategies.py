@@ -47,7 +47,7 @@ def vits(draw: st.DrawFn) -> Document:
         "features": {
             "layer": draw(st.one_of(layer, st.lists(layer, min_size=1, max_size=3))),
             "drop_cls": draw(st.booleans()) and (cls or draw(st.integers(0, 9)) == 0),
-            "norm": draw(st.integers(0, 4)) == 0,
+            "norm": draw(st.integers(0, 9)) == 0,
         },
         "frozen": draw(st.booleans()),
     }
@@ -92,8 +92,8 @@ def adapters(draw: st.DrawFn) -> Document:
         }
     if kind == "perceiver_resampler":
         document |= {
-            "queries": draw(st.integers(1, 12)),
-            "layers": draw(small),
+            "queries": draw(st.integers(1, 6)),
+            "layers": draw(st.integers(1, 3)),
             "heads": draw(small),
             "head_dim": draw(st.sampled_from((2, 8))),
             "activation": draw(activation),
@@ -140,7 +140,7 @@ def decoders(draw: st.DrawFn) -> Document:
     if positions == "learned":
         document["positions"]["offset"] = draw(st.integers(0, 2))
     if positions == "learned" or draw(st.booleans()):
-        document["context"] = draw(st.sampled_from((16, 64, 512)))
+        document["context"] = draw(st.sampled_from((16, 512, 4096)))
     if draw(st.integers(0, 2)) == 0:
         document["kv_heads"] = draw(st.integers(1, heads))
     if draw(st.integers(0, 3)) == 0:
@@ -175,7 +175,7 @@ def encoders_of_text(draw: st.DrawFn) -> Document:
         "layers": draw(small),
         "hidden": draw(st.integers(1, 32)),
         "vocabulary": draw(st.integers(8, 64)),
-        "context": draw(st.sampled_from((16, 64))),
+        "context": draw(st.sampled_from((16, 512))),
         "frozen": draw(st.booleans()),
     }
 
@@ -219,21 +219,23 @@ def heads(draw: st.DrawFn, language: Document) -> Document | None:
 
 
 @st.composite
-def targets(draw: st.DrawFn) -> Document | None:
-    if draw(st.integers(0, 1)):
+def targets(draw: st.DrawFn, text: int) -> Document | None:
+    """None half the time; now and then a workload, a batch or a degree that is too large."""
+    if draw(st.booleans()):
         return None
+    prompt = draw(st.integers(1, text + 3 * (draw(st.integers(0, 4)) == 0)))
     document: Document = {
         "hardware": draw(st.sampled_from(("a100-80gb", "t4", "h100-sxm"))),
         "count": draw(st.sampled_from((1, 2, 6))),
         "precision": draw(st.sampled_from(("bf16", "fp16", "fp32", "int8"))),
         "workload": {
             "mode": draw(st.sampled_from(("serve", "train"))),
-            "batch": draw(st.sampled_from((1, 8, 2**30))),
-            "prompt": draw(st.integers(1, 24)),
-            "generate": draw(st.integers(0, 8)),
+            "batch": draw(st.sampled_from((1, 2, 4, 8, 2**30))),
+            "prompt": prompt,
+            "generate": draw(st.integers(0, max(0, text - prompt))),
         },
     }
-    if draw(st.booleans()):
+    if draw(st.integers(0, 3)) == 0:
         document["parallel"] = {"tensor": draw(st.integers(1, 4))}
     return document
 
@@ -244,18 +246,22 @@ def documents(draw: st.DrawFn) -> Document:
     language = draw(st.one_of(decoders(), decoders(), encoder_decoders(), encoders_of_text()))
     sees = regions() if language["kind"] == "encoder" else st.one_of(vits(), vits(), nfnets())
     encoder = draw(sees if draw(st.integers(0, 9)) else st.one_of(vits(), nfnets(), regions()))
+    text = draw(st.integers(1, 40))
     document: Document = {
         "encoder": draw(frames(encoder)),
         "adapter": draw(adapters()),
         "fusion": draw(fusions(language)),
         "language": language,
-        "token_budget": {"images": draw(st.integers(0, 3)), "text": draw(st.integers(1, 40))},
+        "token_budget": {"images": draw(st.integers(0, 3)), "text": text},
     }
     if draw(st.integers(0, 2)):
         document["adapter"] = {"kind": draw(st.sampled_from(("linear", "mlp")))}
-    head, target = draw(heads(language)), draw(targets())
+    head, target = draw(heads(language)), draw(targets(text))
     if head is not None:
         document["head"] = head
     if target is not None:
         document["target"] = target
+    if draw(st.integers(0, 9)) == 0:
+        for part in ("encoder", "adapter", "language"):
+            document[part] = {**document[part], "frozen": True}
     return document
