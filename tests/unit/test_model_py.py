@@ -8,7 +8,6 @@ import sys
 import types
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings

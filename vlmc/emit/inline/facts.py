@@ -61,15 +61,16 @@ def _fact(values: list[object], grouping: Grouping) -> Fact:
         return Fact(cast("Value", first), present, plain, "foreign")
     if plain:
         return Fact(UNKNOWN, present, plain, "foreign", cast("tuple[Value, ...]", tuple(values)))
-    kinds = {_type_once(value, grouping) for value in values if value is not None}
+    kinds: set[Type] = {_type(value, grouping) for value in values if value is not None}
     return Fact(UNKNOWN, present, plain, join(sorted(kinds, key=repr)))
 
 
-def _type_once(value: object, grouping: Grouping) -> Type:
+def _type(value: object, grouping: Grouping) -> Type:
     if isinstance(value, nn.Sequential):
         return "foreign"
     if isinstance(value, _LISTS):
-        return Items(join(sorted({_type_once(m, grouping) for m in value.children()}, key=repr)))
+        kinds: set[Type] = {_type(module, grouping) for module in value.children()}
+        return Items(join(sorted(kinds, key=repr)))
     if isinstance(value, nn.Module):
         group = grouping.of_module(value)
         return Objects(frozenset({group.name})) if group else "foreign"

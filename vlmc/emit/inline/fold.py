@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Protocol, cast
 
 import libcst as cst
 from torch import nn
 
+from vlmc.emit.inline import branches
+from vlmc.emit.inline.branches import in_place_of, is_not
 from vlmc.emit.inline.literals import UNKNOWN, Unknown, Value, literal, same, value_of
-from vlmc.emit.inline.tree import Left, dotted, pure, rewrite, without_last_comma
+from vlmc.emit.inline.tree import Left, dotted, rewrite, without_last_comma
 
 _COMPARE: dict[type[cst.CSTNode], Callable[[Any, Any], bool]] = {
     cst.Equal: operator.eq,
@@ -34,18 +36,10 @@ _ARITHMETIC: dict[type[cst.CSTNode], Callable[[Any, Any], Any]] = {
     cst.Add: operator.add,
     cst.Subtract: operator.sub,
     cst.Multiply: operator.mul,
-    cst.Divide: operator.truediv,
-    cst.FloorDivide: operator.floordiv,
+    cst.Divide: lambda a, b: a / b,
+    cst.FloorDivide: lambda a, b: a // b,
     cst.Modulo: operator.mod,
-    cst.Power: operator.pow,
-}
-_OPPOSITE: dict[type[cst.CSTNode], cst.CSTNode] = {
-    cst.Is: cst.IsNot(),
-    cst.IsNot: cst.Is(),
-    cst.Equal: cst.NotEqual(),
-    cst.NotEqual: cst.Equal(),
-    cst.In: cst.NotIn(),
-    cst.NotIn: cst.In(),
+    cst.Power: lambda a, b: a**b,
 }
 _BUILTINS: dict[str, Callable[..., Any]] = {
     "max": max, "min": min, "len": len, "sum": sum, "abs": abs, "int": int, "float": float,
@@ -55,7 +49,6 @@ _NEUTRAL: tuple[tuple[type[cst.CSTNode], int], ...] = (
     (cst.Add, 0), (cst.Subtract, 0), (cst.Multiply, 1), (cst.FloorDivide, 1),
 )  # fmt: skip
 _READABLE_FLOAT = 8
-_ATOMS = (cst.Name, cst.Attribute, cst.Call, cst.Subscript, cst.Integer, cst.Float, cst.Tuple)
 
 
 class Scope(Protocol):
@@ -88,24 +81,14 @@ def fold(node: cst.CSTNode, scope: Scope) -> Left:
 
 
 def _fold(original: cst.CSTNode, node: cst.CSTNode, scope: Scope) -> Left:
-    match node:
-        case cst.AssignTarget() | cst.AnnAssign() | cst.AugAssign():
-            return _same_target(original, node)
-        case cst.Name():
-            return _known(node, scope.name(node.value))
-        case cst.Attribute():
-            return _known(node, scope.attribute(node))
-        case cst.Comparison():
-            return _comparison(node, scope)
-        case cst.If():
-            return fold_if(node)
-        case cst.Call(func=cst.Name()):
-            return _builtin(node, scope)
-        case cst.Subscript():
-            return _subscript(node, scope)
-        case _:
-            rule = _RULES.get(type(node))
-            return node if rule is None else rule(node)
+    """What becomes of one node whose children are folded."""
+    if isinstance(node, cst.AssignTarget | cst.AnnAssign | cst.AugAssign):
+        return _same_target(original, node)
+    informed = _INFORMED_RULES.get(type(node))
+    if informed is not None:
+        node = informed(node, scope)
+    rule = _RULES.get(type(node))
+    return node if rule is None else rule(node)
 
 
 def _same_target(original: Any, node: Any) -> cst.CSTNode:
@@ -117,15 +100,16 @@ def _same_target(original: Any, node: Any) -> cst.CSTNode:
     return node.with_changes(target=original.target)
 
 
+def _name(node: cst.Name, scope: Scope) -> cst.BaseExpression:
+    return _known(node, scope.name(node.value))
+
+
+def _attribute(node: cst.Attribute, scope: Scope) -> cst.BaseExpression:
+    return _known(node, scope.attribute(node))
+
+
 def _known(node: cst.BaseExpression, value: Value | Unknown) -> cst.BaseExpression:
     return node if isinstance(value, Unknown) else literal(value)
-
-
-def _in_place_of(node: cst.BaseExpression, chosen: cst.BaseExpression) -> cst.BaseExpression:
-    """`chosen` within the parentheses of `node` where it needs them."""
-    if node.lpar and not chosen.lpar and not isinstance(chosen, _ATOMS):
-        return chosen.with_changes(lpar=node.lpar, rpar=node.rpar)
-    return chosen
 
 
 def _comparison(node: cst.Comparison, scope: Scope) -> cst.BaseExpression:
@@ -159,30 +143,24 @@ def _boolean(node: cst.BooleanOperation) -> cst.BaseExpression:
     both = isinstance(node.operator, cst.And)
     left, right = value_of(node.left), value_of(node.right)
     if not isinstance(left, Unknown):
-        return _in_place_of(node, node.right if bool(left) == both else node.left)
+        return in_place_of(node, node.right if bool(left) == both else node.left)
     # The left side is not known: only where it is True or False itself may the right one go.
-    certain = isinstance(node.left, cst.Comparison) or _is_not(node.left)
+    certain = isinstance(node.left, cst.Comparison) or is_not(node.left)
     if isinstance(right, bool) and certain:
-        return _in_place_of(node, node.left) if right == both else literal(right)
+        return in_place_of(node, node.left) if right == both else literal(right)
     return node
-
-
-def _is_not(node: cst.CSTNode) -> bool:
-    return isinstance(node, cst.UnaryOperation) and isinstance(node.operator, cst.Not)
 
 
 def _unary(node: cst.UnaryOperation) -> cst.BaseExpression:
     value = value_of(node.expression)
-    return literal(not value) if _is_not(node) and not isinstance(value, Unknown) else node
+    return literal(not value) if is_not(node) and not isinstance(value, Unknown) else node
 
 
 def _choice(node: cst.IfExp) -> cst.BaseExpression:
     test = value_of(node.test)
-    return (
-        node
-        if isinstance(test, Unknown)
-        else _in_place_of(node, node.body if test else node.orelse)
-    )
+    if isinstance(test, Unknown):
+        return node
+    return in_place_of(node, node.body if test else node.orelse)
 
 
 def _binary(node: cst.BinaryOperation) -> cst.BaseExpression:
@@ -191,7 +169,7 @@ def _binary(node: cst.BinaryOperation) -> cst.BaseExpression:
         # Beside a tensor, a number that changes nothing only distracts.
         for kind, neutral in _NEUTRAL:
             if isinstance(node.operator, kind) and type(right) is int and right == neutral:
-                return _in_place_of(node, node.left)
+                return in_place_of(node, node.left)
         return _power_of_negative(node, left)
     apply = _ARITHMETIC.get(type(node.operator))
     if apply is None or not all(isinstance(side, int | float) for side in (left, right)):
@@ -206,15 +184,15 @@ def _binary(node: cst.BinaryOperation) -> cst.BaseExpression:
 
 
 def _power_of_negative(node: cst.BinaryOperation, left: Value | Unknown) -> cst.BaseExpression:
-    if isinstance(node.operator, cst.Power) and isinstance(node.left, cst.UnaryOperation):
-        if not isinstance(left, Unknown) and not node.left.lpar:
-            inner = node.left.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
-            return node.with_changes(left=inner)
-    return node
+    negative = isinstance(node.left, cst.UnaryOperation) and not isinstance(left, Unknown)
+    if not isinstance(node.operator, cst.Power) or not negative or node.left.lpar:
+        return node
+    inner = node.left.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+    return node.with_changes(left=inner)
 
 
 def _builtin(node: cst.Call, scope: Scope) -> cst.BaseExpression:
-    function = _BUILTINS.get(cst.ensure_type(node.func, cst.Name).value)
+    function = _BUILTINS.get(node.func.value) if isinstance(node.func, cst.Name) else None
     values = [_value(argument.value, scope) for argument in node.args]
     plain = all(argument.keyword is None and not argument.star for argument in node.args)
     if function is None or not plain or not values:
@@ -229,16 +207,13 @@ def _builtin(node: cst.Call, scope: Scope) -> cst.BaseExpression:
 def _torch_call(node: cst.Call) -> cst.BaseExpression:
     """A call without the arguments that are torch's defaults."""
     defaults = _defaults(dotted(node.func) or "")
-    kept = [
-        a
-        for a in node.args
-        if a.keyword is None or not _is(a.value, defaults.get(a.keyword.value, UNKNOWN))
-    ]
+    kept = [argument for argument in node.args if not _is_default(argument, defaults)]
     return node if len(kept) == len(node.args) else node.with_changes(args=without_last_comma(kept))
 
 
-def _is(node: cst.BaseExpression, default: object) -> bool:
-    return default is not UNKNOWN and same(value_of(node), default)
+def _is_default(argument: cst.Arg, defaults: Mapping[str, object]) -> bool:
+    name = argument.keyword.value if argument.keyword else ""
+    return name in defaults and same(value_of(argument.value), defaults[name])
 
 
 @cache
@@ -282,105 +257,29 @@ def _list(node: cst.ListComp) -> cst.BaseExpression:
 
 
 def _text(node: cst.FormattedString) -> cst.BaseExpression:
-    parts: list[cst.BaseFormattedStringContent] = []
-    for part in node.parts:
-        if isinstance(part, cst.FormattedStringExpression):
-            value = value_of(part.expression)
-            plain = part.conversion is None and part.format_spec is None
-            if plain and type(value) in (int, str):
-                part = cst.FormattedStringText(str(value).replace("{", "{{").replace("}", "}}"))
-        parts.append(part)
-    same = all(new is old for new, old in zip(parts, node.parts, strict=True))
-    return node if same else node.with_changes(parts=parts)
+    parts = [_piece(part) for part in node.parts]
+    changed = any(new is not old for new, old in zip(parts, node.parts, strict=True))
+    return node.with_changes(parts=parts) if changed else node
 
 
-def _line(node: cst.SimpleStatementLine) -> Left:
-    return node if node.body else None
+def _piece(part: cst.BaseFormattedStringContent) -> cst.BaseFormattedStringContent:
+    """A piece of an f-string, as text where it is an integer."""
+    if not isinstance(part, cst.FormattedStringExpression):
+        return part
+    value = value_of(part.expression)
+    plain = part.conversion is None and part.format_spec is None
+    return cst.FormattedStringText(str(value)) if plain and type(value) is int else part
 
 
-def _for(node: cst.For) -> Left:
-    return None if value_of(node.iter) == () else node
-
-
-def _block(node: cst.IndentedBlock) -> cst.BaseSuite:
-    for index, statement in enumerate(node.body[:-1]):
-        if _leaves(statement):
-            return node.with_changes(body=node.body[: index + 1])
-    return node
-
-
-def _leaves(statement: cst.CSTNode) -> bool:
-    """Whether nothing after a statement is reached."""
-    if isinstance(statement, cst.SimpleStatementLine):
-        last = statement.body[-1]
-        return isinstance(last, cst.Return | cst.Raise | cst.Continue | cst.Break)
-    if isinstance(statement, cst.If):
-        other = statement.orelse
-        rest = other.body if isinstance(other, cst.Else) else other
-        return _leaves(statement.body) and rest is not None and _leaves(rest)
-    return isinstance(statement, cst.IndentedBlock) and any(map(_leaves, statement.body))
-
-
-def fold_if(node: cst.If) -> Left:
-    """An `if` whose test is known becomes the statements of the branch that is taken.
-
-    `orelse` may be a list here: what became of an `elif`.
-    """
-    orelse = cast("cst.If | cst.Else | list[cst.CSTNode] | None", node.orelse)
-    if isinstance(orelse, list):
-        orelse = _else(orelse)
-    if isinstance(orelse, cst.Else) and not _statements(orelse.body):
-        orelse = None
-    test = value_of(node.test)
-    if isinstance(test, Unknown):
-        if not _statements(node.body) and pure(node.test):
-            if orelse is None:
-                return []
-            body = orelse.body if isinstance(orelse, cst.Else) else cst.IndentedBlock([orelse])
-            return node.with_changes(test=negated(node.test), body=body, orelse=None)
-        return node if orelse is node.orelse else node.with_changes(orelse=orelse)
-    if test:
-        return _under(node, _statements(node.body))
-    if orelse is None:
-        return []
-    return _under(node, [orelse] if isinstance(orelse, cst.If) else _statements(orelse.body))
-
-
-def negated(test: cst.BaseExpression) -> cst.BaseExpression:
-    """The opposite of a test."""
-    if isinstance(test, cst.Comparison) and len(test.comparisons) == 1:
-        opposite = _OPPOSITE.get(type(test.comparisons[0].operator))
-        if opposite is not None:
-            target = test.comparisons[0].with_changes(operator=opposite)
-            return test.with_changes(comparisons=[target])
-    if isinstance(test, cst.UnaryOperation) and _is_not(test):
-        return test.expression
-    if not isinstance(test, _ATOMS):
-        test = test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
-    return cst.UnaryOperation(cst.Not(), test)
-
-
-def _else(statements: list[cst.CSTNode]) -> cst.Else | cst.If | None:
-    if len(statements) == 1 and isinstance(statements[0], cst.If):
-        return statements[0]
-    body = cast("Sequence[cst.BaseStatement]", statements)
-    return cst.Else(cst.IndentedBlock(body)) if body else None
-
-
-def _statements(body: cst.BaseSuite) -> list[cst.CSTNode]:
-    return [s for s in body.body if not (isinstance(s, cst.SimpleStatementLine) and not s.body)]
-
-
-def _under(node: cst.If, statements: list[cst.CSTNode]) -> list[cst.CSTNode]:
-    """The statements, with the comment above `node` above the first."""
-    if statements and node.leading_lines:
-        first = cast("cst.SimpleStatementLine", statements[0])
-        lines = (*node.leading_lines, *first.leading_lines)
-        statements = [first.with_changes(leading_lines=lines), *statements[1:]]
-    return statements
-
-
+_INFORMED_RULES: dict[type[cst.CSTNode], Callable[[Any, Scope], cst.BaseExpression]] = {
+    cst.Name: _name,
+    cst.Attribute: _attribute,
+    cst.Comparison: _comparison,
+    cst.Call: _builtin,
+    cst.Subscript: _subscript,
+}
 _RULES: dict[type[cst.CSTNode], Callable[[Any], Left]] = {
+    cst.If: branches.choose,
     cst.BooleanOperation: _boolean,
     cst.UnaryOperation: _unary,
     cst.IfExp: _choice,
@@ -388,7 +287,7 @@ _RULES: dict[type[cst.CSTNode], Callable[[Any], Left]] = {
     cst.Call: _torch_call,
     cst.ListComp: _list,
     cst.FormattedString: _text,
-    cst.SimpleStatementLine: _line,
-    cst.For: _for,
-    cst.IndentedBlock: _block,
+    cst.SimpleStatementLine: branches.line,
+    cst.For: branches.loop,
+    cst.IndentedBlock: branches.block,
 }

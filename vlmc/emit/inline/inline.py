@@ -33,6 +33,13 @@ def program_of(grouping: Grouping, public: list[str], added: list[cst.BaseStatem
             method.public = method.key[1] != "__init__"
             kind = returned(program, method.key) if method.public else "foreign"
             handed_out |= getattr(kind, "names", frozenset[str]())
+    reduced(program, handed_out)
+    return program
+
+
+def reduced(program: Program, handed_out: set[str]) -> None:
+    """Simplifies a program until nothing changes. Records that are `handed_out` to whoever calls
+    it keep the fields that they are given."""
     changed = True
     while changed:
         for function in program.functions.values():
@@ -40,7 +47,6 @@ def program_of(grouping: Grouping, public: list[str], added: list[cst.BaseStatem
         counted = census(program)
         changed = settle(program, counted, handed_out)
         changed = prune(program, counted) or changed
-    return program
 
 
 def ordered(program: Program, roots: list[str]) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
+import math
 from enum import Enum, auto
+from typing import cast
 
 import libcst as cst
 
@@ -22,11 +25,11 @@ UNKNOWN = Unknown.UNKNOWN
 def is_value(value: object) -> bool:
     """Whether a Python object can be written as a literal."""
     if isinstance(value, tuple):
-        return all(is_value(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+        return all(is_value(item) for item in cast("tuple[object, ...]", value))
     return value is None or type(value) in (int, float, str, bool)
 
 
-def value_of(node: cst.CSTNode | None) -> Value | Unknown:
+def value_of(node: cst.CSTNode | None) -> Value | Unknown:  # noqa: PLR0911
     """The value of a literal."""
     match node:
         case cst.Name(value="True"):
@@ -55,18 +58,18 @@ def value_of(node: cst.CSTNode | None) -> Value | Unknown:
             return UNKNOWN
 
 
-def literal(value: Value) -> cst.BaseExpression:
+def literal(value: Value) -> cst.BaseExpression:  # noqa: PLR0911
     """The shortest usual spelling of a value."""
     if value is None or isinstance(value, bool):
         return cst.Name(str(value))
     if isinstance(value, str):
-        return cst.SimpleString('"' + repr("'" + value)[2:-1].replace('"', '\\"') + '"')
+        return cst.SimpleString(json.dumps(value, ensure_ascii=False))
     if isinstance(value, tuple):
         elements = [cst.Element(literal(item)) for item in value]
         if len(elements) == 1:
             elements = [elements[0].with_changes(comma=cst.Comma())]
         return cst.Tuple(elements)
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         return cst.parse_expression(f'float("{value}")')
     if value < 0:
         return cst.UnaryOperation(cst.Minus(), literal(-value))

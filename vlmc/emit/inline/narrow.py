@@ -51,10 +51,11 @@ def _may(program: Program, key: Key, parameter: Parameter, expected: list[Parame
 
 def _strip(program: Program, key: Key, name: str) -> None:
     def leave(_: cst.CSTNode, node: cst.CSTNode) -> Left:
-        if isinstance(node, cst.Param) and node.name.value == name:
-            return _narrowed(node)
-        named = isinstance(node, cst.AnnAssign) and isinstance(node.target, cst.Name)
-        return _narrowed(node) if named and node.target.value == name else node
+        if isinstance(node, cst.Param):
+            return _narrowed(node) if node.name.value == name else node
+        if isinstance(node, cst.AnnAssign) and isinstance(node.target, cst.Name):
+            return _narrowed(node) if node.target.value == name else node
+        return node
 
     function = program.functions.get(key)
     if function is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import libcst as cst
 
@@ -35,7 +35,7 @@ class Together:
     items: tuple[Type, ...]
 
 
-Type = Objects | Items | Together | Literal["foreign", "unknown"]
+Type: TypeAlias = Objects | Items | Together | Literal["foreign", "unknown"]
 """`foreign` is anything that is not ours (tensors, numbers, modules of torch)."""
 
 

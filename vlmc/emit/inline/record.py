@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -56,17 +56,18 @@ def record(arch: Arch) -> Recording:
         model = instantiate(arch)
     by_module = {id(instance.module): instance for instance in instances}
     roles = {node.role for node in arch.nodes if node.role != "fusion"}
-    for path, module in model.named_modules():
-        if id(module) in by_module:
+    paths = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    for path, module in paths:
+        instance = by_module.get(id(module))
+        if instance is not None:
             names = path.split(".")
-            instance = by_module[id(module)]
             instance.part = names[0] if names[0] in roles else "fusion"
             instance.name = next((n for n in reversed(names) if not n.isdigit()), "")
     return Recording(model, instances)
 
 
 @contextmanager
-def _noting(kinds: list[type[nn.Module]], instances: list[Instance]) -> Iterator[None]:
+def _noting(kinds: list[type[nn.Module]], instances: list[Instance]) -> Generator[None]:
     """While active, what the classes construct is appended to `instances`."""
     under_construction: list[Instance] = []
 
@@ -75,7 +76,7 @@ def _noting(kinds: list[type[nn.Module]], instances: list[Instance]) -> Iterator
         parameters = inspect.signature(construct).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
 
-        def __init__(self: nn.Module, **arguments: Any) -> None:
+        def noted(self: nn.Module, **arguments: Any) -> None:
             caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
             parent = under_construction[-1] if under_construction else None
             place = (caller.f_code.co_filename, caller.f_lineno)
@@ -85,7 +86,7 @@ def _noting(kinds: list[type[nn.Module]], instances: list[Instance]) -> Iterator
             construct(self, **arguments)
             under_construction.pop()
 
-        return __init__
+        return noted
 
     own = {kind: vars(kind).get("__init__") for kind in kinds}
     try:

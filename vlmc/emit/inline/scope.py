@@ -74,7 +74,7 @@ class KnownScope:
             return facts[0].values if facts else ()
         return ()
 
-    def present(self, node: cst.BaseExpression) -> bool:
+    def present(self, node: cst.BaseExpression) -> bool:  # noqa: PLR0911
         """Whether an expression is known not to be None."""
         value = value_of(node)
         if not isinstance(value, Unknown):

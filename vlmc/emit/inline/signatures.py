@@ -14,7 +14,7 @@ from vlmc.emit.inline.literals import UNKNOWN, Unknown, Value, same, value_of
 from vlmc.emit.inline.narrow import narrow
 from vlmc.emit.inline.program import Fact, Key, Program
 from vlmc.emit.inline.specialise import without
-from vlmc.emit.inline.tree import Left, pure, rewrite, without_last_comma
+from vlmc.emit.inline.tree import Left, pure, rewrite, statement, without_last_comma
 from vlmc.emit.inline.usage import Census, names
 
 
@@ -44,10 +44,9 @@ def _open(program: Program, census: Census, key: Key) -> bool:
     if function is None:
         return owner not in program.classes
     special = name.startswith("__") and name != "__init__"
-    bare = not function.decorators - {"staticmethod"}
-    return (
-        function.public or special or not bare or name in census.opened or key in census.handed_on
-    )
+    decorated = bool(function.decorators - {"staticmethod"})
+    unseen = name in census.opened or key in census.handed_on
+    return function.public or special or decorated or unseen
 
 
 def _decisions(
@@ -71,14 +70,10 @@ def _decisions(
             continue
         values = [value_of(parameter.default if a is None else a.value) for a in given]
         constant = not isinstance(values[0], Unknown) and all(same(values[0], v) for v in values)
-        clean = all(a is None or pure(a.value) for a in given)
+        clean = not handed_out and all(a is None or pure(a.value) for a in given)
         if constant and not any(_rebound(program, key, parameter.name) for key in family.keys):
             yield parameter.name, values[0]
-        elif (
-            clean
-            and not handed_out
-            and not any(_read(program, census, key, parameter.name) for key in family.keys)
-        ):
+        elif clean and not any(_read(program, census, key, parameter.name) for key in family.keys):
             yield parameter.name, UNKNOWN
         else:
             continue
@@ -105,20 +100,14 @@ def _take(program: Program, key: Key, name: str, value: Value | Unknown) -> None
         without(function, {name})
         return
     record = program.classes[key[0]]
-    record.members.remove(
-        next(
-            m
-            for m in record.members
-            if isinstance(m, cst.SimpleStatementLine) and _is_field(m, name)
-        )
-    )
+    record.members = [member for member in record.members if not _is_field(member, name)]
     record.facts[name] = replace(Fact(), value=value, plain=True, type="foreign")
 
 
-def _is_field(line: cst.SimpleStatementLine, name: str) -> bool:
-    small = line.body[0]
-    named = isinstance(small, cst.AnnAssign) and isinstance(small.target, cst.Name)
-    return named and small.target.value == name
+def _is_field(member: str | cst.BaseStatement, name: str) -> bool:
+    small = None if isinstance(member, str) else statement(member)
+    target = small.target if isinstance(small, cst.AnnAssign) else None
+    return isinstance(target, cst.Name) and target.value == name
 
 
 def _without_arguments(old: cst.CSTNode, new: cst.CSTNode, dropped: set[int]) -> Left:

@@ -176,7 +176,9 @@ def _fix_parameters(program: Program, group: Group, grouping: Grouping) -> None:
     constructor = program.functions.get((group.name, "__init__"))
     if constructor is None:
         return
-    tables = {n: v for n, v in group.constants.items() if isinstance(v, tuple) and len(v) > 1}
+    tables: dict[str, Value] = {
+        n: v for n, v in group.constants.items() if isinstance(v, tuple) and len(v) > 1
+    }
     constructor.constants.update({n: v for n, v in group.constants.items() if n not in tables})
     without(constructor, set(group.constants))
     constructor.node = _with_tables(constructor.node, tables)

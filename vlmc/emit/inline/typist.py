@@ -37,7 +37,7 @@ def join(types: Iterable[Type]) -> Type:
     return "unknown" if items else "foreign"
 
 
-def annotated(node: cst.BaseExpression, program: Program) -> Type:
+def annotated(node: cst.BaseExpression, program: Program) -> Type:  # noqa: PLR0911
     """The type that an annotation names."""
     match node:
         case cst.Name(value=name):
@@ -104,7 +104,7 @@ class Typist:
     def element(self, node: cst.BaseExpression) -> Type:
         """The type of what a loop over `node` gives."""
         if isinstance(node, cst.Call) and isinstance(node.func, cst.Name):
-            over = [self.element(a.value) for a in node.args if a.keyword is None]
+            over: list[Type] = [self.element(a.value) for a in node.args if a.keyword is None]
             match node.func.value:
                 case "range":
                     return "foreign"
@@ -118,7 +118,7 @@ class Typist:
                     pass
         return _element(self.type(node))
 
-    def type(self, node: cst.BaseExpression) -> Type:
+    def type(self, node: cst.BaseExpression) -> Type:  # noqa: PLR0911
         """The type of an expression."""
         match node:
             case cst.Name():
@@ -147,7 +147,7 @@ class Typist:
     def _subscript(self, node: cst.Subscript) -> Type:
         kind = self.type(node.value)
         index = node.slice[0].slice
-        if isinstance(index, cst.Slice):
+        if not isinstance(index, cst.Index):
             return kind
         if isinstance(kind, Together) and isinstance(index.value, cst.Integer):
             place = int(index.value.value)
@@ -220,9 +220,9 @@ def _spread(target: cst.BaseExpression, kind: Type) -> Iterable[tuple[str, Type]
         yield target.value, kind
     elif isinstance(target, cst.Tuple | cst.List):
         for index, element in enumerate(target.elements):
-            whole = isinstance(kind, Together) and len(kind.items) == len(target.elements)
-            inner = kind.items[index] if whole else _element(kind)  # pyright: ignore
-            yield from _spread(element.value, inner)
+            columns = kind.items if isinstance(kind, Together) else ()
+            whole = len(columns) == len(target.elements)
+            yield from _spread(element.value, columns[index] if whole else _element(kind))
 
 
 def attribute(program: Program, owner: str, name: str) -> Type:

@@ -80,7 +80,7 @@ class ViT(nn.Module):
         chosen = [states[index] for index in self.feature_layers]
         if self.norm_features and self.post_norm is not None:
             chosen = [self.post_norm(state) for state in chosen]
-        features = torch.cat(chosen, dim=-1) if len(chosen) > 1 else chosen[0]
+        features = torch.cat(chosen, dim=-1) if len(self.feature_layers) > 1 else chosen[0]
         return features[:, 1:] if self.drop_class_token else features
 
     def forward(self, pixel_values: Tensor) -> Tensor:
