@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmc.diagnostics import SpecError
+from vlmc.diagnostics import SpecError, UsageError
 from vlmc.ir import Arch, verify
 from vlmc.resolve import check as broken_rules
 from vlmc.resolve import flow
@@ -103,6 +103,8 @@ def plan(
     from vlmc.emit.manifest import Manifest
 
     path, tell = Path(path), progress or silent
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise UsageError(f"{checkpoint}: there is no such folder")
     again = Manifest.read(path) if path.is_dir() else None
     tell("loading")
     spec = load_spec(path, overrides)

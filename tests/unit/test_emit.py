@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from contextlib import suppress
@@ -17,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vlmc
-from tests.conftest import SPECS
 from vlmc import pipeline
 from vlmc.diagnostics import EnvironmentFault, SpecError, UsageError
 from vlmc.emit import catalog
@@ -26,6 +26,7 @@ from vlmc.emit.backends import arch_txt, spec_resolved
 from vlmc.emit.manifest import NAME, Manifest, UnreadableManifest
 from vlmc.spec.document import ModelSpec
 
+SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
 LLAVA = next(path for path in SPECS if path.stem == "llava-1.5")
 both = pytest.mark.parametrize("mini", [False, True], ids=["full", "mini"])
 each = pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -206,6 +207,25 @@ def test_a_twin_is_built_with_weights_that_load(tmp_path: Path) -> None:
         assert torch.equal(one, two)
         assert one.requires_grad == two.requires_grad
     assert vlmc.build(out).unchanged, "a build folder is built again from its own spec"
+
+
+def test_a_disk_that_refuses_the_weights_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(EnvironmentFault, match="larger than this system allows"):
+            vlmc.build(LLAVA, tmp_path / "out", mini=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gates_of_a_twin_are_open() -> None:
+    path = next(path for path in SPECS if path.stem == "flamingo-3b")
+    twin = vlmc.build_model(vlmc.load_spec(path), mini=True)
+    gates = [p for name, p in twin.named_parameters() if name.endswith("gate")]
+    assert gates
+    assert all(bool((gate == 1).all()) for gate in gates)
 
 
 def test_what_the_host_cannot_hold_is_deferred(

@@ -280,6 +280,17 @@ def test_places_that_no_build_may_take(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
+def test_the_folder_above_the_present_one_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "out", texts(a_txt="one"))
+    (tmp_path / "out" / "runs").mkdir()
+    monkeypatch.chdir(tmp_path / "out" / "runs")
+    for place in ("..", tmp_path / "out"):
+        with pytest.raises(EnvironmentFault, match="the folder that you are in, or a folder above"):
+            write(Path(place), texts(a_txt="two"))
+
+
 @linux
 def test_a_mount_point_is_not_taken() -> None:
     with pytest.raises(EnvironmentFault, match="mount point"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlmc.build.checkpoint import assign, owners
 from vlmc.build.shards import INDEX, SINGLE, place, stored_tensors
-from vlmc.diagnostics import EnvironmentFault, UsageError
+from vlmc.diagnostics import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000
 DTYPES = {
@@ -33,7 +33,7 @@ def save_weights(
     """Writes every parameter of `model` into `folder`, shared ones once; returns the files.
 
     One file `model.safetensors`, or shards of at most `max_shard_bytes` (a larger tensor has a
-    shard of its own) with an index. Raises EnvironmentFault where the disk refuses.
+    shard of its own) with an index. Raises OSError where the disk refuses.
     """
     shards: list[list[tuple[str, Tensor]]] = [[]]
     room = max_shard_bytes
@@ -46,21 +46,16 @@ def save_weights(
     count = len(shards)
     names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     files = [folder / name for name in names] if count > 1 else [folder / SINGLE]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, shard in zip(files, shards, strict=True):
-            with path.open("wb") as file:
-                _write(file, shard)
-        if count > 1:
-            total = sum(parameter.nbytes for parameter in model.parameters())
-            places = {
-                name: path.name for path, s in zip(files, shards, strict=True) for name, _ in s
-            }
-            index = {"metadata": {"total_size": total}, "weight_map": places}
-            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-            files.append(folder / INDEX)
-    except OSError as error:
-        raise EnvironmentFault(f"{folder}: weights cannot be written: {error}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, shard in zip(files, shards, strict=True):
+        with path.open("wb") as file:
+            _write(file, shard)
+    if count > 1:
+        total = sum(parameter.nbytes for parameter in model.parameters())
+        places = {name: path.name for path, s in zip(files, shards, strict=True) for name, _ in s}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        files.append(folder / INDEX)
     return files
 
 

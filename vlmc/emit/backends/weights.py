@@ -6,6 +6,11 @@ import hashlib
 import json
 from pathlib import Path
 
+from vlmc.build.model import instantiate
+from vlmc.build.shards import stored_tensors
+from vlmc.build.values import valued
+from vlmc.build.weights import save_weights
+from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.emit.artifact import Artifact, Build, Deferred, Weights
 from vlmc.hardware.host import free_disk, free_memory
 
@@ -52,9 +57,9 @@ def _deferred(build: Build, reason: str, option: str) -> Deferred:
 
 
 def _bytes(build: Build, folders: list[Path]) -> int:
-    """Bytes of the weights: fp32 where seeded, at least the checkpoint's own files otherwise."""
+    """Bytes of the weights: those of the checkpoint's own files, fp32 where (in part) seeded."""
     stored = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    return stored if build.checkpoint is not None else 4 * build.arch.parameters
+    return stored if build.checkpoint and stored else 4 * build.arch.parameters
 
 
 def _source(build: Build) -> str:
@@ -76,10 +81,6 @@ def _digest(build: Build, folder: Path) -> str:
 
 
 def _write(build: Build, folder: Path) -> None:
-    # Here and below: torch is loaded when values are made, which most builds do not.
-    from vlmc.build.values import valued
-    from vlmc.build.weights import save_weights
-
     build.progress("reading weights" if build.checkpoint or build.parts else "drawing weights")
     model = valued(build.arch, checkpoint=build.checkpoint, parts=build.parts, seed=build.seed or 0)
     build.progress("writing weights")
@@ -87,10 +88,6 @@ def _write(build: Build, folder: Path) -> None:
 
 
 def _fits(build: Build, folder: Path) -> bool:
-    from vlmc.build.model import instantiate
-    from vlmc.build.shards import stored_tensors
-    from vlmc.diagnostics import EnvironmentFault, UsageError
-
     try:
         stored = {name: one.shape for name, one in stored_tensors(folder).items()}
     except (UsageError, EnvironmentFault):
