@@ -54,6 +54,13 @@ def calls(arch: Arch, *, batch: int = 2) -> list[Call]:
     ]
 
 
+def fits(arch: Arch) -> bool:
+    """Whether the calls stay within the positions that a design has: they show an image to each
+    row, whatever the budget says."""
+    positions = arch.tokens.context
+    return positions is None or arch.tokens.in_sequence + 6 + 2 <= positions
+
+
 def token(arch: Arch) -> int:
     """The id of the image token."""
     value = arch.node("fusion").arguments["image_token"]

@@ -100,6 +100,12 @@ def folded(body: str, **constants: object) -> str:
             {},
             "if other is not None:\n    f(x)",
         ),
+        ("chosen = [x[7]]\nreturn chosen[0] + 1", {}, "return x[7] + 1"),
+        (
+            "chosen = [x[7]]\nf(x)\nreturn chosen[0] + 1",
+            {},
+            "chosen = [x[7]]\nf(x)\nreturn chosen[0] + 1",
+        ),
         ("# Why.\nif flag:\n    f(x)", {"flag": True}, "# Why.\nf(x)"),
         ("return nn.Linear(x, other, bias=flag)", {"flag": True}, "return nn.Linear(x, other)"),
         (

@@ -229,12 +229,14 @@ def _defaults(function: str) -> dict[str, object]:
 
 
 def _subscript(node: cst.Subscript, scope: Scope) -> cst.BaseExpression:
-    values = _value(node.value, scope)
-    if not isinstance(values, tuple) or len(node.slice) != 1:
-        return node
     index = node.slice[0].slice
     place = value_of(index.value) if isinstance(index, cst.Index) else UNKNOWN
-    return literal(values[place]) if isinstance(place, int) else node
+    if place == 0 and isinstance(node.value, cst.List) and len(node.value.elements) == 1:
+        return node.value.elements[0].value
+    values = _value(node.value, scope)
+    if not isinstance(values, tuple) or not isinstance(place, int) or len(node.slice) != 1:
+        return node
+    return literal(values[place])
 
 
 def _list(node: cst.ListComp) -> cst.BaseExpression:

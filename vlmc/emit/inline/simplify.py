@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import libcst as cst
 
 from vlmc.emit.inline.aliases import without_aliases
 from vlmc.emit.inline.fold import fold
+from vlmc.emit.inline.literals import value_of
 from vlmc.emit.inline.program import Function, Program
 from vlmc.emit.inline.scope import KnownScope
-from vlmc.emit.inline.tree import Left, rewrite, statement
+from vlmc.emit.inline.tree import Left, dotted, pure, rewrite, statement, walk
 
 
 def simplify(function: Function, program: Program) -> None:
@@ -31,11 +34,13 @@ def _replace(function: Function, node: Left) -> None:
 
 
 def _with_parts(node: cst.FunctionDef, scope: KnownScope) -> Left:
-    """Puts `self.part` where a name for it is read only once."""
+    """Puts `self.part`, or a list of one that the next line takes apart, where a name for it is
+    read only once."""
+    lists = _taken_apart(node)
     parts = {
         name: expression
         for name, expression in scope.bindings.items()
-        if scope.names.read[name] == 1 and scope.is_part(expression)
+        if scope.names.read[name] == 1 and (scope.is_part(expression) or name in lists)
     }
 
     def leave(old: cst.CSTNode, new: cst.CSTNode) -> Left:
@@ -47,6 +52,29 @@ def _with_parts(node: cst.FunctionDef, scope: KnownScope) -> Left:
         return new
 
     return rewrite(node, leave) if parts else node
+
+
+def _taken_apart(node: cst.FunctionDef) -> set[str]:
+    """Names of lists `name = [item]` from which the next line takes `name[0]`."""
+    found: set[str] = set()
+    for block in walk(node):
+        if not isinstance(block, cst.IndentedBlock):
+            continue
+        for first, second in pairwise(block.body):
+            small = statement(first)
+            if not isinstance(small, cst.Assign) or not isinstance(small.value, cst.List):
+                continue
+            name = dotted(small.targets[0].target)
+            if name is not None and len(small.value.elements) == 1 and pure(small.value):
+                reads = (n for n in walk(second) if isinstance(n, cst.Subscript))
+                if any(dotted(n.value) == name and _first(n) for n in reads):
+                    found.add(name)
+    return found
+
+
+def _first(node: cst.Subscript) -> bool:
+    index = node.slice[0].slice
+    return isinstance(index, cst.Index) and value_of(index.value) == 0
 
 
 def _drop(node: cst.CSTNode, scope: KnownScope) -> Left:
