@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vlmc.diagnostics import EnvironmentFault
-from vlmc.emit.manifest import Manifest, UnreadableManifest
+from vlmc.emit.manifest import NAME, Manifest, UnreadableManifest
 
 
 def located(folder: Path) -> Path:
@@ -21,8 +21,9 @@ def located(folder: Path) -> Path:
     real = Path(os.path.realpath(folder))
     for place, what in _kept():
         if real == place or real in place.parents:
+            relation = "is" if real == place else "holds"
             raise EnvironmentFault(
-                f"{folder} is {what}, or a folder above it; name a folder of its own as --output"
+                f"{folder} {relation} {what}; name a folder of its own as --output"
             )
     if real.exists() and not real.is_dir():
         raise EnvironmentFault(f"{folder} is a file, not a folder; choose another --output")
@@ -52,7 +53,8 @@ def earlier(folder: Path) -> Manifest | None:
     try:
         return Manifest.read(folder)
     except UnreadableManifest as error:
+        what = f": {error}" if os.path.lexists(folder / NAME) else f": it has no {NAME}"
         raise EnvironmentFault(
-            f"{folder} is not empty and not a build of vlmc, so it is left alone ({error}); "
-            "choose another --output, or remove it yourself"
+            f"{folder} is not empty and not a build of vlmc, so it is left alone; choose another "
+            f"--output, or remove it yourself{what}"
         ) from None

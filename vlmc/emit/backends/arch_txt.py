@@ -42,7 +42,7 @@ def _part(node: Node) -> list[str]:
     head += f", {node.count:,} parameters, {state}" if node.count else ", no parameters"
     lines = [head, *_ports("takes", node.inputs), *_ports("gives", node.outputs)]
     arguments = ", ".join(f"{name}={_value(value)}" for name, value in node.arguments.items())
-    for index, line in enumerate(wrap(arguments, WIDTH - 14)):
+    for index, line in enumerate(wrap(arguments, WIDTH - 14, break_on_hyphens=False)):
         lines.append(("with   " if index == 0 else "       ") + line)
     children = [(name, count) for name, count in node.parameters.items() if count]
     width = max((len(name) for name, _ in children), default=0)
@@ -57,7 +57,7 @@ def _value(value: Argument) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
+        return f"[{','.join(map(str, value))}]"  # no blanks: lines break between arguments only
     return "none" if value is None else str(value)
 
 

@@ -57,12 +57,14 @@ load_weights(model, "weights")
 
 SEEDED = "`weights/` holds seeded values (seed 0): the twin runs at once, and answers nonsense."
 DEFERRED = """\
-`weights/` is deferred until there is a checkpoint. This makes it from a Hugging Face folder
-(config.json + safetensors):
+`weights/` is deferred until there is a checkpoint:
 
 ```
 {command}
-```"""
+```
+
+`DIR` is a Hugging Face folder of this design (config.json + safetensors), or a build that has its
+weights. `{seeded}` draws random ones instead."""
 
 
 def source(build: Build) -> str:
@@ -98,9 +100,7 @@ def source(build: Build) -> str:
             f"| {name} | {'no bound' if count is None else f'{count:,}'} |" for name, count in rows
         ),
         run=_run(build),
-        weights=SEEDED
-        if build.mini
-        else DEFERRED.format(command=build.command("--checkpoint DIR")),
+        weights=_weights(build),
     )
 
 
@@ -108,6 +108,13 @@ def _training(node: Node) -> str:
     if not node.count:
         return ""
     return "frozen" if node.frozen else "trained"
+
+
+def _weights(build: Build) -> str:
+    if build.mini:
+        return SEEDED
+    command, seeded = build.command("--checkpoint DIR"), build.command("--seed 0")
+    return DEFERRED.format(command=command, seeded=seeded)
 
 
 def _run(build: Build) -> str:
