@@ -10,6 +10,7 @@ Document = dict[str, Any]
 
 small = st.integers(1, 4)
 activation = st.sampled_from(("gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared"))
+norm = st.sampled_from((None, "layer", "rms"))
 epsilon = st.sampled_from((1e-12, 1e-6, 1e-5))
 
 
@@ -62,6 +63,10 @@ def nfnets(draw: st.DrawFn) -> Document:
         "depths": [draw(st.integers(1, 2)) for _ in range(4)],
         "widths": [group * 2 * draw(st.integers(1, 3)) for _ in range(4)],
         "group_size": group,
+        "bottleneck_ratio": draw(st.sampled_from((0.5, 0.5, 1.0, 0.25))),
+        "se_ratio": draw(st.sampled_from((0.1, 0.5))),
+        "final_ratio": draw(st.sampled_from((0.5, 1.0, 2.0))),
+        "activation": draw(st.sampled_from(("gelu", "gelu_tanh", "relu", "silu"))),
         "frozen": draw(st.booleans()),
     }
 
@@ -97,8 +102,11 @@ def adapters(draw: st.DrawFn) -> Document:
             "heads": draw(small),
             "head_dim": draw(st.sampled_from((2, 8))),
             "activation": draw(activation),
+            "qk_norm": draw(norm),
+            "norm_eps": draw(epsilon),
+            "final_norm": draw(st.booleans()),
         }
-        if draw(st.booleans()):
+        if draw(st.integers(0, 9)):
             document["width"] = draw(st.integers(2, 24))
     if kind == "qformer":
         heads, width = draw(heads_and_width())
@@ -160,6 +168,12 @@ def encoder_decoders(draw: st.DrawFn) -> Document:
         "hidden": draw(st.integers(1, 32)),
         "vocabulary": draw(st.integers(8, 64)),
         "gated": draw(st.booleans()),
+        "activation": draw(activation),
+        "positions": {
+            "buckets": draw(st.sampled_from((4, 8, 12, 32) if draw(st.integers(0, 9)) else (6,))),
+            "max_distance": draw(st.sampled_from((20, 64, 128))),
+        },
+        "start_token": draw(st.integers(0, 7 + 90 * (draw(st.integers(0, 9)) == 0))),
         "tied_head": draw(st.booleans()),
         "frozen": draw(st.booleans()),
     }
@@ -176,6 +190,10 @@ def encoders_of_text(draw: st.DrawFn) -> Document:
         "hidden": draw(st.integers(1, 32)),
         "vocabulary": draw(st.integers(8, 64)),
         "context": draw(st.sampled_from((16, 512))),
+        "token_types": draw(st.integers(1, 3)),
+        "activation": draw(activation),
+        "norm_eps": draw(epsilon),
+        "tied_head": draw(st.booleans()),
         "frozen": draw(st.booleans()),
     }
 
@@ -193,14 +211,25 @@ def fusions(draw: st.DrawFn, language: Document) -> Document:
             }[language["kind"]]
         )
     )
-    document: Document = {"kind": kind}
+    document: Document = {"kind": kind, "frozen": draw(st.booleans())}
     if draw(st.integers(0, 9)) == 0:
         document["point"] = draw(st.sampled_from(("early", "mid", "late")))
     if kind == "gated_cross_attention":
         document |= {
             "every": draw(st.integers(1, language["layers"] + (draw(small) == 1))),
             "attend": draw(st.sampled_from(("last_image", "all_previous"))),
+            "gate_per_channel": draw(st.booleans()),
+            "norm": draw(st.sampled_from(("rms", "layer"))),
+            "norm_eps": draw(epsilon),
+            "activation": draw(activation),
+            "gated": draw(st.booleans()),
+            "qk_norm": draw(norm),
+            "visual_projection": draw(st.booleans()),
         }
+        if draw(st.booleans()):
+            document |= {"heads": draw(small), "head_dim": draw(small), "hidden": draw(small)}
+    if kind == "single_stream" and draw(st.booleans()):
+        document["token_types"] = draw(st.integers(2, 4))
     if kind == "placeholder" and draw(st.integers(0, 5)) == 0:
         document["placeholders"] = draw(st.integers(1, 20))
     return document
@@ -213,9 +242,15 @@ def heads(draw: st.DrawFn, language: Document) -> Document | None:
     kind = draw(st.sampled_from(("lm", "masked_lm", "classify")))
     if language["kind"] != "encoder" and draw(st.integers(0, 4)):
         kind = "lm"
-    return (
-        {"kind": kind, "classes": draw(st.integers(1, 9))} if kind == "classify" else {"kind": kind}
-    )
+    document: Document = {"kind": kind, "frozen": draw(st.booleans())}
+    if kind == "classify":
+        document |= {
+            "classes": draw(st.integers(1, 9)),
+            "pool": draw(st.sampled_from(("last_word", "first"))),
+        }
+    if kind == "masked_lm":
+        document |= {"activation": draw(activation), "pairs": draw(st.booleans())}
+    return document
 
 
 @st.composite
@@ -262,6 +297,11 @@ def documents(draw: st.DrawFn) -> Document:
     if target is not None:
         document["target"] = target
     if draw(st.integers(0, 9)) == 0:
-        for part in ("encoder", "adapter", "language"):
+        for part in ("encoder", "adapter", "fusion", "language"):
             document[part] = {**document[part], "frozen": True}
+    if draw(st.integers(0, 9)) == 0:
+        parts = st.sampled_from(("encoder", "adapter", "fusion", "language"))
+        trained = draw(st.lists(parts, min_size=1, max_size=3, unique=True))
+        stage = {"name": "one", "train": trained, "lr": 1e-3}
+        document["training"] = {"stages": [stage]}
     return document

@@ -160,7 +160,7 @@ def widths_differ(document: Document, found: Diagnostic) -> bool:
     encoder = document["encoder"]
     width = encoder.get("width", 0)
     if encoder["kind"] == "nfnet":
-        width = 2 * encoder["widths"][-1]
+        width = max(1, int(encoder["final_ratio"] * encoder["widths"][-1]))
     if encoder["kind"] == "vit":
         layer = encoder["features"]["layer"]
         width *= 1 if isinstance(layer, int) else len(layer)
@@ -180,17 +180,50 @@ def workload_exceeds_budget(document: Document, found: Diagnostic) -> bool:
     return workload["prompt"] + generated > document["token_budget"]["text"]
 
 
+def has_parameters(document: Document, part: str) -> bool:
+    if part == "fusion":
+        kind = document["fusion"]["kind"]
+        if kind != "gated_cross_attention":
+            return kind == "single_stream"
+        return True
+    return document[part]["kind"] not in ("regions", "identity")
+
+
+def stage_trains_nothing_or_what_is_frozen(document: Document, found: Diagnostic) -> bool:
+    trained = document["training"]["stages"][0]["train"]
+    return any(document[part].get("frozen", False) for part in trained) or not any(
+        has_parameters(document, part) for part in trained
+    )
+
+
+def encoder_decoder_is_impossible(document: Document, found: Diagnostic) -> bool:
+    part = document["language"]
+    buckets, most = part["positions"]["buckets"], part["positions"]["max_distance"]
+    return part["decoder_layers"] == 0 or buckets % 4 != 0 or most <= buckets // 2
+
+
+def token_is_unknown(document: Document, found: Diagnostic) -> bool:
+    return document["language"]["start_token"] >= document["language"]["vocabulary"]
+
+
+def stage_is_too_narrow(document: Document, found: Diagnostic) -> bool:
+    encoder = document["encoder"]
+    inner = [int(width * encoder["bottleneck_ratio"]) for width in encoder["widths"]]
+    return min(inner) < encoder["group_size"]
+
+
 def nothing_is_free(document: Document, found: Diagnostic) -> bool:
     free = [
         name
-        for name in ("encoder", "adapter", "language")
-        if not document[name].get("frozen", False)
-        and document[name]["kind"] not in ("regions", "identity")
+        for name in ("encoder", "adapter", "fusion", "language")
+        if not document[name].get("frozen", False) and has_parameters(document, name)
     ]
-    owns = document["fusion"]["kind"] in ("gated_cross_attention", "single_stream")
-    tied = document["language"].get("tied_head", False)
-    head = document.get("head", {"kind": "lm"})["kind"] != "lm" or not tied
-    return document["target"]["workload"]["mode"] == "train" and not (free or owns or head)
+    language = document["language"]
+    usual = "masked_lm" if language["kind"] == "encoder" else "lm"
+    head = document.get("head", {"kind": usual})
+    tied = head["kind"] == "lm" and language.get("tied_head", False)
+    free_head = not tied and not head.get("frozen", False)
+    return document["target"]["workload"]["mode"] == "train" and not (free or free_head)
 
 
 def format_is_unsupported(document: Document, found: Diagnostic) -> bool:
@@ -219,9 +252,12 @@ VIOLATED: dict[str, Callable[[Document, Diagnostic], bool]] = {
     "VLMC108": positions_are_impossible,
     "VLMC109": degrees_exceed_devices,
     "VLMC110": placeholders_differ,
+    "VLMC111": token_is_unknown,
     "VLMC112": too_many_queries,
     "VLMC113": adapter_is_too_deep,
     "VLMC114": interval_exceeds_depth,
+    "VLMC115": encoder_decoder_is_impossible,
+    "VLMC117": stage_is_too_narrow,
     "VLMC116": regions_meet_no_taker,
     "VLMC120": point_is_another,
     "VLMC121": fusion_cannot_join,
@@ -230,6 +266,7 @@ VIOLATED: dict[str, Callable[[Document, Diagnostic], bool]] = {
     "VLMC130": budget_exceeds_context,
     "VLMC131": workload_exceeds_budget,
     "VLMC140": nothing_is_free,
+    "VLMC141": stage_trains_nothing_or_what_is_frozen,
     "VLMC151": format_is_unsupported,
     "VLMC152": memory_is_short,
 }

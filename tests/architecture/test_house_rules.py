@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-BANNED = re.compile(r"\b(utils|helpers|common|misc|manager|handler)\b")
+BANNED = re.compile(r"(^|_)(utils|helpers|common|misc|manager|handler)(_|$)")
 
 
 def test_no_file_has_a_name_that_says_nothing(root: Path) -> None:

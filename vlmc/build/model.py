@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
@@ -59,28 +59,37 @@ def instantiate(arch: Arch, *, device: torch.device | str = "meta") -> nn.Module
         fusion = arch.node("fusion")
         model = module_class(fusion)(**parts, **fusion.arguments)
     for node in arch.nodes:
-        if node.frozen:
-            for parameter in own(model, node).parameters():
-                parameter.requires_grad_(False)
+        for _, parameter in own_parameters(arch, model, node):
+            parameter.requires_grad_(not node.frozen)
     check_signature(arch, model)
     return model
 
 
-def own(model: nn.Module, node: Node) -> nn.Module:
-    """The module that belongs to a node (the fusion's is the whole model)."""
-    return model if node.role == "fusion" else model.get_submodule(node.role)
+def own_parameters(arch: Arch, model: nn.Module, node: Node) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a node's own, named within it: the fusion's module is the whole model, but
+    the parts that it joins are not its own."""
+    if node.role != "fusion":
+        yield from model.get_submodule(node.role).named_parameters()
+        return
+    joined = {other.role for other in arch.nodes if other is not node}
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] not in joined:
+            yield name, parameter
 
 
 def check_signature(arch: Arch, model: nn.Module) -> None:
-    """Raises SignatureMismatch unless every part has exactly the predicted parameters, by child."""
-    joined = {node.role for node in arch.nodes if node.role != "fusion"}
+    """Raises SignatureMismatch unless every part has exactly the predicted parameters, by child,
+    and all of them are trained or all frozen as predicted."""
     for node in arch.nodes:
         built: dict[str, int] = {}
-        for name, parameter in own(model, node).named_parameters():
+        for name, parameter in own_parameters(arch, model, node):
             child = name.split(".")[0]
-            if node.role == "fusion" and child in joined:
-                continue
             built[child] = built.get(child, 0) + parameter.numel()
+            if parameter.requires_grad is node.frozen:
+                raise SignatureMismatch(
+                    f"{arch.name}: {node.role}.{name} is to be "
+                    f"{'frozen' if node.frozen else 'trained'} and is not"
+                )
         predicted = {child: count for child, count in node.parameters.items() if count}
         if built != predicted:
             raise SignatureMismatch(

@@ -13,11 +13,13 @@ def initialise(model: nn.Module, *, seed: int, open_gates: bool = False) -> None
     device do not matter.
 
     Matrices are normal with standard deviation 1/sqrt(fan-in), embeddings and positions 0.02,
-    norms 1, biases 0, gates 0 as published (Flamingo starts as its language model), or 1 with
-    `open_gates` so that a twin shows that images matter.
+    norms 1, biases of projections 0, gates 0 as published (Flamingo starts as its language model),
+    or 1 with `open_gates` so that a twin shows that images matter.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:  # its values come from elsewhere
+            continue
         leaf = name.rsplit(".", 1)[-1]
         with torch.no_grad():
             if leaf.endswith("gate") or leaf == "skip_gain":

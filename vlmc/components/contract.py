@@ -226,14 +226,6 @@ class HeadSpec(ComponentSpec):
         raise NotImplementedError
 
 
-class SelectSpec(ComponentSpec):
-    """Chooses which visual tokens go on, within a budget."""
-
-    def output(self, source: Visual) -> Visual:
-        """What it keeps of `source`."""
-        raise NotImplementedError
-
-
 def divides(
     number: int,
     divisor: int,
@@ -255,6 +247,19 @@ def divides(
             got=f"{number} / {divisor} = {number // divisor} remainder {number % divisor}",
             help=help_,
             related=related,
+        )
+
+
+def in_vocabulary(key: str, token: int, vocabulary: int, *, help_: int) -> Iterator[Problem]:
+    """A problem at `key` unless `token` is the id of an entry of the vocabulary."""
+    if token >= vocabulary:
+        yield Problem(
+            code="VLMC111",
+            path=(key,),
+            message=f"token {token} is not in the vocabulary",
+            expected=f"0 to {vocabulary - 1}",
+            got=str(token),
+            help=f"{key}: {help_}",
         )
 
 

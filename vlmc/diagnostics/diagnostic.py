@@ -84,5 +84,5 @@ class UsageError(Exception):
     """A command that cannot mean anything, such as a file that is not there. Exit code 2."""
 
 
-class EnvironmentFault(Exception):  # noqa: N818 - nothing is wrong with the program
+class EnvironmentFault(Exception):
     """The design is sound but this machine cannot do what was asked. Exit code 3."""

@@ -1,4 +1,4 @@
-"""`Arch`: a design with everything inferred, as a graph of parts. Frozen; knows nothing of torch."""
+"""`Arch`: a design with everything inferred, as a frozen graph of parts without torch."""
 
 from __future__ import annotations
 

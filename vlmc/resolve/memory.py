@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vlmc.components.contract import Parameters
 from vlmc.hardware import BYTES
 from vlmc.resolve.flow import Flow
-from vlmc.spec.document import Part
+from vlmc.spec.document import PARTS, Part
 
 TRAINED_BYTES = 16
 """Weight, gradient and the two Adam moments of a trained parameter in mixed precision, master copy
@@ -34,11 +34,21 @@ class MemoryBound:
         )
 
 
+def trained_parts(flow: Flow) -> list[tuple[Part, ...]]:
+    """The parts that training optimises: those of each stage, or all that are not frozen."""
+    stages = () if flow.training is None else flow.training.stages
+    if stages:
+        return [stage.train for stage in stages]
+    parts = ((part, getattr(flow, part)) for part in PARTS)
+    return [tuple(part for part, spec in parts if spec is not None and not spec.frozen)]
+
+
 def lower_bound(flow: Flow) -> MemoryBound | None:
     """The least that the target's workload takes; None where the design is incomplete.
 
-    Weights count in their format (16 bytes for each trained parameter when training), the cache
-    for every sequence of the batch at its full length, activations as one layer's input.
+    Weights count in their format (16 bytes for each trained parameter when training, in the stage
+    that trains most), the cache for every sequence of the batch at its full length, activations as
+    one layer's input.
     """
     encoder, adapter, fusion = flow.encoder, flow.adapter, flow.fusion
     language, head, target = flow.language, flow.head, flow.target
@@ -60,11 +70,14 @@ def lower_bound(flow: Flow) -> MemoryBound | None:
     }
     workload = target.workload
     training = workload.mode == "train"
-    weights = 0.0
-    for part, by_child in counts.items():
-        count = sum(by_child.values())
-        trained = training and not getattr(flow, part).frozen
-        weights += count * (TRAINED_BYTES if trained else BYTES[target.precision_of(part)])
+    weights = max(
+        sum(
+            sum(by_child.values())
+            * (TRAINED_BYTES if part in trained else BYTES[target.precision_of(part)])
+            for part, by_child in counts.items()
+        )
+        for trained in (trained_parts(flow) if training else [()])
+    )
     text = flow.budget.text if workload.prompt is None else workload.prompt
     if not training and workload.prompt is not None:
         text += workload.generate

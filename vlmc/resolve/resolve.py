@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vlmc.diagnostics import Diagnostic, Severity, Span, SpecError
 from vlmc.ir import Arch, Edge, Node, Port, TensorType, Tokens, verify
 from vlmc.resolve.flow import flow, sections_of
@@ -22,8 +24,7 @@ def resolve(spec: ModelSpec, *, mini: bool = False) -> Arch:
     if errors:
         raise SpecError(errors)
     if mini:
-        twin = resolve(spec.mini())
-        return verify(_with(twin, mini=True))
+        return replace(resolve(spec.mini()), mini=True)
     return verify(_arch(spec))
 
 
@@ -48,19 +49,6 @@ def problems(spec: ModelSpec) -> list[Diagnostic]:
         )
         for p in found
     ]
-
-
-def _with(arch: Arch, *, mini: bool) -> Arch:
-    return Arch(
-        name=arch.name,
-        about=arch.about,
-        nodes=arch.nodes,
-        edges=arch.edges,
-        tokens=arch.tokens,
-        inputs=arch.inputs,
-        outputs=arch.outputs,
-        mini=mini,
-    )
 
 
 def _tokens(spec: ModelSpec) -> Tokens:

@@ -42,7 +42,9 @@ class Workload(Described):
     )
     batch: Positive = Field(default=1, description="Sequences at once.")
     prompt: Positive | None = Field(
-        default=None, description="Text tokens of a prompt; the budget's text by default."
+        default=None,
+        description="Text tokens of a prompt; what `generate` leaves of the budget's "
+        "text by default.",
     )
     generate: Count = Field(default=128, description="Tokens generated for each sequence.")
 
@@ -93,7 +95,9 @@ class Target(Described):
     hardware: str = Field(description="Name of a device (see `vlmc/hardware/devices`).")
     count: Positive = Field(default=1, description="Devices.")
     precision: PrecisionName | Precision = Field(
-        default="bf16", description="Number format, for everything or by part."
+        default="bf16",
+        description="Number format of the weights on the target, for everything or by part: "
+        "what the rules on devices and memory assume. A run computes in its own `--dtype`.",
     )
     workload: Workload = Field(
         default=Workload.model_construct(), description="What it will be asked to do."

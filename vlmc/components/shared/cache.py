@@ -33,6 +33,16 @@ class Cache:
         self.memory: list[tuple[Tensor, Tensor]] = []
         self.state: dict[str, Tensor] = {}
 
+    def remembered(self, attention_mask: Tensor | None, queries: int) -> Tensor | None:
+        """The mask [batch, tokens so far] that holds from now on: the given one, or that of the
+        tokens before with `queries` new tokens; None where none was ever given."""
+        if attention_mask is None and "attention_mask" in self.state:
+            before = self.state["attention_mask"]
+            attention_mask = torch.cat((before, before.new_ones(before.shape[0], queries)), dim=1)
+        if attention_mask is not None:
+            self.state["attention_mask"] = attention_mask
+        return attention_mask
+
     @property
     def length(self) -> int:
         """Tokens of the sequence that the cache holds."""

@@ -7,12 +7,18 @@ def fill_places(words: Tensor, is_place: Tensor, features: Tensor) -> Tensor:
     """Words [batch, text, width] with visual tokens [images, tokens, width] in the places marked in
     `is_place` [batch, text], in the order in which they stand in the batch.
 
-    Raises ValueError unless there are as many places as visual tokens.
+    Raises ValueError unless there are as many places as visual tokens, and in each row as many as
+    whole images have.
     """
     images, tokens, _ = features.shape
     if int(is_place.sum()) != images * tokens:
         raise ValueError(
             f"{int(is_place.sum())} placeholders in input_ids but {images * tokens} visual tokens "
             f"from {images} images"
+        )
+    if bool((is_place.sum(dim=1) % tokens).any()):
+        raise ValueError(
+            f"a row of input_ids has {is_place.sum(dim=1).tolist()} placeholders, but an image has "
+            f"{tokens} visual tokens"
         )
     return words.masked_scatter(is_place[..., None], features.to(words.dtype))

@@ -54,8 +54,9 @@ def _build(arch: Arch, grouping: Grouping) -> cst.FunctionDef:
     given = [f"{node.role}={_construct(node, grouping)}" for node in parts]
     lines = [f"model = {_construct(fusion, grouping, given)}"]
     lines += [f"model.{node.role}.requires_grad_(False)" for node in parts if node.frozen]
-    if fusion.frozen:
-        lines.append("model.requires_grad_(False)")
+    if fusion.frozen:  # its own children alone: the model holds the other parts too
+        own = (child for child, count in fusion.parameters.items() if count)
+        lines += [f"model.{child}.requires_grad_(False)" for child in own]
     if len(lines) == 1:
         lines = [lines[0].replace("model = ", "return ", 1)]
     else:

@@ -38,7 +38,8 @@ def fusion_joins_language(flow: Flow) -> Iterator[Problem]:
         yield Problem(
             code="VLMC121",
             path=("fusion", "kind"),
-            message=f"`{fusion.kind_name}` cannot join a language model of the kind `{language.kind_name}`",
+            message=f"`{fusion.kind_name}` cannot join a language model of the kind "
+            f"`{language.kind_name}`",
             expected=f"a language model that is {' or '.join(fusion.architectures)}",
             got=language.architecture,
             help=f"kind: {names[0]}" if names else None,
@@ -85,8 +86,8 @@ def widths_meet(flow: Flow) -> Iterator[Problem]:
         yield Problem(
             code="VLMC123",
             path=("adapter",),
-            message=f"the adapter gives {visual.width} channels, but `{fusion.kind_name}` puts visual "
-            f"tokens among words of {language.width}",
+            message=f"the adapter gives {visual.width} channels, but `{fusion.kind_name}` puts "
+            f"visual tokens among words of {language.width}",
             expected=f"width {language.width} (the language model's)",
             got=f"width {visual.width}",
             help="adapter: mlp",

@@ -42,7 +42,7 @@ def workload_fits_budget(flow: Flow) -> Iterator[Problem]:
     if flow.target is None:
         return
     workload, text = flow.target.workload, flow.budget.text
-    prompt = workload.prompt if workload.prompt is not None else 0
+    prompt = 1 if workload.prompt is None else workload.prompt
     generate = workload.generate if workload.mode == "serve" else 0
     if prompt + generate > text:
         yield Problem(

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from vlmc.diagnostics import Problem
 from vlmc.resolve.flow import Flow
-
-PARTS = ("encoder", "adapter", "fusion", "language", "head")
+from vlmc.spec.document import PARTS
 
 
 def has_parameters(flow: Flow, part: str) -> bool | None:
@@ -50,7 +49,7 @@ def _state(flow: Flow, part: str) -> str:
 
 
 def stages_name_parts(flow: Flow) -> Iterator[Problem]:
-    """A training stage optimises something."""
+    """A training stage optimises something, and nothing that the design freezes."""
     if flow.training is None:
         return
     for index, stage in enumerate(flow.training.stages):
@@ -63,3 +62,14 @@ def stages_name_parts(flow: Flow) -> Iterator[Problem]:
                 got=", ".join(stage.train),
                 help="train: [adapter]",
             )
+        for part in stage.train:
+            component = getattr(flow, part)
+            if component is not None and component.frozen:
+                yield Problem(
+                    code="VLMC141",
+                    path=("training", "stages", index, "train"),
+                    message=f"the stage `{stage.name}` trains the {part}, which is frozen",
+                    expected="parts that are not frozen",
+                    got=", ".join(stage.train),
+                    help=f"{part}: {{frozen: false}}",
+                )

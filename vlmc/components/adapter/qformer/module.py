@@ -15,8 +15,7 @@ class QFormer(nn.Module):
 
     A BERT encoder over the queries alone, with cross-attention into the image in every
     `cross_attention_every`-th layer from the first on, and a projection to the language model's
-    width (Li et al., 2023, BLIP-2, section 3.1). It computes in the dtype of its own weights: the
-    published system keeps them in fp32 beside a half-precision encoder.
+    width (Li et al., 2023, BLIP-2, section 3.1). It computes in the dtype of its own weights.
     """
 
     def __init__(

@@ -176,7 +176,7 @@ class NFNet(nn.Module):
 
     def see(self, images: Tensor) -> Tensor:
         """Features [images, (size / 32)^2, features] of still images [images, 3, size, size]."""
-        x = self.stem[0](images)
+        x = self.stem[0](images.to(self.final.weight.dtype))
         for layer in self.stem[1:]:
             x = layer(self.activation(x) * self.gamma)
         for block in self.blocks:

@@ -38,6 +38,8 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.feature_layers = feature_layers
+        self.deepest = max(feature_layers)
+        self.several = len(feature_layers) > 1
         self.drop_class_token = drop_class_token
         self.norm_features = norm_features
         self.frames = frames
@@ -68,20 +70,31 @@ class ViT(nn.Module):
 
     def see(self, images: Tensor) -> Tensor:
         """Features of still images [images, 3, size, size]."""
-        x = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        x = self.patch_embedding(images.to(self.patch_embedding.weight.dtype))
+        x = x.flatten(2).transpose(1, 2)
         if self.class_embedding is not None:
             x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
         x = x + self.position_embedding
         if self.pre_norm is not None:
             x = self.pre_norm(x)
+        if self.several:
+            x = self.concatenated(x)
+        else:
+            for layer in self.layers[: self.deepest]:
+                x = layer(x)
+            if self.norm_features and self.post_norm is not None:
+                x = self.post_norm(x)
+        return x[:, 1:] if self.drop_class_token else x
+
+    def concatenated(self, x: Tensor) -> Tensor:
+        """The chosen hidden states side by side: [images, tokens, width * chosen layers]."""
         states = [x]
-        for layer in self.layers[: max(self.feature_layers)]:
+        for layer in self.layers[: self.deepest]:
             states.append(layer(states[-1]))
         chosen = [states[index] for index in self.feature_layers]
         if self.norm_features and self.post_norm is not None:
             chosen = [self.post_norm(state) for state in chosen]
-        features = torch.cat(chosen, dim=-1) if len(self.feature_layers) > 1 else chosen[0]
-        return features[:, 1:] if self.drop_class_token else features
+        return torch.cat(chosen, dim=-1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         if self.frames == 1:

@@ -166,6 +166,8 @@ class GatedCrossAttention(nn.Module):
         that there are not.
         """
         if pixel_values is not None:
+            if cache is not None and cache.length > 0:
+                raise ValueError("all images belong to the first call with a cache")
             visual = self.encode_images(pixel_values)
             images = visual.flatten(1, 2)
             blocks = cast("Iterable[GatedBlock]", self.gated_blocks)

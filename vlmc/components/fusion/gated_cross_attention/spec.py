@@ -15,6 +15,7 @@ from vlmc.components.contract import (
     LanguageSpec,
     Parameters,
     fields,
+    in_vocabulary,
 )
 from vlmc.components.fields import ActivationKind, Count, Epsilon, NormKind, Positive
 from vlmc.diagnostics import Problem
@@ -102,15 +103,9 @@ class GatedCrossAttention(FusionSpec):
                 got=str(self.every),
                 help=f"every: {max(1, language.layers // 8)}",
             )
-        if self.image_token(language) >= language.total_vocabulary:
-            yield Problem(
-                code="VLMC111",
-                path=("token",),
-                message=f"token {self.token} is not in the vocabulary",
-                expected=f"0 to {language.total_vocabulary - 1}",
-                got=str(self.token),
-                help=f"token: {language.total_vocabulary - 1}",
-            )
+        if self.token is not None:
+            entries = language.total_vocabulary
+            yield from in_vocabulary("token", self.token, entries, help_=entries - 1)
 
     def arguments(self, visual: Visual, language: LanguageSpec) -> Arguments:
         heads, head_dim = self.attention_shape(language)

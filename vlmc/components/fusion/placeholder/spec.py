@@ -7,7 +7,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from vlmc.components.contract import Architecture, Arguments, FusionSpec, LanguageSpec
+from vlmc.components.contract import (
+    Architecture,
+    Arguments,
+    FusionSpec,
+    LanguageSpec,
+    in_vocabulary,
+)
 from vlmc.components.fields import Count, Positive
 from vlmc.diagnostics import Problem
 from vlmc.ir import Visual
@@ -32,7 +38,7 @@ class Placeholder(FusionSpec):
     def in_sequence(self, visual: Visual) -> int:
         return visual.total
 
-    def placeholder_id(self, language: LanguageSpec) -> int:
+    def image_token(self, language: LanguageSpec) -> int:
         """The id of the placeholder, resolved."""
         return language.total_vocabulary - 1 if self.token is None else self.token
 
@@ -48,18 +54,12 @@ class Placeholder(FusionSpec):
                 got=str(self.placeholders),
                 help=f"placeholders: {visual.total}",
             )
-        if self.placeholder_id(language) >= language.total_vocabulary:
-            yield Problem(
-                code="VLMC111",
-                path=("token",),
-                message=f"token {self.token} is not in the vocabulary",
-                expected=f"0 to {language.total_vocabulary - 1}",
-                got=str(self.token),
-                help=f"token: {language.total_vocabulary - 1}",
-            )
+        if self.token is not None:
+            entries = language.total_vocabulary
+            yield from in_vocabulary("token", self.token, entries, help_=entries - 1)
 
     def arguments(self, visual: Visual, language: LanguageSpec) -> Arguments:
-        return {"image_token": self.placeholder_id(language)}
+        return {"image_token": self.image_token(language)}
 
     def mini_for(self, language: LanguageSpec) -> Self:
         return self.model_copy(

@@ -67,6 +67,8 @@ class Prefix(nn.Module):
             is_place = input_ids == self.image_token
             if bool(is_place.any()):
                 return fill_places(words, is_place, features), None
+        if cache is not None and cache.length > 0:
+            raise ValueError("images in front of the text belong to the first call with a cache")
         batch = input_ids.shape[0]
         if features.shape[0] % batch:
             raise ValueError(f"{features.shape[0]} images for {batch} rows without placeholders")

@@ -7,7 +7,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from vlmc.components.contract import Architecture, Arguments, FusionSpec, LanguageSpec
+from vlmc.components.contract import (
+    Architecture,
+    Arguments,
+    FusionSpec,
+    LanguageSpec,
+    in_vocabulary,
+)
 from vlmc.components.fields import Count
 from vlmc.diagnostics import Problem
 from vlmc.ir import Visual
@@ -30,15 +36,9 @@ class Prefix(FusionSpec):
         return visual.total
 
     def problems_with(self, visual: Visual, language: LanguageSpec) -> Iterator[Problem]:
-        if self.token is not None and self.token >= language.total_vocabulary:
-            yield Problem(
-                code="VLMC111",
-                path=("token",),
-                message=f"token {self.token} is not in the vocabulary",
-                expected=f"0 to {language.total_vocabulary - 1}",
-                got=str(self.token),
-                help=f"token: {language.total_vocabulary - 1}",
-            )
+        if self.token is not None:
+            entries = language.total_vocabulary
+            yield from in_vocabulary("token", self.token, entries, help_=entries - 1)
 
     def arguments(self, visual: Visual, language: LanguageSpec) -> Arguments:
         return {

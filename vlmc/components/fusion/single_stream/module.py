@@ -37,7 +37,8 @@ class SingleStream(nn.Module):
 
     def encode_images(self, visual_embeds: Tensor) -> Tensor:
         """Visual tokens [rows, tokens, width] of region features or of pixel values."""
-        return self.adapter(self.encoder(visual_embeds))
+        dtype = self.visual_type_embedding.weight.dtype
+        return self.adapter(self.encoder(visual_embeds.to(dtype)))
 
     def align(self, image_text_alignment: Tensor) -> Tensor:
         """The mean position embedding of each region's words: [batch, regions, width]."""

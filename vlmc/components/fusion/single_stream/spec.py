@@ -25,7 +25,9 @@ class SingleStream(FusionSpec):
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "visual_embeds")
     kind: Literal["single_stream"] = "single_stream"
     token_types: Positive = Field(
-        default=2, description="Types of a visual token; a region has type 1 unless the input says."
+        default=2,
+        ge=2,
+        description="Types of a visual token; a region has type 1 unless the input says.",
     )
 
     def in_sequence(self, visual: Visual) -> int:

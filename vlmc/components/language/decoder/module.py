@@ -116,9 +116,15 @@ class Decoder(nn.Module):
     def enter(
         self, x: Tensor, attention_mask: Tensor | None, cache: Cache | None
     ) -> tuple[Tensor, DecoderContext]:
-        """Adds learned positions; makes the mask and the rotation that all layers share."""
+        """Adds learned positions; makes the mask and the rotation that all layers share.
+
+        `attention_mask` [batch, tokens so far] covers the tokens in the cache too; left out, it is
+        the one before with the new tokens added. Raises ValueError for a mask of another length.
+        """
         batch, queries, _ = x.shape
         past = 0 if cache is None else cache.length
+        if cache is not None:
+            attention_mask = cache.remembered(attention_mask, queries)
         if attention_mask is None:
             positions = torch.arange(past, past + queries, device=x.device).expand(batch, -1)
         else:
@@ -130,7 +136,7 @@ class Decoder(nn.Module):
             return x, DecoderContext(None, True, rotary)
         if attention_mask is None:
             attention_mask = torch.ones(batch, past + queries, dtype=torch.bool, device=x.device)
-        return x, DecoderContext(causal_mask(attention_mask, queries), False, rotary)
+        return x, DecoderContext(causal_mask(attention_mask, queries, past), False, rotary)
 
     def layer(
         self, index: int, x: Tensor, context: DecoderContext, cache: LayerCache | None

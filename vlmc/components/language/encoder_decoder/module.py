@@ -38,9 +38,11 @@ class EncoderDecoder(nn.Module):
         buckets: int,
         max_distance: int,
         start_token: int,
+        pad_token: int,
     ) -> None:
         super().__init__()
         self.start_token = start_token
+        self.pad_token = pad_token
         self.embedding = nn.Embedding(vocabulary, width)
         self.encoder_bias = PositionBias(
             heads=heads, buckets=buckets, max_distance=max_distance, bidirectional=True
@@ -96,12 +98,12 @@ class EncoderDecoder(nn.Module):
 
     def begin(self, labels: Tensor | None, x: Tensor | None) -> Tensor:
         """What the decoder reads to be asked for `labels` [batch, target]: its start token, then
-        all labels but the last (-100 is read as the start token). Without labels, the start token
+        all labels but the last (-100 is read as padding). Without labels, the start token
         [batch, 1] for each row of `x`."""
         if labels is not None:
             start = torch.full_like(labels[:, :1], self.start_token)
             shifted = torch.cat((start, labels[:, :-1]), dim=1)
-            return shifted.masked_fill(shifted == -100, self.start_token)
+            return shifted.masked_fill(shifted == -100, self.pad_token)
         if x is None:
             raise ValueError("one of input_ids, decoder_input_ids and labels is needed")
         return torch.full((x.shape[0], 1), self.start_token, device=x.device)
@@ -125,11 +127,11 @@ class EncoderDecoder(nn.Module):
     ) -> Tensor:
         """Hidden states of the newest tokens of the decoder [batch, target, width]."""
         batch, queries = decoder_input_ids.shape
-        keys = queries if cache is None else queries + cache.length
+        past = 0 if cache is None else cache.length
         if decoder_attention_mask is None:
-            decoder_attention_mask = decoder_input_ids.new_ones(batch, keys)
-        seen = causal_mask(decoder_attention_mask, queries)
-        bias = self.decoder_bias(queries, keys).masked_fill(~seen, float("-inf"))
+            decoder_attention_mask = decoder_input_ids.new_ones(batch, past + queries)
+        seen = causal_mask(decoder_attention_mask, queries, past)
+        bias = self.decoder_bias(queries, past + queries).masked_fill(~seen, float("-inf"))
         x = self.embedding(decoder_input_ids)
         for index, layer in enumerate(self.decoder_layers):
             x = layer(

@@ -16,6 +16,7 @@ from vlmc.components.contract import (
     Parameters,
     divides,
     fields,
+    in_vocabulary,
     nearest_divisor,
 )
 from vlmc.components.fields import ActivationKind, Count, Epsilon, Positive
@@ -74,6 +75,10 @@ class EncoderDecoder(LanguageSpec):
         default=0, description="Id of the token that the decoder starts with (T5: the padding)."
     )
 
+    pad_token: Count = Field(
+        default=0, description="Id that the decoder reads in place of labels that do not count."
+    )
+
     @property
     def decoder_depth(self) -> int:
         """Transformer blocks of the decoder, resolved."""
@@ -113,15 +118,8 @@ class EncoderDecoder(LanguageSpec):
                 got="0",
                 help=f"decoder_layers: {self.layers}",
             )
-        if self.start_token >= self.vocabulary:
-            yield Problem(
-                code="VLMC111",
-                path=("start_token",),
-                message=f"token {self.start_token} is not in the vocabulary",
-                expected=f"0 to {self.vocabulary - 1}",
-                got=str(self.start_token),
-                help="start_token: 0",
-            )
+        yield from in_vocabulary("start_token", self.start_token, self.vocabulary, help_=0)
+        yield from in_vocabulary("pad_token", self.pad_token, self.vocabulary, help_=0)
         yield from self._position_problems()
 
     def _position_problems(self) -> Iterator[Problem]:
@@ -148,7 +146,7 @@ class EncoderDecoder(LanguageSpec):
     def arguments(self) -> Arguments:
         return {
             **fields(self, "width", "heads", "hidden", "vocabulary", "norm_eps"),
-            **fields(self, "activation", "gated", "start_token"),
+            **fields(self, "activation", "gated", "start_token", "pad_token"),
             "encoder_layers": self.layers,
             "decoder_layers": self.decoder_depth,
             "head_dim": self.channels_per_head,
@@ -203,6 +201,7 @@ class EncoderDecoder(LanguageSpec):
                 "vocabulary": vocabulary,
                 "context": None if self.context is None else min(self.context, 512),
                 "start_token": min(self.start_token, vocabulary - 1),
+                "pad_token": min(self.pad_token, vocabulary - 1),
                 "positions": self.positions.model_copy(
                     update={
                         "buckets": buckets,
