@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmc.version import __version__
@@ -51,24 +49,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # Every command imports this package first. What it offers is loaded when it is asked for, so
     # that `vlmc validate` answers before torch, or even pydantic, would have been imported.
-
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'vlmc' has no attribute {name!r}")
     return getattr(import_module(home), name)
-
-
-class _Package(ModuleType):
-    """This package. Python would put the stages `vlmc.build` and `vlmc.resolve` in the place of
-    the functions of those names once they are imported; the functions stay, and the stages are
-    reached by `from vlmc.build...`."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

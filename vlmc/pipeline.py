@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from vlmc.diagnostics import SpecError, UsageError
 from vlmc.ir import Arch, verify
-from vlmc.resolve import check as broken_rules
-from vlmc.resolve import flow
-from vlmc.resolve import resolve as infer
+from vlmc.resolver import check as broken_rules
+from vlmc.resolver import flow
+from vlmc.resolver import resolve as infer
 from vlmc.spec.document import ModelSpec
 from vlmc.spec.loader import load
 
@@ -75,7 +75,7 @@ def build_model(
     """
     import torch
 
-    from vlmc.build.values import valued
+    from vlmc.builder.values import valued
 
     model = valued(
         resolve(spec, mini=mini),
@@ -151,7 +151,7 @@ def build(
     Raises SpecError (the design is wrong), UsageError (the call is), EnvironmentFault (this
     machine cannot; what stood at `output` stands there still).
     """
-    from vlmc.build.model import instantiate
+    from vlmc.builder.model import instantiate
     from vlmc.emit import catalog
     from vlmc.emit.manifest import Manifest
     from vlmc.emit.writer import write

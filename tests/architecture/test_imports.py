@@ -57,5 +57,7 @@ def test_validate_imports_neither_torch_nor_numpy_nor_anything_unlisted(root: Pa
 
 def test_importing_the_package_costs_nothing() -> None:
     program = "import sys, vlmc; print('torch' in sys.modules or 'pydantic' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False", done.stderr

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlmc.diagnostics import Diagnostic, SpecError, UsageError, render
-from vlmc.resolve import check, flow, resolve
+from vlmc.resolver import check, flow, resolve
 from vlmc.spec import load
 
 SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 
 from vlmc.components.catalog import kinds
 from vlmc.diagnostics import SpecError
-from vlmc.resolve import check, flow
+from vlmc.resolver import check, flow
 from vlmc.spec import load, presets
 from vlmc.spec.draft import HEADINGS, NAME
 from vlmc.spec.merge import COMPONENTS

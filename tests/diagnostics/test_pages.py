@@ -9,7 +9,7 @@ import pytest
 
 from vlmc.diagnostics import Diagnostic, SpecError, UsageError
 from vlmc.diagnostics.codes import explain, pages, titles
-from vlmc.resolve import check, flow, resolve
+from vlmc.resolver import check, flow, resolve
 from vlmc.spec import load
 
 ROOT = Path(__file__).parents[2]

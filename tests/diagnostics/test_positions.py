@@ -9,7 +9,7 @@ import pytest
 
 from vlmc.diagnostics import Diagnostic, SpecError, UsageError
 from vlmc.diagnostics.render import excerpt, terminal
-from vlmc.resolve import check, flow
+from vlmc.resolver import check, flow
 from vlmc.spec import load
 
 TAIL = "adapter: mlp\nlanguage: vicuna-7b-v1.5\n"

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from vlmc.diagnostics import Diagnostic
-from vlmc.resolve import check, flow
+from vlmc.resolver import check, flow
 from vlmc.spec.draft import draft
 from vlmc.spec.reader import parse, plain
 
@@ -294,6 +294,6 @@ def test_the_budget_is_counted_as_it_is_said() -> None:
 
 
 def test_every_code_of_a_rule_is_tested_here() -> None:
-    rules = (Path(__file__).parents[2] / "vlmc" / "resolve").rglob("*.py")
+    rules = (Path(__file__).parents[2] / "vlmc" / "resolver").rglob("*.py")
     used = {code for path in rules for code in re.findall(r"VLMC\d{3}", path.read_text())}
     assert used <= set(re.findall(r"VLMC\d{3}", Path(__file__).read_text()))

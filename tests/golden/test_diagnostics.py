@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vlmc.diagnostics import Diagnostic, Severity, Span, render
-from vlmc.resolve import check, flow
+from vlmc.resolver import check, flow
 from vlmc.spec import load
 
 FOLDER = Path(__file__).parent / "diagnostics"

@@ -9,7 +9,7 @@ import pytest
 from vlmc.components.encoder.nfnet.spec import NFNet
 from vlmc.components.language.decoder.spec import Decoder, Positions
 from vlmc.ir import Arch
-from vlmc.resolve import resolve
+from vlmc.resolver import resolve
 from vlmc.spec import load, presets
 from vlmc.spec.reader import plain
 

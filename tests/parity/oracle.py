@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmc.build.checkpoint import load_checkpoint
-from vlmc.build.model import instantiate
-from vlmc.build.naming import Names, fill, names_for
+from vlmc.builder.checkpoint import load_checkpoint
+from vlmc.builder.model import instantiate
+from vlmc.builder.naming import Names, fill, names_for
 from vlmc.ir import Arch
-from vlmc.resolve.resolve import resolve
+from vlmc.resolver.resolve import resolve
 from vlmc.spec.loader import draft
 from vlmc.spec.reader import parse
 

@@ -21,8 +21,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from vlmc.build.checkpoint import load_part
-from vlmc.build.model import instantiate
+from vlmc.builder.checkpoint import load_part
+from vlmc.builder.model import instantiate
 from vlmc.diagnostics import UsageError
 from vlmc.ir import Role
 

@@ -29,8 +29,8 @@ from transformers import (
     VisualBertForVisualReasoning,
 )
 
-from vlmc.build.checkpoint import load_part
-from vlmc.build.model import instantiate
+from vlmc.builder.checkpoint import load_part
+from vlmc.builder.model import instantiate
 from vlmc.diagnostics import UsageError
 
 VOCABULARY, REGIONS, CHANNELS, CLASSES = 99, 5, 24, 11

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 
 from vlmc import pipeline
-from vlmc.build.values import valued
-from vlmc.build.weights import save_weights
+from vlmc.builder.values import valued
+from vlmc.builder.weights import save_weights
 from vlmc.emit import catalog, swap
 from vlmc.emit.artifact import Artifact, Weights
 from vlmc.emit.manifest import Manifest

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from vlmc.build.model import instantiate
-from vlmc.build.seed import initialise
+from vlmc.builder.model import instantiate
+from vlmc.builder.seed import initialise
 from vlmc.components.shared.position_bias import distance_buckets
-from vlmc.resolve import check, flow, resolve
+from vlmc.resolver import check, flow, resolve
 from vlmc.spec.document import ModelSpec
 from vlmc.spec.loader import draft, load
 from vlmc.spec.reader import parse

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlmc.build.checkpoint import load_checkpoint, load_part
-from vlmc.build.model import instantiate
-from vlmc.build.naming import fill, model_types, names_for, pattern, table
-from vlmc.build.seed import initialise
-from vlmc.build.weights import load_weights, save_weights
+from vlmc.builder.checkpoint import load_checkpoint, load_part
+from vlmc.builder.model import instantiate
+from vlmc.builder.naming import fill, model_types, names_for, pattern, table
+from vlmc.builder.seed import initialise
+from vlmc.builder.weights import load_weights, save_weights
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.ir import Arch
-from vlmc.resolve.resolve import resolve
+from vlmc.resolver.resolve import resolve
 from vlmc.spec.loader import draft
 from vlmc.spec.reader import parse
 

@@ -367,10 +367,10 @@ def test_the_package_offers_what_it_lists() -> None:
 
 def test_functions_are_not_hidden_by_the_stages_of_the_same_names() -> None:
     program = (
-        "import vlmc, vlmc.build.model, vlmc.resolve\n"
-        "from vlmc.build.model import instantiate\n"
+        "import vlmc, vlmc.builder.model, vlmc.resolver\n"
+        "from vlmc.builder.model import instantiate\n"
         "assert callable(vlmc.build) and callable(vlmc.resolve), (vlmc.build, vlmc.resolve)\n"
-        "assert vlmc.build.__module__ == 'vlmc.pipeline'"
+        "assert vlmc.builder.__module__ == 'vlmc.pipeline'"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
 

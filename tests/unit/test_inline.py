@@ -21,7 +21,7 @@ from vlmc.emit.inline.program import Fact, Objects, Program
 from vlmc.emit.inline.simplify import simplify
 from vlmc.emit.inline.specialise import define
 from vlmc.ir import Arch
-from vlmc.resolve import resolve
+from vlmc.resolver import resolve
 from vlmc.spec.loader import load
 
 

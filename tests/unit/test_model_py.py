@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from tests.conftest import SPECS
 from tests.strategies import Document, documents
 from tests.unit.emitted import answers, calls, fits, same
-from vlmc.build.model import instantiate
-from vlmc.build.seed import initialise
+from vlmc.builder.model import instantiate
+from vlmc.builder.seed import initialise
 from vlmc.diagnostics import Severity
 from vlmc.emit.backends.model_py import source
 from vlmc.ir import Arch
-from vlmc.resolve import check, flow, resolve
+from vlmc.resolver import check, flow, resolve
 from vlmc.spec.loader import draft, load
 from vlmc.spec.reader import parse
 

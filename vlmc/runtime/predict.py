@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmc.build.shards import read_json
+from vlmc.builder.shards import read_json
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.runtime.inputs import Inputs
 from vlmc.runtime.session import Session

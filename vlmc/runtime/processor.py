@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmc.build.shards import read_json
+from vlmc.builder.shards import read_json
 from vlmc.components.encoder.preprocess import Preprocess
 from vlmc.diagnostics import UsageError
 from vlmc.runtime.images import MAX_PIXELS

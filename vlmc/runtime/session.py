@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmc.build.shards import read_json
-from vlmc.build.values import valued
+from vlmc.builder.shards import read_json
+from vlmc.builder.values import valued
 from vlmc.diagnostics import UsageError
 from vlmc.ir import Arch, Role
-from vlmc.resolve import resolve
+from vlmc.resolver import resolve
 from vlmc.runtime.byte_tokenizer import byte_tokenizer
 from vlmc.runtime.placement import DTYPES, check_memory, device_of
 from vlmc.runtime.processor import ImageProcessor, check_size, from_checkpoint, from_spec

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as TokenizerFile
 
-from vlmc.build.shards import read_json
+from vlmc.builder.shards import read_json
 from vlmc.diagnostics import UsageError
 
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "<|im_end|>")

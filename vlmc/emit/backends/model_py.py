@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import libcst as cst
 
-from vlmc.build.model import module_class
+from vlmc.builder.model import module_class
 from vlmc.emit.inline import load_weights
 from vlmc.emit.inline.groups import Group, Grouping, group, origin_of
 from vlmc.emit.inline.inline import definition, ordered, program_of

@@ -6,10 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from vlmc.build.model import instantiate
-from vlmc.build.shards import stored_tensors
-from vlmc.build.values import valued
-from vlmc.build.weights import save_weights
+from vlmc.builder.model import instantiate
+from vlmc.builder.shards import stored_tensors
+from vlmc.builder.values import valued
+from vlmc.builder.weights import save_weights
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.emit.artifact import Artifact, Build, Deferred, Weights
 from vlmc.hardware.host import free_disk, free_memory

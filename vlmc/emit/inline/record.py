@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from vlmc.build.model import instantiate, module_class
+from vlmc.builder.model import instantiate, module_class
 from vlmc.ir import Arch
 
 COMPONENTS = "vlmc.components."

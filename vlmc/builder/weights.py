@@ -14,8 +14,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from vlmc.build.checkpoint import assign, owners
-from vlmc.build.shards import INDEX, SINGLE, place, stored_tensors
+from vlmc.builder.checkpoint import assign, owners
+from vlmc.builder.shards import INDEX, SINGLE, place, stored_tensors
 from vlmc.diagnostics import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000

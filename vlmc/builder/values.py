@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlmc.build.checkpoint import assign, load_checkpoint, load_part, owners
-from vlmc.build.model import instantiate
-from vlmc.build.seed import initialise
-from vlmc.build.weights import load_weights
+from vlmc.builder.checkpoint import assign, load_checkpoint, load_part, owners
+from vlmc.builder.model import instantiate
+from vlmc.builder.seed import initialise
+from vlmc.builder.weights import load_weights
 from vlmc.ir import ROLES, Arch, Role
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmc.components.catalog import kinds
 from vlmc.diagnostics import Problem
-from vlmc.resolve.flow import Flow
+from vlmc.resolver.flow import Flow
 
 
 def fusion_point(flow: Flow) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vlmc.components.contract import Parameters
 from vlmc.hardware import BYTES
-from vlmc.resolve.flow import Flow
+from vlmc.resolver.flow import Flow
 from vlmc.spec.document import PARTS, Part
 
 TRAINED_BYTES = 16
@@ -35,12 +35,12 @@ class MemoryBound:
 
 
 def trained_parts(flow: Flow) -> list[tuple[Part, ...]]:
-    """The parts that training optimises: those of each stage, or all that are not frozen."""
+    """The parts that training optimises: those of each stage, or all that are not frozen. Every
+    part must be known."""
     stages = () if flow.training is None else flow.training.stages
     if stages:
         return [stage.train for stage in stages]
-    parts = ((part, getattr(flow, part)) for part in PARTS)
-    return [tuple(part for part, spec in parts if spec is not None and not spec.frozen)]
+    return [tuple(part for part in PARTS if not getattr(flow, part).frozen)]
 
 
 def lower_bound(flow: Flow) -> MemoryBound | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vlmc.components.contract import nearest_divisor
 from vlmc.diagnostics import Path, Problem
-from vlmc.resolve.flow import Flow
+from vlmc.resolver.flow import Flow
 from vlmc.spec.document import Degrees
 
 NAMES = {"encoder": "encoder", "language": "language model"}

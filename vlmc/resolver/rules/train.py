@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmc.diagnostics import Problem
-from vlmc.resolve.flow import Flow
+from vlmc.resolver.flow import Flow
 from vlmc.spec.document import PARTS
 
 

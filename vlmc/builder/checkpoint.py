@@ -2,7 +2,7 @@
 
 Everything is planned from names and shapes before the first value is read. Then tensors go one by
 one from the mapped file into memory of their own, so that the peak is the model plus at most one
-tensor. How names are translated is said in `vlmc.build.naming`.
+tensor. How names are translated is said in `vlmc.builder.naming`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmc.build.agreement import disagreements
-from vlmc.build.naming import Names, Rule, fill, names_for
-from vlmc.build.shards import Stored, place, read_json, stored_tensors
+from vlmc.builder.agreement import disagreements
+from vlmc.builder.naming import Names, Rule, fill, names_for
+from vlmc.builder.shards import Stored, place, read_json, stored_tensors
 from vlmc.diagnostics import UsageError
 from vlmc.ir import ROLES, Arch, Role
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from vlmc.diagnostics import Diagnostic, Severity, Span, SpecError
 from vlmc.ir import Arch, Edge, Node, Port, TensorType, Tokens, verify
-from vlmc.resolve.flow import flow, sections_of
-from vlmc.resolve.rules import check
+from vlmc.resolver.flow import flow, sections_of
+from vlmc.resolver.rules import check
 from vlmc.spec.document import ModelSpec
 
 IDS = TensorType(("batch", "text"), "int")

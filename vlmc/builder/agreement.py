@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any, cast
 
-from vlmc.build.naming import Agreement, Names, look_up
+from vlmc.builder.naming import Agreement, Names, look_up
 from vlmc.ir import Arch, Role
 
 

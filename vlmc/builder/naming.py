@@ -32,7 +32,7 @@ reason why a model may lack `ours`; the tensor is then left on disk.
 An entry of `config`: `config` is a path in config.json, or several, of which the first that is
 there counts; `default` is what the ecosystem assumes where none is (`default_of`: the value of
 another path; neither: nothing is compared); `words` translates the ecosystem's values into ours;
-`form` names a conversion of `vlmc.build.agreement`. It is compared with `field` (`role.argument`
+`form` names a conversion of `vlmc.builder.agreement`. It is compared with `field` (`role.argument`
 of the Arch), or with the constant `equals` where we have no choice to offer. `fixed` in place of
 `config` is what the ecosystem's model class has whatever config.json says; with `kind`, only a
 part of that kind is looked at.

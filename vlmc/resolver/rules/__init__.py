@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from vlmc.diagnostics import Problem
-from vlmc.resolve.flow import Flow
-from vlmc.resolve.rules.fit import fits_memory, known_hardware, precision_supported
-from vlmc.resolve.rules.joints import (
+from vlmc.resolver.flow import Flow
+from vlmc.resolver.rules.fit import fits_memory, known_hardware, precision_supported
+from vlmc.resolver.rules.joints import (
     adapter_capacity,
     fusion_joins_language,
     fusion_point,
@@ -15,9 +15,9 @@ from vlmc.resolve.rules.joints import (
     head_reads_language,
     widths_meet,
 )
-from vlmc.resolve.rules.parallel import degrees_divide_heads, devices_suffice
-from vlmc.resolve.rules.tokens import budget_fits_context, workload_fits_budget
-from vlmc.resolve.rules.train import something_trains, stages_name_parts
+from vlmc.resolver.rules.parallel import degrees_divide_heads, devices_suffice
+from vlmc.resolver.rules.tokens import budget_fits_context, workload_fits_budget
+from vlmc.resolver.rules.train import something_trains, stages_name_parts
 
 RULES: tuple[Callable[[Flow], Iterator[Problem]], ...] = (
     fusion_point,

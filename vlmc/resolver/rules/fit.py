@@ -8,8 +8,8 @@ from typing import Any
 from vlmc.diagnostics import Problem
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.hardware import Device, device, names
-from vlmc.resolve.flow import Flow
-from vlmc.resolve.memory import lower_bound
+from vlmc.resolver.flow import Flow
+from vlmc.resolver.memory import lower_bound
 
 STORED_ONLY = ("int4", "int8", "fp8")
 """Formats that weights may be stored in on any device, to be computed in another."""

@@ -1,1 +1,0 @@
-"""Weight-name tables, a data file for each `model_type`: see `vlmc.build.naming`."""

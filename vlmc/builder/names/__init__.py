@@ -1,0 +1,1 @@
+"""Weight-name tables, a data file for each `model_type`: see `vlmc.builder.naming`."""
