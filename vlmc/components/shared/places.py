@@ -18,7 +18,7 @@ def fill_places(words: Tensor, is_place: Tensor, features: Tensor) -> Tensor:
         )
     if bool((is_place.sum(dim=1) % tokens).any()):
         raise ValueError(
-            f"a row of input_ids has {is_place.sum(dim=1).tolist()} placeholders, but an image has "
-            f"{tokens} visual tokens"
+            f"the placeholders of a row of input_ids are no multiple of the {tokens} visual tokens "
+            "of an image"
         )
     return words.masked_scatter(is_place[..., None], features.to(words.dtype))
