@@ -10,16 +10,13 @@ from pathlib import Path
 def free_memory() -> int:
     """Bytes that a process may still take, by the system and by the control group it runs in."""
     bounds = [_available()]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        most, taken = _number(limit), _number(used)
+        most, taken = _number(f"{folder}/{limit}"), _number(f"{folder}/{used}")
         if most is not None and taken is not None:
-            bounds.append(max(0, most - taken))
+            bounds.append(max(0, most - taken + _cached(f"{folder}/memory.stat")))
     return min(bounds)
 
 
@@ -31,6 +28,15 @@ def _available() -> int:
     except (OSError, ValueError):
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cached(path: str) -> int:
+    """Bytes that the system holds of files and gives up when they are wanted."""
+    try:
+        rows = dict(line.split() for line in Path(path).read_text(encoding="ascii").splitlines())
+        return int(rows.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def _number(path: str) -> int | None:

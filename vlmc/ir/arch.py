@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
@@ -88,7 +88,6 @@ class Arch:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     mini: bool = False
-    notes: tuple[str, ...] = field(default=())
 
     def node(self, role: Role) -> Node:
         """The part that plays `role`. Raises KeyError where the design has none."""

@@ -9,9 +9,7 @@ from vlmc.components.shared.norm import Norm
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention where `cross_width` is given, and an MLP: [batch, tokens,
-    width]. Each is a residual branch with its norm before it (`pre_norm`) or after the sum.
-    """
+    """A transformer block, each of its parts a residual branch: [batch, tokens, width]."""
 
     def __init__(
         self,

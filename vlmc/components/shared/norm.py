@@ -6,10 +6,7 @@ from torch import Tensor, nn
 
 
 class Norm(nn.Module):
-    """LayerNorm (`layer`) or RMSNorm (`rms`, Zhang and Sennrich, 2019): [..., width].
-
-    The mean square of an RMSNorm is taken in fp32 whatever the dtype of `x`.
-    """
+    """Normalisation over the last dimension: [..., width]."""
 
     def __init__(self, *, width: int, kind: str, eps: float) -> None:
         super().__init__()
@@ -22,6 +19,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "layer":
             return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+        # RMSNorm (Zhang and Sennrich, 2019): the mean square is taken in fp32 whatever x is.
         exact = x.float()
         exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * exact.to(x.dtype)

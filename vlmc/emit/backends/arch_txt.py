@@ -25,8 +25,6 @@ def source(arch: Arch) -> str:
         lines += _branch(_part(node), last=last)
     lines += ["", "flow", *_flow(arch), "", "tokens", *_tokens(arch)]
     lines += ["", "parameters", *_parameters(arch)]
-    if arch.notes:
-        lines += ["", "notes", *(f"  {note}" for note in arch.notes)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 

@@ -9,7 +9,7 @@ from vlmc.components.shared.norm import Norm
 class MLPAdapter(nn.Module):
     """Linear layers with an activation between them: [..., source_width] -> [..., width].
 
-    Liu et al., 2023 (LLaVA-1.5), section 3.2; with a LayerNorm after each layer it is Yi-VL's.
+    Liu et al., 2023 (LLaVA-1.5), section 3.2.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class MLPAdapter(nn.Module):
             for index in range(layers)
         )
         self.norms = None
-        if norm:
+        if norm:  # Yi-VL
             self.norms = nn.ModuleList(
                 Norm(width=width, kind="layer", eps=norm_eps) for _ in range(layers)
             )

@@ -8,12 +8,10 @@ from vlmc.components.shared.norm import Norm
 
 
 class ViT(nn.Module):
-    """Vision transformer: [images, 3, size, size] -> [images, tokens, width * chosen layers].
+    """Vision transformer (Dosovitskiy et al., 2021).
 
-    Dosovitskiy et al., 2021. With `pre_norm` it is CLIP's (Radford et al., 2021); without it, and
-    with a bias on the patches and the final norm applied, EVA's as in BLIP-2. With `frames` above
-    1 it takes [images, frames, 3, size, size] too, each frame by itself, and gives
-    [images, frames * tokens, ...].
+    [images, 3, size, size], or [images, frames, 3, size, size] where it sees videos, each frame by
+    itself -> [images, frames * tokens, channels].
     """
 
     def __init__(

@@ -23,12 +23,7 @@ class DecoderContext:
 
 
 class Decoder(nn.Module):
-    """Decoder-only transformer: embeddings [batch, tokens, width] -> hidden states, same shape.
-
-    With rotary positions, RMSNorm and a gated MLP it is Llama (Touvron et al., 2023); with learned
-    positions, LayerNorm and ReLU, OPT (Zhang et al., 2022); with relative attention, Chinchilla
-    (Hoffmann et al., 2022, after Rae et al., 2021).
-    """
+    """Decoder-only transformer: embeddings [batch, tokens, width] -> hidden states, same shape."""
 
     def __init__(
         self,
@@ -62,11 +57,14 @@ class Decoder(nn.Module):
         self.added_embedding = nn.Embedding(added_vocabulary, width) if added_vocabulary else None
         self.position_embedding = None
         if positions == "learned":
+            # As in OPT (Zhang et al., 2022).
             self.position_embedding = nn.Embedding(position_rows, width)
         self.rotary = None
         if positions == "rotary":
+            # As in Llama (Touvron et al., 2023).
             self.rotary = Rotary(head_dim=head_dim, base=rotary_base)
         if positions == "transformer_xl":
+            # As in Gopher and Chinchilla (Hoffmann et al., 2022, after Rae et al., 2021).
             self.layers = nn.ModuleList(
                 RelativeBlock(
                     width=width,
