@@ -11,6 +11,7 @@ from vlmc.components.shared.cache import Cache
 from vlmc.components.shared.mlp import MLP
 from vlmc.components.shared.norm import Norm
 from vlmc.components.shared.output import ModelOutput, next_token_loss
+from vlmc.components.shared.places import check_described
 
 
 class GatedBlock(nn.Module):
@@ -197,7 +198,12 @@ class GatedCrossAttention(nn.Module):
         cache: Cache | None = None,
         *,
         image_attention_mask: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
     ) -> ModelOutput:
+        if pixel_values is not None:
+            images = pixel_values.shape[0] * pixel_values.shape[1]
+            check_described(images, image_sizes, image_grid_thw)
         memory, seen = self.look(input_ids, pixel_values, image_attention_mask, cache)
         x, context = self.language.enter(self.language.embed(input_ids), attention_mask, cache)
         for index in range(len(self.language.layers)):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vlmc.components.shared.cache import Cache
 from vlmc.components.shared.output import ModelOutput, next_token_loss
-from vlmc.components.shared.places import fill_places
+from vlmc.components.shared.places import check_described, fill_places
 
 
 class Placeholder(nn.Module):
@@ -47,9 +47,13 @@ class Placeholder(nn.Module):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         cache: Cache | None = None,
+        *,
+        image_sizes: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
     ) -> ModelOutput:
         x = self.language.embed(input_ids)
         if pixel_values is not None:
+            check_described(pixel_values.shape[0], image_sizes, image_grid_thw)
             x = fill_places(x, input_ids == self.image_token, self.encode_images(pixel_values))
         hidden = self.language(x, attention_mask, cache)
         logits = self.head(hidden, self.language.embedding, self.language.added_embedding)

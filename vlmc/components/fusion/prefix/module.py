@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vlmc.components.shared.cache import Cache
 from vlmc.components.shared.output import ModelOutput, next_token_loss, token_loss
-from vlmc.components.shared.places import fill_places
+from vlmc.components.shared.places import check_described, fill_places
 
 
 class Prefix(nn.Module):
@@ -88,8 +88,12 @@ class Prefix(nn.Module):
         *,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
     ) -> ModelOutput:
         x = None
+        if pixel_values is not None:
+            check_described(pixel_values.shape[0], image_sizes, image_grid_thw)
         if input_ids is not None:
             x, front = self.join(input_ids, pixel_values, cache)
             if front is not None and attention_mask is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmc.components.shared.output import ModelOutput
+from vlmc.components.shared.places import check_described
 
 
 class SingleStream(nn.Module):
@@ -74,12 +75,16 @@ class SingleStream(nn.Module):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         sentence_image_labels: Tensor | None = None,
+        *,
+        image_sizes: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
     ) -> ModelOutput:
         x = self.language.embed(input_ids, token_type_ids)
         text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = text_mask
         seen = pixel_values if visual_embeds is None else visual_embeds
         if seen is not None:
+            check_described(seen.shape[0], image_sizes, image_grid_thw)
             visual = self.encode_images(seen)
             visual = visual.reshape(input_ids.shape[0], -1, visual.shape[-1])
             visual = self.place(visual, visual_token_type_ids, image_text_alignment)
