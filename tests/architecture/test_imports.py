@@ -61,3 +61,10 @@ def test_importing_the_package_costs_nothing() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_imports_point_one_way(root: Path) -> None:
+    """The layers and walls of pyproject.toml, by import-linter."""
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
