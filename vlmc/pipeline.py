@@ -39,9 +39,13 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> ModelSpec:
     """The design in a spec file (or in a build folder), with `key.path=value` overrides on top.
 
     Raises SpecError with every diagnostic of the file at once, those of its text, its types and
-    the rules across its parts; UsageError where there is no such file.
+    the rules across its parts; UsageError where there is no such file or an override is malformed.
     """
-    path = Path(path)
+    path, overrides = Path(path), _overrides(overrides)
+    if path.is_dir() and not (path / RESOLVED).exists():
+        raise UsageError(
+            f"{path} is a folder, but no build: there is no {RESOLVED} in it; name a spec file"
+        )
     draft = load(path / RESOLVED if path.is_dir() else path, overrides)
     found = draft.diagnostics(broken_rules(flow(draft.sections)))
     if any(diagnostic.severity == "error" for diagnostic in found):
@@ -59,7 +63,7 @@ def build_model(
     spec: ModelSpec,
     checkpoint: str | Path | None = None,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     mini: bool = False,
     seed: int = 0,
@@ -68,22 +72,23 @@ def build_model(
 
     Values come from `checkpoint` (a Hugging Face folder with config.json and safetensors, or a
     build folder with weights), else from the folders that the spec names under `weights`, else
-    from `seed`. `dtype` None is torch.float32.
+    from `seed`. `dtype` is torch's or fp32, bf16 or fp16; None is fp32.
 
     Raises SpecError where a rule is broken, UsageError where a folder is no checkpoint of the
-    design, EnvironmentFault where a file of it is damaged.
+    design or there are no such device and dtype, EnvironmentFault where a file is damaged or this
+    machine lacks the device.
     """
-    import torch
-
     from vlmc.builder.values import valued
+    from vlmc.runtime.placement import device_of, dtype_of
 
+    place, number = device_of(str(device), "device"), dtype_of(dtype)
     model = valued(
         resolve(spec, mini=mini),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         parts={} if mini else spec.weight_folders,
         seed=seed,
-        device=device,
-        dtype=dtype or torch.float32,
+        device=place,
+        dtype=number,
     )
     return model.eval()
 
@@ -102,7 +107,8 @@ def plan(
     from vlmc.emit.artifact import Build, silent
     from vlmc.emit.manifest import Manifest
 
-    path, tell = Path(path), progress or silent
+    path, overrides, tell = Path(path), _overrides(overrides), progress or silent
+    _compatible(mini, checkpoint, seed)
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise UsageError(f"{checkpoint}: there is no such folder")
     again = Manifest.read(path) if path.is_dir() else None
@@ -121,7 +127,7 @@ def plan(
     return Build(
         spec=spec_of_build,
         arch=arch,
-        origin=_origin(path) if again is None else again.origin,
+        origin=" ".join((_origin(path) if again is None else again.origin, *_sets(overrides))),
         mini=mini,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         seed=seed,
@@ -156,12 +162,16 @@ def build(
     from vlmc.emit.manifest import Manifest
     from vlmc.emit.writer import write
 
+    overrides = _overrides(overrides)
     this = plan(path, output, overrides, mini, checkpoint=checkpoint, seed=seed, progress=progress)
     this.progress("building")
     instantiate(this.arch)  # on meta: each body is checked against its type
     this.progress("emitting")
     artifacts = [*catalog.texts(this), *catalog.uncommitted(this)]
-    return write(this.folder, artifacts, partial(Manifest.of, this), progress=this.progress)
+    manifest = write(this.folder, artifacts, partial(Manifest.of, this), progress=this.progress)
+    words = ("vlmc build", shlex.quote(str(path)), *_sets(overrides))
+    to = "" if output is None else f" --output {shlex.quote(str(output))}"
+    return manifest.called(" ".join(words), to)
 
 
 def check(
@@ -178,11 +188,46 @@ def check(
     """
     from vlmc.emit.check import compare
 
-    overrides = tuple(overrides)
-    words = ["vlmc", "build", str(path), *(["--mini"] if mini else [])]
-    words += [word for override in overrides for word in ("--set", override)]
-    words += ["--output", str(output)] if output is not None else []
-    return compare(plan(path, output, overrides, mini), shlex.join(words))
+    overrides = _overrides(overrides)
+    words = ["vlmc build", shlex.quote(str(path)), *(["--mini"] if mini else []), *_sets(overrides)]
+    words += ["--output", shlex.quote(str(output))] if output is not None else []
+    return compare(plan(path, output, overrides, mini), " ".join(words))
+
+
+def _overrides(given: Iterable[str]) -> tuple[str, ...]:
+    """The overrides as a tuple. Raises UsageError for a single text, whose characters would pass
+    for overrides."""
+    if isinstance(given, str):
+        raise UsageError(f"overrides are a list of texts, such as [{given[:60]!r}], and not a text")
+    return tuple(given)
+
+
+def _sets(overrides: Iterable[str]) -> list[str]:
+    """Overrides as options in a line of a shell."""
+    return [f"--set {_quoted(override)}" for override in overrides]
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, without line breaks: a command stands in a comment, too."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else rf"\U{ord(c):08x}" for c in escaped) + "'"
+
+
+def _compatible(mini: bool, checkpoint: str | Path | None, seed: int | None) -> None:
+    """Raises UsageError where options contradict each other."""
+    if checkpoint is None:
+        return
+    if mini:
+        raise UsageError(
+            "--mini builds the laptop-size twin with seeded weights, --checkpoint the design "
+            "itself with published ones: give one of them"
+        )
+    if seed is not None:
+        raise UsageError(
+            "--seed draws the weights, --checkpoint brings published ones: give one of them"
+        )
 
 
 def _origin(path: Path) -> str:

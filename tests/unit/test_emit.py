@@ -182,7 +182,8 @@ def test_a_build_without_weights_says_how_they_come(tmp_path: Path) -> None:
     assert weights.reason == "no checkpoint was given"
     assert weights.command == "vlmc build specs/llava-1.5.yaml --checkpoint DIR"
     assert weights.command in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert weights.command in manifest.summary()
+    typed = f"vlmc build {LLAVA} --checkpoint DIR --output {tmp_path / 'out'}"
+    assert typed in manifest.summary()
     arch = vlmc.resolve(vlmc.load_spec(LLAVA))
     assert manifest.predictions.parameters == arch.parameters
     assert manifest.predictions.tokens["sequence"] == arch.tokens.sequence

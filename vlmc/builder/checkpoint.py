@@ -32,6 +32,7 @@ class Plan:
     moves: list[tuple[Stored, tuple[str, ...], Rule]] = field(default_factory=list[Any])
     copies: list[tuple[Stored, str]] = field(default_factory=list[Any])
     faults: list[str] = field(default_factory=list[str])
+    misfits: list[str] = field(default_factory=list[str])
     unexpected: list[str] = field(default_factory=list[str])
 
 
@@ -67,8 +68,7 @@ def load_part(
 
     Raises as `load_checkpoint` does.
     """
-    roles: tuple[Role, ...] = ("language", "head") if role == "language" else (role,)
-    return _load(model, arch, Path(folder), roles=roles, dtype=dtype, device=device)
+    return _load(model, arch, Path(folder), roles=_roles(role), dtype=dtype, device=device)
 
 
 def _load(
@@ -80,20 +80,9 @@ def _load(
     dtype: torch.dtype | None,
     device: torch.device | str,
 ) -> nn.Module:
-    stored, config = stored_tensors(folder), read_json(folder / "config.json")
-    if config.get("quantization_config") is not None:
-        raise UsageError(f"{folder}: the checkpoint is quantized; only full weights can be read")
-    names = names_for(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    plan = _plan(stored.values(), names, shapes, roles)
-    plan.faults[:0] = disagreements(names, config, arch, roles)
-    _missing(plan, names, shapes, roles)
-    if plan.unexpected:
-        plan.faults.append(f"unexpected on disk: {_listed(plan.unexpected)}")
-    if plan.faults:
-        lines = "\n  ".join(plan.faults)
-        raise UsageError(f"{folder} is not a checkpoint of {arch.name}:\n  {lines}")
-    dtype = dtype or _own_dtype(config)
+    plan, own_dtype = _planned(shapes, arch, folder, roles)
+    dtype = dtype or own_dtype
     where = owners(model)
     for one, targets, rule in plan.moves:
         values = one.read()
@@ -110,6 +99,45 @@ def _load(
                 f"own, but the design ties it to {target} (tied_head)"
             )
     return model
+
+
+def check_checkpoint(model: nn.Module, arch: Arch, folder: Path, role: Role | None = None) -> None:
+    """Raises as `load_checkpoint` (of one role: as `load_part`) does for all that config.json and
+    the files' headers tell. Reads no values."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    _planned(shapes, arch, folder, ROLES if role is None else _roles(role))
+
+
+def _roles(role: Role) -> tuple[Role, ...]:
+    """What a part's checkpoint may bring along."""
+    return ("language", "head") if role == "language" else (role,)
+
+
+def _planned(
+    shapes: dict[str, tuple[int, ...]], arch: Arch, folder: Path, roles: tuple[Role, ...]
+) -> tuple[Plan, torch.dtype]:
+    """The plan, without faults, and the type that config.json names."""
+    stored, config = stored_tensors(folder), read_json(folder / "config.json")
+    if config.get("quantization_config") is not None:
+        raise UsageError(f"{folder}: the checkpoint is quantized; only full weights can be read")
+    try:
+        names, dtype = names_for(config), _own_dtype(config)
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from None
+    plan = _plan(stored.values(), names, shapes, roles)
+    plan.faults[:0] = disagreements(names, config, arch, roles)
+    plan.faults.extend(cut(plan.misfits))
+    used = [one for one, *_ in (*plan.moves, *plan.copies)]
+    codes = [f"{one.name} ({one.dtype})" for one in used if not one.floating]
+    if codes:
+        plan.faults.append(f"no floating-point numbers, so no weights: {listed(codes)}")
+    _missing(plan, names, shapes, roles)
+    if plan.unexpected:
+        plan.faults.append(f"unexpected on disk: {listed(plan.unexpected)}")
+    if plan.faults:
+        lines = "\n  ".join(plan.faults)
+        raise UsageError(f"{folder} is not a checkpoint of {arch.name}:\n  {lines}")
+    return plan, dtype
 
 
 def _plan(
@@ -142,7 +170,7 @@ def _plan(
             if target in given:
                 plan.faults.append(f"{target} is given twice: by {given[target]} and {one.name}")
             given[target] = one.name
-        plan.faults.extend(_misfit(one, [shapes[target] for target in targets], rule))
+        plan.misfits.extend(_misfit(one, [shapes[target] for target in targets], rule))
         plan.moves.append((one, targets, rule))
     return plan
 
@@ -173,7 +201,7 @@ def _missing(
         missing = [name for name in missing if _role(name) != "head"]
     if missing:
         shown = [f"{name} ({names.on_disk(name) or 'no rule'})" for name in missing]
-        plan.faults.append(f"missing on disk: {_listed(shown)}")
+        plan.faults.append(f"missing on disk: {listed(shown)}")
     if "head.projection.weight" in missing:
         plan.faults.append("if the checkpoint ties its head to the embedding: `tied_head: true`")
 
@@ -183,16 +211,22 @@ def _role(name: str) -> Role:
     return first if first in ROLES else "fusion"
 
 
-def _listed(names: list[str]) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def listed(names: list[str]) -> str:
+    """Names in one line: the first of them, and how many there are."""
+    return ", ".join(cut(names, "... ({} in all)"))
+
+
+def cut(lines: list[str], more: str = "... ({} such faults in all)") -> list[str]:
+    """The first lines, and how many there are in all."""
+    return [*lines[:SHOWN], *[more.format(len(lines))] * (len(lines) > SHOWN)]
 
 
 def _own_dtype(config: dict[str, Any]) -> torch.dtype:
-    named = config.get("dtype") or config.get("torch_dtype") or "float32"
+    named: Any = config.get("dtype") or config.get("torch_dtype") or "float32"
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if named not in known:
-        raise UsageError(f"config.json dtype: {named!r} is not known here ({', '.join(known)} are)")
+    if not isinstance(named, str) or named not in known:
+        said = repr(named)[:60]
+        raise UsageError(f"config.json dtype: {said} is not known here ({', '.join(known)} are)")
     return known[named]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,14 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
+class _Slice(Protocol):
+    """A tensor's header, as the library gives it."""
+
+    def get_shape(self) -> list[int]: ...
+
+    def get_dtype(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor on disk."""
@@ -24,6 +32,13 @@ class Stored:
     name: str
     file: Path
     shape: tuple[int, ...]
+    dtype: str
+    """In the format's own word, such as `BF16`."""
+
+    @property
+    def floating(self) -> bool:
+        """Whether it holds real numbers: weights do; codes of a quantized layer do not."""
+        return self.dtype == "BF16" or self.dtype.startswith("F")
 
     def read(self) -> Tensor:
         """Its values, mapped from the file. The mapping lasts as long as the tensor, so that no
@@ -103,7 +118,11 @@ def _header(path: Path) -> list[Stored]:
     try:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
             names = sorted(cast("list[str]", file.keys()))  # pyright: ignore[reportUnknownMemberType]
-            return [Stored(n, path, tuple(file.get_slice(n).get_shape())) for n in names]  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+            pieces = {name: cast("_Slice", file.get_slice(name)) for name in names}  # pyright: ignore[reportUnknownMemberType]
+            return [
+                Stored(name, path, tuple(piece.get_shape()), piece.get_dtype())
+                for name, piece in pieces.items()
+            ]
     except (SafetensorError, OSError) as error:
         raise EnvironmentFault(
             f"{path}: is damaged or cut short ({error}); fetch or write it again"

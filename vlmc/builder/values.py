@@ -8,11 +8,31 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlmc.builder.checkpoint import assign, load_checkpoint, load_part, owners
+from vlmc.builder.checkpoint import (
+    assign,
+    check_checkpoint,
+    load_checkpoint,
+    load_part,
+    owners,
+)
 from vlmc.builder.model import instantiate
 from vlmc.builder.seed import initialise
-from vlmc.builder.weights import load_weights
+from vlmc.builder.weights import check_weights, load_weights
 from vlmc.ir import ROLES, Arch, Role
+
+
+def check_values(
+    arch: Arch, *, checkpoint: Path | None = None, parts: Mapping[Role, Path] | None = None
+) -> None:
+    """Raises as `valued` does where the folders are not of the design. Reads no values."""
+    model = instantiate(arch)
+    if checkpoint is not None and (checkpoint / "manifest.json").is_file():
+        check_weights(model, checkpoint / "weights")
+    elif checkpoint is not None:
+        check_checkpoint(model, arch, checkpoint)
+    else:
+        for role, folder in (parts or {}).items():
+            check_checkpoint(model, arch, folder, role)
 
 
 def valued(

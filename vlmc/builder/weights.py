@@ -14,8 +14,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from vlmc.builder.checkpoint import assign, owners
-from vlmc.builder.shards import INDEX, SINGLE, place, stored_tensors
+from vlmc.builder.checkpoint import assign, cut, listed, owners
+from vlmc.builder.shards import INDEX, SINGLE, Stored, place, stored_tensors
 from vlmc.diagnostics import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -71,23 +71,35 @@ def load_weights(
     `dtype` None keeps the types on disk. The peak of memory is the model plus one tensor. Raises
     UsageError where names or shapes differ, EnvironmentFault where a file is damaged.
     """
-    stored = stored_tensors(folder)
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    faults = [f"missing: {name}" for name in wanted.keys() - stored.keys()]
-    faults += [f"unexpected: {name}" for name in stored.keys() - wanted.keys()]
-    faults += [
-        f"{name}: expected the shape {list(wanted[name])}, got {list(one.shape)}"
-        for name, one in stored.items()
-        if name in wanted and wanted[name] != one.shape
-    ]
-    if faults:
-        lines = "\n  ".join(sorted(faults)[:24])
-        raise UsageError(f"{folder} holds other weights ({len(faults)} faults):\n  {lines}")
+    stored = check_weights(model, folder)
     where = owners(model)
     for name, one in stored.items():
         values = one.read()
         assign(where[name], place(values, dtype=dtype or values.dtype, device=device))
     return model
+
+
+def check_weights(model: nn.Module, folder: Path) -> dict[str, Stored]:
+    """The tensors in `folder` by name, once they are those of `model`. Reads no values. Raises as
+    `load_weights` does."""
+    stored = stored_tensors(folder)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    groups = {
+        "missing": [name for name in wanted if name not in stored],
+        "unexpected": [name for name in stored if name not in wanted],
+        "no floating-point numbers": [n for n, one in stored.items() if not one.floating],
+    }
+    misfits = [
+        f"{name}: expected the shape {list(wanted[name])}, got {list(one.shape)}"
+        for name, one in stored.items()
+        if name in wanted and wanted[name] != one.shape
+    ]
+    faults = [f"{what}: {listed(names)}" for what, names in groups.items() if names]
+    faults += cut(misfits)
+    if faults:
+        lines = "\n  ".join(faults)
+        raise UsageError(f"{folder} holds the weights of another design:\n  {lines}")
+    return stored
 
 
 def _write(file: BinaryIO, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmc.commands.guard import Format, guarded
-from vlmc.commands.options import Checkpoint, Json, Mini, Overrides, Specs
+from vlmc.commands.options import MAX_SEED, Checkpoint, Json, Mini, Overrides, Specs
 from vlmc.commands.progress import shown
 from vlmc.diagnostics import UsageError
 
@@ -24,7 +24,8 @@ def build(
     checkpoint: Checkpoint = None,
     mini: Mini = False,
     seed: Annotated[
-        int | None, typer.Option(help="Write seeded weights (a twin has them anyway).")
+        int | None,
+        typer.Option(help="Write seeded weights (a twin has them anyway).", min=0, max=MAX_SEED),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; say which committed outputs are stale.")
@@ -82,6 +83,8 @@ def _check(
         for found in stale:
             typer.echo(str(found))
         if not stale:
-            typer.echo(f"{len(specs)} builds are current")
+            typer.echo(
+                "1 build is current" if len(specs) == 1 else f"{len(specs)} builds are current"
+            )
     if stale:
         raise typer.Exit(1)

@@ -29,5 +29,6 @@ def explain(
                 for name, title in titles.items():
                     typer.echo(f"{name}  {title}")
             return
-        page = codes.explain(code)
-        typer.echo(json.dumps({"code": code.upper(), "page": page}) if as_json else page)
+        name = codes.named(code)
+        page = codes.pages()[name]
+        typer.echo(json.dumps({"code": name, "page": page}) if as_json else page)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Literal
 
 import typer
 
-from vlmc.diagnostics import EnvironmentFault, SpecError, UsageError, render
+from vlmc.diagnostics import Diagnostic, EnvironmentFault, SpecError, UsageError, render
 
 Format = Literal["text", "json", "github"]
 
@@ -29,12 +29,7 @@ def guarded(style: Format = "text") -> Generator[None]:
     try:
         yield
     except SpecError as error:
-        if style == "json":
-            typer.echo(render.as_json(error.diagnostics))
-        elif style == "github":
-            typer.echo(render.github(error.diagnostics))
-        else:
-            typer.echo(render.terminal(error.diagnostics, color=coloured()), err=True)
+        show(error.diagnostics, style)
         raise typer.Exit(1) from None
     except UsageError as error:
         raise _ended(str(error), 2, style) from None
@@ -45,9 +40,19 @@ def guarded(style: Format = "text") -> Generator[None]:
         raise typer.Exit(0) from None
 
 
+def show(diagnostics: Iterable[Diagnostic], style: Format) -> None:
+    """Prints diagnostics."""
+    if style == "json":
+        typer.echo(render.as_json(diagnostics))
+    elif style == "github":
+        typer.echo(render.github(diagnostics))
+    else:
+        typer.echo(render.terminal(diagnostics, color=coloured()), err=True)
+
+
 def _ended(sentence: str, code: int, style: Format) -> typer.Exit:
     if style == "json":
-        typer.echo(json.dumps({"error": sentence, "exit": code}))
+        typer.echo(json.dumps({"version": render.JSON_VERSION, "error": sentence, "exit": code}))
     else:
         typer.echo(f"error: {sentence}", err=True)
     return typer.Exit(code)

@@ -14,6 +14,8 @@ Overrides = Annotated[
         "--set", metavar="KEY.PATH=VALUE", help="Override one value, such as adapter.queries=32."
     ),
 ]
+MAX_SEED = 2**63 - 1
+"""What torch's generators take."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Mini = Annotated[bool, typer.Option("--mini", help="Use the laptop-size twin of the design.")]
 Checkpoint = Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from vlmc.commands.guard import Format, guarded
-from vlmc.commands.options import Checkpoint, Json, Mini, Overrides
+from vlmc.commands.options import MAX_SEED, Checkpoint, Json, Mini, Overrides
 from vlmc.commands.progress import shown
 
 
@@ -61,7 +61,7 @@ def run(
     top_k: Annotated[
         int | None, typer.Option(help="Draw from this many of the likeliest tokens.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0, max=MAX_SEED)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from vlmc.commands.guard import Format, guarded
+from vlmc.commands.guard import Format, guarded, show
 from vlmc.commands.options import Json, Overrides, Specs
-from vlmc.diagnostics import Diagnostic, SpecError
+from vlmc.diagnostics import Diagnostic, SpecError, UsageError, render
 from vlmc.diagnostics.amount import count
 from vlmc.ir import Arch
 
@@ -18,27 +18,43 @@ def validate(
     specs: Specs,
     overrides: Overrides = None,
     format: Annotated[
-        Format,
-        typer.Option(help="text for people, json for programs, github for annotations in CI."),
-    ] = "text",
+        Format | None,
+        typer.Option(
+            help="text for people (default), json for programs, github for annotations in CI."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check designs without torch: types, tokens, widths, memory. Every error at once."""
     from vlmc.pipeline import load_spec, resolve
 
-    style: Format = "json" if as_json else format
+    style: Format = "json" if as_json else format or "text"
+    missing: list[str] = []
     faults: list[Diagnostic] = []
     sound: list[Arch] = []
     with guarded(style):
+        if as_json and format not in (None, "json"):
+            raise UsageError(f"--json and --format {format} contradict each other: give one")
         for path in specs:
             try:
                 arch = resolve(load_spec(path, overrides or ()))
             except SpecError as error:
                 faults.extend(error.diagnostics)
                 continue
+            except UsageError as error:
+                missing.append(str(error))
+                continue
             sound.append(arch)
             if style == "text":
                 typer.echo(f"{path}: sound. {_summary(arch)}")
+        if missing and style == "json":
+            document = json.loads(render.as_json(faults))
+            typer.echo(json.dumps({**document, "error": "\n".join(missing), "exit": 2}))
+            raise typer.Exit(2)
+        if missing:
+            if faults:
+                show(faults, style)
+            raise UsageError("\nerror: ".join(missing))
         if faults:
             raise SpecError(faults)
     if style == "json":

@@ -11,3 +11,11 @@ def count(number: int) -> str:
             digits = 2 if value < 10 else 1 if value < 100 else 0
             return f"{value:.{digits}f}{unit}"
     return str(number)
+
+
+def volume(size: int) -> str:
+    """Bytes with one decimal: 28.3 GB, 0.4 MB, 12 bytes."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if size >= unit / 10:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size:,} bytes"

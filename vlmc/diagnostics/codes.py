@@ -24,15 +24,19 @@ def titles() -> dict[str, str]:
 
 
 def explain(code: str) -> str:
-    """The page of a code, given as `VLMC101`, `vlmc101` or `101`.
+    """The page of a code. Raises UsageError as `named` does."""
+    return pages()[named(code)]
+
+
+def named(code: str) -> str:
+    """The full name of a code, given as `VLMC101`, `vlmc101` or `101`.
 
     Raises UsageError with the nearest codes where there is no such one.
     """
     word = code.strip().upper()
     if word.isdecimal():
         word = f"VLMC{word:0>3}"
-    page = pages().get(word)
-    if page is None:
+    if word not in pages():
         near = [f"{name} ({titles()[name]})" for name in ranked(word, pages())[:3]]
         raise UsageError(f"there is no diagnostic {code[:60]!r}; the nearest: {', '.join(near)}")
-    return page
+    return word

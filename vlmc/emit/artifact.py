@@ -30,7 +30,8 @@ class Build:
     """The design that is built: the twin's where `mini`."""
     arch: Arch
     origin: str
-    """The spec file as a command would name it; no path of the present machine."""
+    """The spec file as a command would name it, with the overrides on top (`--set`), quoted for a
+    shell; no path of the present machine."""
     mini: bool = False
     checkpoint: Path | None = None
     seed: int | None = None

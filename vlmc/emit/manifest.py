@@ -64,7 +64,7 @@ class Manifest(Record):
     """Of vlmc."""
     name: str
     origin: str
-    """The spec file, as a command would name it."""
+    """The spec file with its overrides, as a command would name them."""
     mini: bool
     spec_sha256: Sha256
     """Of spec.resolved.yaml: two builds of one hash are builds of one design."""
@@ -73,6 +73,7 @@ class Manifest(Record):
     predictions: Predictions
     _folder: Path | None = PrivateAttr(default=None)
     _unchanged: bool = PrivateAttr(default=False)
+    _call: tuple[str, str] | None = PrivateAttr(default=None)
 
     @staticmethod
     def of(build: Build, files: Mapping[str, File], artifacts: Mapping[str, Status]) -> Manifest:
@@ -104,6 +105,21 @@ class Manifest(Record):
         placed._folder, placed._unchanged = folder, unchanged
         return placed
 
+    def called(self, command: str, options: str) -> Manifest:
+        """The same manifest, made by `command` with `options` at its end: as they are typed on
+        this machine, so they are shown and not written."""
+        typed = self.model_copy()
+        typed._call = (command, options)
+        return typed
+
+    def typed(self, command: str) -> str:
+        """A command of the manifest as it is typed on this machine."""
+        if self._call is None:
+            return command
+        here, options = self._call
+        there = f"vlmc build {self.origin}"
+        return f"{here}{command.removeprefix(there)}{options}"
+
     @property
     def owned(self) -> frozenset[str]:
         """Every file that vlmc wrote, this one included."""
@@ -129,7 +145,8 @@ class Manifest(Record):
         lines = [f"{where}: {state}, {len(self.files) + 1} files"]
         for path, artifact in self.artifacts.items():
             if artifact.status == "deferred":
-                lines.append(f"  {path} deferred: {artifact.reason}\n    {artifact.command}")
+                lines.append(f"  {path} deferred: {artifact.reason}")
+                lines.append(f"    {self.typed(artifact.command or '')}")
         return "\n".join(lines)
 
     def verify(self, folder: Path) -> list[str]:

@@ -61,6 +61,7 @@ class Answer:
             "version": 1,
             "name": session.arch.name,
             "seeded": session.source.seeded,
+            "seeded_parts": list(session.source.seeded_parts(session.arch)),
             "text": self.text,
             "tokens": list(self.tokens),
             "choices": [asdict(choice) for choice in self.choices],
@@ -113,8 +114,13 @@ def ask(
     if understands and sampling != GREEDY:
         raise UsageError("this design generates no text, so that there is nothing to sample")
     check_context(session, inputs, 0 if understands else max_new_tokens)
+    seeded = session.source.seeded_parts(session.arch)
     if session.source.seeded:
         inputs = replace(inputs, notes=(*inputs.notes, NOISE))
+    elif seeded:
+        named = ", ".join(seeded)
+        note = f"no weights were given for these parts: {named}; {NOISE}"
+        inputs = replace(inputs, notes=(*inputs.notes, note.replace("the weights", "theirs")))
     for note in inputs.notes:
         on_note(note)
     ready = time.perf_counter()

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from vlmc.diagnostics import EnvironmentFault, UsageError
 
+MAX_TEMPERATURE = 1e4
+"""Far above it every token is as likely as any other, in the numbers that are computed with."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -24,8 +27,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 1e4:
-            raise UsageError(f"--temperature {self.temperature}: 0 (greedy) or more is expected")
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise UsageError(
+                f"--temperature {self.temperature}: 0 (greedy) to {MAX_TEMPERATURE:,.0f} "
+                "is expected"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"--top-p {self.top_p}: more than 0 and at most 1 is expected")
         if self.top_k is not None and self.top_k < 1:

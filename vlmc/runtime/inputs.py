@@ -80,6 +80,7 @@ def prepare(
     place = Place(
         token=token if isinstance(token, int) else None,
         leading=arch.node("fusion").kind in IN_FRONT,
+        settable="token" in type(spec.fusion).model_fields,
     )
     ids = token_ids(
         prompt,

@@ -12,22 +12,33 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Number formats that a model may run in."""
 
 
-def device_of(name: str) -> torch.device:
-    """The torch device called `name`. Raises UsageError for no such name, EnvironmentFault for a
-    device that this machine lacks."""
+def dtype_of(given: torch.dtype | str | None) -> torch.dtype:
+    """A number format by its name or as torch's; fp32 for None. Raises UsageError for another."""
+    if given is None:
+        return torch.float32
+    if isinstance(given, str) and given in DTYPES:
+        return DTYPES[given]
+    if isinstance(given, str) or not given.is_floating_point:
+        raise UsageError(f"dtype {given}: {', '.join(DTYPES)} or one of torch's is expected")
+    return given
+
+
+def device_of(name: str, option: str = "--device") -> torch.device:
+    """The torch device called `name`, which `option` gave. Raises UsageError for no such name,
+    EnvironmentFault for a device that this machine lacks."""
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name}: cpu, cuda, cuda:1, mps, ... is expected") from None
+        raise UsageError(f"{option} {name}: cpu, cuda, cuda:1, mps, ... is expected") from None
     if device.type == "meta":
-        raise UsageError("--device meta: nothing can be computed there")
+        raise UsageError(f"{option} meta: nothing can be computed there")
     if device.type == "cpu":
         return device
     try:
         torch.empty(1, device=device)
     except Exception as error:  # each backend fails in its own way where the device is absent
         reason = str(error).split("\n")[0]
-        raise EnvironmentFault(f"--device {name} cannot be used here: {reason}") from None
+        raise EnvironmentFault(f"{option} {name} cannot be used here: {reason}") from None
     return device
 
 

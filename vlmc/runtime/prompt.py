@@ -26,6 +26,8 @@ class Place:
 
     token: int | None
     leading: bool
+    settable: bool = True
+    """Whether the design could be given a placeholder (`fusion.token`)."""
 
 
 def count_markers(prompt: str) -> int:
@@ -52,9 +54,12 @@ def token_ids(
     for text in texts:
         _check(text, tokenizer, place, vocabulary)
     if place.token is None and any(texts[:-1]):
+        remedy = "leave the markers out"
+        if place.settable:
+            remedy = "set fusion.token to a placeholder's id to place them"
         raise UsageError(
             f"this design puts images in front of the text, but the prompt has {MARKER} after "
-            f"words; set fusion.token to a placeholder's id to place them"
+            f"words; {remedy}"
         )
     front = 0
     while place.leading and front < len(images) and not texts[front]:

@@ -40,8 +40,28 @@ class Source:
     def seeded(self) -> bool:
         """Whether the model has learnt nothing."""
         if self.build is not None:
-            return _built_from_seed(self.build)
+            return _built_from(self.build).startswith("seed")
         return self.checkpoint is None and not self.parts
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files lie that came with all of the weights."""
+        return self.checkpoint or (self.build and self.build / "weights")
+
+    def seeded_parts(self, arch: Arch) -> tuple[Role, ...]:
+        """The parts that have learnt nothing while others have. A language model's folder counts
+        for the head."""
+        if self.seeded or self.checkpoint is not None:
+            return ()
+        given: set[str] = set(self.parts)
+        if self.build is not None:
+            sources = _built_from(self.build)
+            if "seed" not in sources.split():
+                return ()
+            given = {source.split()[0] for source in sources.split(", ")}
+        if "language" in given:
+            given.add("head")
+        return tuple(n.role for n in arch.nodes if n.count and n.role not in given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +154,13 @@ def _source(spec: ModelSpec, mini: bool, checkpoint: Path | None, build: Path | 
 
 def _tokenizer(spec: ModelSpec, source: Source, given: Path | None) -> Tokenizer:
     """The tokenizer that is given, else that of the weights' folder, else bytes for a twin."""
-    folder = source.checkpoint or source.parts.get("language")
+    folder = source.folder or source.parts.get("language")
     if given is not None:
         return load_tokenizer(given, checkpoint=folder)
-    if folder is not None:
-        return load_tokenizer(folder)
     if source.build is not None and (source.build / "tokenizer.json").is_file():
-        return load_tokenizer(source.build)
+        return load_tokenizer(source.build, checkpoint=folder)
+    if folder is not None and (source.build is None or (folder / "tokenizer.json").is_file()):
+        return load_tokenizer(folder)
     if source.seeded:
         return byte_tokenizer(spec.language.architecture, spec.language.total_vocabulary)
     raise UsageError(
@@ -155,7 +175,7 @@ def _processor(spec: ModelSpec, source: Source) -> ImageProcessor | None:
         return None
     processor = from_spec(encoder.preprocess, encoder.image_size)
     where = f"the spec of {spec.name}"
-    folder = source.checkpoint or source.parts.get("encoder") or source.build
+    folder = source.folder or source.parts.get("encoder")
     if folder is not None:
         own = from_checkpoint(folder, processor)
         where = where if own == processor else f"the image processor of {folder}"
@@ -164,9 +184,9 @@ def _processor(spec: ModelSpec, source: Source) -> ImageProcessor | None:
     return processor
 
 
-def _built_from_seed(folder: Path) -> bool:
-    """Whether a build's manifest says that its weights are seeded."""
+def _built_from(folder: Path) -> str:
+    """What a build's manifest says that its weights come from, such as `seed 0`."""
     artifacts: Any = read_json(folder / "manifest.json").get("artifacts")
     weights: Any = artifacts.get("weights") if isinstance(artifacts, dict) else None  # pyright: ignore
     origin: Any = weights.get("source") if isinstance(weights, dict) else None  # pyright: ignore
-    return isinstance(origin, str) and origin.startswith("seed")
+    return origin if isinstance(origin, str) else ""

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from vlmc.builder.model import instantiate
 from vlmc.builder.shards import stored_tensors
-from vlmc.builder.values import valued
+from vlmc.builder.values import check_values, valued
 from vlmc.builder.weights import save_weights
 from vlmc.diagnostics import EnvironmentFault, UsageError
+from vlmc.diagnostics.amount import volume
 from vlmc.emit.artifact import Artifact, Build, Deferred, Weights
 from vlmc.hardware.host import free_disk, free_memory
 
 PATH = "weights"
 SLACK = 256 * 2**20
-"""Bytes that stay free beside the weights: the interpreter's own and the file system's."""
+"""Bytes of memory that stay free beside the weights: the interpreter's own."""
+
+WORDS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "config.json",
+)
+"""What a checkpoint folder holds for text: the tokenizer, what begins a text and what ends it."""
+
+PICTURES = ("preprocessor_config.json", "processor_config.json")
+"""What a checkpoint folder holds for images."""
 
 
 def emit(build: Build) -> Artifact:
@@ -29,17 +43,37 @@ def emit(build: Build) -> Artifact:
     option = "--checkpoint DIR" if build.checkpoint else _seed_option(build)
     if absent:
         return _deferred(build, f"there is no checkpoint folder {', '.join(absent)} here", option)
-    size = _bytes(build, folders)
-    if size + SLACK > free_memory():
-        return _deferred(build, f"{size / 1e9:,.1f} GB of memory are not free here", option)
-    if size + SLACK > free_disk(build.folder):
-        return _deferred(build, f"{size / 1e9:,.1f} GB of disk are not free here", option)
+    check_values(build.arch, checkpoint=build.checkpoint, parts=build.parts)
+    size, free = _bytes(build, folders), free_memory()
+    if size > free:
+        return _deferred(build, f"{volume(size)} of memory are not free here", option)
+    if size + SLACK > free:
+        beside = f"{volume(size)} of memory and {volume(SLACK)} beside them"
+        return _deferred(build, f"{beside} are not free here", option)
+    if size > free_disk(build.folder):
+        return _deferred(build, f"{volume(size)} of disk are not free here", option)
+    carried = _carried(build)
     return Weights(
         path=PATH,
         source=_source(build),
-        write=lambda folder: _write(build, folder),
-        fits=lambda folder: _fits(build, folder),
+        write=lambda folder: _write(build, folder, carried),
+        fits=lambda folder: (
+            all((folder / file.name).is_file() for file in carried) and _fits(build, folder)
+        ),
     )
+
+
+def _carried(build: Build) -> list[Path]:
+    """The small files without which weights do not answer as their checkpoint does."""
+    if build.checkpoint is not None:
+        own = build.checkpoint / PATH  # of a build in the place of a checkpoint
+        built = (build.checkpoint / "manifest.json").is_file()
+        words = pictures = own if built else build.checkpoint
+    else:
+        words, pictures = build.parts.get("language"), build.parts.get("encoder")
+    files = [words / name for name in WORDS if words is not None]
+    files += [pictures / name for name in PICTURES if pictures is not None]
+    return [file for file in files if file.is_file()]
 
 
 def _seed_option(build: Build) -> str:
@@ -80,11 +114,13 @@ def _digest(build: Build, folder: Path) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def _write(build: Build, folder: Path) -> None:
+def _write(build: Build, folder: Path, carried: list[Path]) -> None:
     build.progress("reading weights" if build.checkpoint or build.parts else "drawing weights")
     model = valued(build.arch, checkpoint=build.checkpoint, parts=build.parts, seed=build.seed or 0)
     build.progress("writing weights")
     save_weights(model, folder)
+    for file in carried:
+        shutil.copyfile(file, folder / file.name)
 
 
 def _fits(build: Build, folder: Path) -> bool:
