@@ -12,6 +12,17 @@ from typing import Any, cast
 from vlmc.builder.naming import Agreement, Names, look_up
 from vlmc.ir import Arch, Role
 
+KEYS = {
+    "feature_layers": "features.layer",
+    "drop_class_token": "features.drop_cls",
+    "norm_features": "features.norm",
+    "class_token": "cls",
+    "image_token": "token",
+    "rotary_base": "positions.base",
+    "position_offset": "positions.offset",
+}
+"""What a spec calls a module's argument, where that is another word."""
+
 
 def disagreements(
     names: Names, config: dict[str, Any], arch: Arch, roles: Collection[Role]
@@ -27,27 +38,28 @@ def disagreements(
             continue
         said = found
         if row.words is not None:
-            key = str(found).lower() if isinstance(found, bool) else str(found)
-            if key not in row.words:
+            word = str(found).lower() if isinstance(found, bool) else str(found)
+            if word not in row.words:
                 known = ", ".join(row.words)
                 yield f"config.json {path}: {found!r} is not known here ({known} are)"
                 continue
-            said = row.words[key]
+            said = row.words[word]
         if row.field is None or role is None:
             if not _same(said, row.equals):
                 yield f"config.json {path}: {found!r}, but only {row.equals!r} can be read"
             continue
         argument = row.field.split(".")[1]
+        key = KEYS.get(argument, argument)
         if node is None or argument not in node.arguments:
             kind = f"`{node.kind}`" if node is not None else "missing"
-            yield f"config.json {path}: {found!r}, but the {role} ({kind}) has no {argument}"
+            yield f"config.json {path}: {found!r}, but the {role} ({kind}) has no {key}"
             continue
         if row.form == "hidden_states":
             said = _hidden_states(said, node.arguments.get("layers"))
         if not _same(said, node.arguments[argument]):
             yield (
                 f"config.json {path}: {found!r}, but the design's {role} has "
-                f"{argument} {node.arguments[argument]!r}"
+                f"{key} {node.arguments[argument]!r}"
             )
 
 

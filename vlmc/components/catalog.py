@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from vlmc.components.adapter.identity.spec import IdentityAdapter
 from vlmc.components.adapter.mlp.spec import LinearAdapter, MLPAdapter
 from vlmc.components.adapter.perceiver_resampler.spec import PerceiverResampler
 from vlmc.components.adapter.qformer.spec import QFormer
-from vlmc.components.contract import ComponentSpec
+from vlmc.components.contract import ComponentSpec, EncoderSpec, FusionSpec, LanguageSpec
 from vlmc.components.encoder.nfnet.spec import NFNet
 from vlmc.components.encoder.regions.spec import Regions
 from vlmc.components.encoder.vit.spec import ViT
@@ -66,6 +68,24 @@ CATALOG: tuple[Component, ...] = (
     Component("head", MaskedLM, "head.masked_lm.module:MaskedLM"),
     Component("head", Classify, "head.classify.module:Classify"),
 )
+
+
+def joining(
+    encoder: EncoderSpec | None, language: LanguageSpec | None, among: Iterable[str] | None = None
+) -> list[str]:
+    """The kinds of fusion that take what `encoder` reads and join `language`; a neighbour that is
+    None is no obstacle."""
+    valid = kinds("fusion")
+    types = {
+        kind: cast("type[FusionSpec]", valid[kind].spec)
+        for kind in (valid if among is None else among)
+    }
+    return [
+        kind
+        for kind, fusion in types.items()
+        if (language is None or language.architecture in fusion.architectures)
+        and (encoder is None or encoder.input_name() in fusion.inputs)
+    ]
 
 
 def kinds(role: Role) -> dict[str, Component]:

@@ -38,11 +38,13 @@ class Described(BaseModel):
 class ComponentSpec(Described):
     """The type of a component. Subclasses add a `kind` literal and their own fields."""
 
-    frozen: bool = Field(default=False, description="Whether training leaves the weights alone.")
+    frozen: bool = Field(
+        default=False, description="Whether training leaves the weights alone, in every stage."
+    )
     weights: str | None = Field(
         default=None,
-        description="A local Hugging Face checkpoint folder (config.json + safetensors); without "
-        "it the part starts from seeded weights.",
+        description="A local Hugging Face checkpoint folder (config.json + safetensors), relative "
+        "to the working directory; without it the part starts from seeded weights.",
     )
 
     @property

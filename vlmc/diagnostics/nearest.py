@@ -27,6 +27,16 @@ def suggestion(name: str, valid: Iterable[str]) -> str | None:
     return names[0] if names and _similarity(name, names[0]) >= NEAR else None
 
 
+def near(name: str, valid: Iterable[str]) -> list[str]:
+    """The valid names that are as near as the nearest, if that is near enough; shortest first."""
+    names = ranked(name, valid)
+    best = _similarity(name, names[0]) if names else 0.0
+    if best < NEAR:
+        return []
+    equal = [candidate for candidate in names if _similarity(name, candidate) == best]
+    return sorted(equal, key=len)
+
+
 def _similarity(name: str, candidate: str) -> float:
     """Between 0 and 1. A name that is cut short (`perceiver`) is nearly as good as a whole one."""
     given, full = name.lower()[:80], candidate.lower()

@@ -48,7 +48,7 @@ def lower_bound(flow: Flow) -> MemoryBound | None:
 
     Weights count in their format (16 bytes for each trained parameter when training, in the stage
     that trains most), the cache for every sequence of the batch at its full length, activations as
-    one layer's input.
+    one layer's input; visual tokens that are attended to from outside the sequence beside them.
     """
     encoder, adapter, fusion = flow.encoder, flow.adapter, flow.fusion
     language, head, target = flow.language, flow.head, flow.target
@@ -88,4 +88,11 @@ def lower_bound(flow: Flow) -> MemoryBound | None:
     if not training:
         cache = workload.batch * length * language.cache_elements_per_token() * number
     activations = workload.batch * language.width * number * (length if training else 1)
+    # Cross-attention reads the visual tokens again at every step, or keeps what it made of them.
+    held = workload.batch * flow.budget.images * fusion.memory(visual) * visual.width
+    kept = held * max(BYTES[target.precision_of("adapter")], 2.0)
+    if training:
+        activations += kept
+    else:
+        cache += kept
     return MemoryBound(int(weights), int(cache), int(activations))

@@ -119,7 +119,8 @@ class Stage(Described):
 
     name: str = Field(description="What the stage is called.")
     train: Annotated[tuple[Part, ...], Field(strict=False, min_length=1)] = Field(
-        description="Parts that the stage optimises; every other part is frozen in it."
+        description="Parts that the stage optimises, none of them `frozen` in the design; every "
+        "other part is frozen in it."
     )
     objective: Literal["next_token"] = Field(default="next_token", description="What is minimised.")
     lr: float = Field(gt=0, le=1, description="Peak learning rate.")

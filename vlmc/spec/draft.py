@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlmc.components.catalog import kinds
+from vlmc.components.catalog import joining, kinds
 from vlmc.components.contract import ComponentSpec
 from vlmc.diagnostics import Diagnostic, Problem, Severity
 from vlmc.diagnostics.nearest import listing
@@ -107,7 +107,7 @@ def draft(tree: Tree, file: str, *, default_name: str, faults: Iterable[Diagnost
 def _headings(tree: Mapping, result: Draft, default_name: str) -> None:
     for key in tree.entries:
         if key not in HEADINGS:
-            result.problems.append(unknown_key((key,), HEADINGS))
+            result.problems.append(unknown_key((key,), HEADINGS, plain(tree.entries[key])))
     version: object = plain(tree.entries["schema"]) if "schema" in tree.entries else SCHEMA_VERSION
     if type(version) is not int or version != SCHEMA_VERSION:
         result.problems.append(
@@ -122,9 +122,12 @@ def _headings(tree: Mapping, result: Draft, default_name: str) -> None:
         )
     fallback = re.sub(r"[^A-Za-z0-9._+-]|^[^A-Za-z0-9]", "-", default_name).lstrip("-._+")[:100]
     for key, default in (("name", fallback or "design"), ("about", "")):
-        value = plain(tree.entries[key]) if key in tree.entries else default
+        value: object = plain(tree.entries[key]) if key in tree.entries else default
         if not isinstance(value, str):
-            result.problems.append(wrong_type((key,), "text", value, f'{key}: "..."'))
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            said = isinstance(value, int | float)
+            help_ = f'{key}: "{text[:100] if said else default}"'
+            result.problems.append(wrong_type((key,), "text", value, help_))
         elif key == "name" and not NAME.match(value):
             result.problems.append(
                 Problem(
@@ -250,7 +253,7 @@ def _kind(role: Role, tree: Mapping, result: Draft) -> str | None:
             result.problems.append(wrong_type(path, "the name of a kind", word))
         return None
     if role == "fusion":
-        return _fusion_at(tree, result)
+        return _usual_fusion(tree, result)
     if role == "head":
         language = result.sections.get("language")
         architecture = "decoder" if language is None else language.architecture
@@ -260,12 +263,19 @@ def _kind(role: Role, tree: Mapping, result: Draft) -> str | None:
     return DEFAULT_KINDS[role]
 
 
-def _fusion_at(tree: Mapping, result: Draft) -> str | None:
-    """The usual kind of fusion at the point that is written, late by default."""
-    point = plain(tree.entries["point"]) if "point" in tree.entries else "late"
-    for kind, entry in kinds("fusion").items():
-        if getattr(entry.spec, "points", ("",))[0] == point:
-            return kind
+def _usual_fusion(tree: Mapping, result: Draft) -> str | None:
+    """The first kind of fusion at the point that is written, or at any, that joins the language
+    model and takes what the encoder reads; the first at the point where none does."""
+    point = plain(tree.entries["point"]) if "point" in tree.entries else None
+    here = [
+        kind
+        for kind, entry in kinds("fusion").items()
+        if point is None or getattr(entry.spec, "points", ("",))[0] == point
+    ]
+    if here:
+        encoder, language = result.sections.get("encoder"), result.sections.get("language")
+        fitting = joining(encoder, language, here) or joining(None, language, here)
+        return fitting[0] if fitting else here[0]
     path = ("fusion", "point")
     if isinstance(point, str):
         result.problems.append(bad_word(path, point, POINTS))

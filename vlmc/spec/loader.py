@@ -93,6 +93,13 @@ def _override(text: str) -> Tree:
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys):
         raise UsageError(f"--set {text[:200]!r}: write key.path=value, such as adapter.queries=32")
+    if keys[0] == "extends":
+        raise UsageError(f"--set {text[:200]!r}: `extends` stands in the spec file itself")
+    if any(key.isdigit() for key in keys):
+        raise UsageError(
+            f"--set {text[:200]!r}: a list is replaced whole, "
+            "such as encoder.features.layer=[-2, -1]"
+        )
     try:
         tree = parse(value, "--set")
     except SpecError as error:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path as FilePath
 from typing import Any, cast
 
 from vlmc.diagnostics import Path, Problem
-from vlmc.diagnostics.nearest import listing, ranked, suggestion
-from vlmc.spec.reader import parse, plain
+from vlmc.diagnostics.nearest import listing, near, ranked, suggestion
+from vlmc.spec import presets
+from vlmc.spec.reader import core_scalar, parse, plain
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*\Z")
 
 SHOWN = 60
 """Characters of a user's value that a message repeats."""
@@ -37,20 +42,33 @@ def name_of(path: Path) -> str:
     return f"{path[last]}" + "".join(f"[{step}]" for step in path[last + 1 :])
 
 
-def unknown_key(path: Path, valid: Iterable[str]) -> Problem:
-    """An unknown key, or a key that is planned."""
+def unknown_key(
+    path: Path,
+    valid: Iterable[str],
+    value: object = None,
+    fits: Callable[[str], bool] = lambda name: True,
+) -> Problem:
+    """An unknown key, or a key that is planned; of names that are equally near, the one that
+    `fits` its value was meant."""
     key, names = str(path[-1]), list(valid)
     about = planned()["keys"].get(dotted(path))
     if about is not None:
         return not_yet(path, f"`{key}`", about, at_key=True)
-    near = suggestion(key, names)
+    close = near(key, names)
+    meant = next((name for name in close if fits(name)), None)
+    if meant is not None and isinstance(value, str | int | float):
+        help_ = f"{meant}: {_written(value)}"
+    elif close:
+        help_ = f"did you mean `{meant or close[0]}`?"
+    else:
+        help_ = "remove it: nothing would read it"
     return Problem(
         code="VLMC010",
         path=path,
         message=f"unknown key `{key[:SHOWN]}`",
         expected=listing(key, names),
         got=key[:SHOWN],
-        help=f"did you mean `{near}`?" if near else "remove it: nothing would read it",
+        help=help_,
         at_key=True,
     )
 
@@ -59,13 +77,18 @@ def unknown_name(path: Path, word: str, valid: Iterable[str]) -> Problem:
     """A preset (VLMC014) or a kind (VLMC015) that does not exist; one word for an encoder or a
     language model is taken for a preset."""
     what, names = str(path[-1]), list(valid)
+    meant = suggestion(word, names)
+    got, help_ = word[:SHOWN] or "no word", f"{what}: {meant}" if meant else None
+    for role, called in (("encoder", "an encoder"), ("language", "a language model")):
+        if role != path[0] and word in presets.names(role):
+            got, help_ = f"{word}, the preset of {called}", f"{role}: {word}"
     return Problem(
         code="VLMC014" if what in ("preset", "encoder", "language") else "VLMC015",
         path=path,
         message=f"unknown {what} `{word[:SHOWN]}`",
         expected=listing(word, names),
-        got=word[:SHOWN],
-        help=f"{what}: {ranked(word, names)[0]}",
+        got=got,
+        help=help_,
     )
 
 
@@ -109,6 +132,15 @@ def wrong_type(path: Path, expected: str, got: object, help_: str | None = None)
         got=shown(got),
         help=help_,
     )
+
+
+def _written(value: str | int | float) -> str:
+    """A scalar as YAML writes it, cut where it is long."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value)[:SHOWN]
+    plainly = isinstance(value, int | float) or (_WORD.match(text) and core_scalar(text) == text)
+    return text if plainly else json.dumps(text, ensure_ascii=False)
 
 
 def shown(value: object) -> str:

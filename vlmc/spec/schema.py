@@ -85,7 +85,7 @@ def json_schema() -> Schema:
         "then": {
             "required": ["encoder", "language"],
             "properties": {
-                **{role: _standing_alone(role) for role in ROLES if role != "head"},
+                **{role: _standing_alone(role) for role in ROLES if role in DEFAULT_KINDS},
                 "target": {"anyOf": [{"type": "string"}, {"required": needed}]},
             },
         },
@@ -96,13 +96,10 @@ def json_schema() -> Schema:
 def _standing_alone(role: Role) -> Schema:
     """What a component says where nothing is extended: its kind in some way, or only fields of the
     kind that is usual."""
-    usual = DEFAULT_KINDS.get(role) or next(iter(kinds("fusion")))
     alternatives: list[Schema] = [{"type": "string"}, {"required": ["kind"]}]
     if presets.names(role):
         alternatives.append({"required": ["preset"]})
-    if role == "fusion":
-        alternatives.append({"required": ["point"]})
-    return {"anyOf": [*alternatives, {"$ref": f"#/$defs/{role}.{usual}"}]}
+    return {"anyOf": [*alternatives, {"$ref": f"#/$defs/{role}.{DEFAULT_KINDS[role]}"}]}
 
 
 def words(role: Role) -> list[str]:

@@ -46,9 +46,10 @@ class SourceMap:
 
     def locate(self, problem: Problem) -> Diagnostic:
         """The problem with its place: at its path, or at the first related value that is written
-        where the value at its path is not."""
-        candidates = (problem.path, *problem.related)
-        path = next((path for path in candidates if self.written(path)), problem.path)
+        where the value at its path is not. What a derived file says goes before its base."""
+        written = [path for path in (problem.path, *problem.related) if self.written(path)]
+        top = self.root.span.file
+        path = min(written, key=lambda path: self.span(path).file != top, default=problem.path)
         return Diagnostic(
             code=problem.code,
             message=problem.message,

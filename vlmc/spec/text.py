@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path as FilePath
 
 from vlmc.diagnostics import Diagnostic, Span, SpecError, UsageError
@@ -26,9 +27,12 @@ def read_text(path: FilePath) -> str:
     SpecError with VLMC004 where it is too large and VLMC001 where it is not UTF-8.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{path} is not a regular file")  # reading a pipe may never end
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-            size = path.stat().st_size
+        size = status.st_size
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
     except IsADirectoryError:

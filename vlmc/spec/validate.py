@@ -6,9 +6,9 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from vlmc.diagnostics import Path, Problem
@@ -121,7 +121,8 @@ def _problem(model: type[BaseModel], path: Path, errors: list[Error], where: Pat
     got = first["input"]
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, path[:-1])
-        return unknown_key(full, () if owner is None else owner.model_fields)
+        fields = {} if owner is None else owner.model_fields
+        return unknown_key(full, fields, got, lambda name: _accepts(fields[name], got))
     if first["type"] == "missing":
         return _missing(model, path, full)
     about = planned()["auto"].get(dotted(full)) if got == "auto" else None
@@ -138,10 +139,24 @@ def _problem(model: type[BaseModel], path: Path, errors: list[Error], where: Pat
     return wrong_type(full, _expected(errors), got, fix)
 
 
+def _accepts(field: FieldInfo, value: object) -> bool:
+    """Whether a value has the type of a field."""
+    kind: Any = field.annotation
+    for detail in field.metadata:
+        kind = Annotated[kind, detail]
+    try:
+        TypeAdapter[Any](kind).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
 def _missing(model: type[BaseModel], path: Path, full: Path) -> Problem:
     key = path[-1]
     if isinstance(key, int):
-        return wrong_type(full[:-1], f"a list of more than {key}", [None] * key)
+        owner = _field(model, path[:-1])
+        size = 0 if owner is None else len(typing.get_args(owner.annotation))
+        return wrong_type(full[:-1], f"a list of {size or f'more than {key}'}", [None] * key)
     field = _field(model, path)
     return Problem(
         code="VLMC013",
@@ -164,7 +179,7 @@ def _out_of_range(full: Path, error: Error) -> Problem:
         bound, words = _RANGES[error["type"]]
         limit = context[bound]
         expected, got = f"{words} {limit:,}", shown(error["input"])
-        help_ = f"{key}: {limit}" if bound in ("ge", "le") and limit < 1e6 else None
+        help_ = f"{key}: {limit}" if bound in ("ge", "le") else None
     return Problem(
         code="VLMC012",
         path=full,
@@ -205,6 +220,8 @@ def _trap(got: object, key: str, errors: list[Error]) -> str | None:
     wanted = {error["type"].split("_")[0] for error in errors}
     if isinstance(got, str):
         return _trap_of_text(got, key, wanted)
+    if "string" in wanted and isinstance(got, int | float):
+        return f'{key}: "{shown(got).removeprefix("the number ")}"'
     if isinstance(got, float) and "int" in wanted and got.is_integer() and abs(got) < 1e15:
         return f"{key}: {int(got)}"
     if isinstance(got, bool) and wanted & {"int", "float"}:

@@ -7,16 +7,16 @@ from typing import Self
 from pydantic import Field
 
 from vlmc.components.contract import Described
-from vlmc.components.fields import Positive
+from vlmc.components.fields import FrameCount
 
 
 class Frames(Described):
     """Frames of one video, in training and in service. A still image is a video of one frame."""
 
-    train: Positive = Field(
+    train: FrameCount = Field(
         description="Frames of each video in training, and so rows of a temporal embedding."
     )
-    serve: Positive | None = Field(
+    serve: FrameCount | None = Field(
         default=None,
         description="Frames of each video in service; those of training by default. Temporal "
         "embeddings beyond the trained frames are interpolated.",

@@ -8,7 +8,10 @@ from pydantic import Field
 
 from vlmc.components.contract import Described
 
-Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0)]
+Means = Annotated[tuple[Mean, Mean, Mean], Field(strict=False)]
+Deviations = Annotated[tuple[Deviation, Deviation, Deviation], Field(strict=False)]
 
 
 class Preprocess(Described):
@@ -23,11 +26,11 @@ class Preprocess(Described):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(
         default="bicubic", description="How pixels are resampled."
     )
-    mean: Channels = Field(
+    mean: Means = Field(
         default=(0.48145466, 0.4578275, 0.40821073),
         description="Mean of each RGB channel, on a scale of 0 to 1, taken away from the pixels.",
     )
-    std: Channels = Field(
+    std: Deviations = Field(
         default=(0.26862954, 0.26130258, 0.27577711),
         description="Standard deviation of each RGB channel, on a scale of 0 to 1.",
     )

@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterator
 
 from vlmc.diagnostics import Problem
 from vlmc.resolver.flow import Flow
-from vlmc.resolver.rules.fit import fits_memory, known_hardware, precision_supported
+from vlmc.resolver.rules.fit import (
+    fits_memory,
+    known_hardware,
+    precision_supported,
+    tensors_have_a_size,
+)
 from vlmc.resolver.rules.joints import (
     adapter_capacity,
     fusion_joins_language,
@@ -26,6 +31,7 @@ RULES: tuple[Callable[[Flow], Iterator[Problem]], ...] = (
     head_reads_language,
     adapter_capacity,
     widths_meet,
+    tensors_have_a_size,
     budget_fits_context,
     workload_fits_budget,
     something_trains,

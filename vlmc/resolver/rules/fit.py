@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vlmc.components.contract import Parameters
 from vlmc.diagnostics import Problem
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.hardware import Device, device, names
 from vlmc.resolver.flow import Flow
 from vlmc.resolver.memory import lower_bound
+
+MOST = 2**40
+"""Numbers in one block or table from which on no machine holds it."""
 
 STORED_ONLY = ("int4", "int8", "fp8")
 """Formats that weights may be stored in on any device, to be computed in another."""
@@ -19,6 +23,40 @@ def _device(flow: Flow) -> Device | None:
     if flow.target is None or flow.target.hardware not in names():
         return None
     return device(flow.target.hardware)
+
+
+def tensors_have_a_size(flow: Flow) -> Iterator[Problem]:
+    """Each tensor is one that a machine could hold, so that what validates can be built."""
+    seen, visual, language = flow.seen, flow.visual, flow.language
+    if language is None or seen is None or visual is None or flow.adapter is None:
+        return
+    counts: dict[str, Parameters] = {"language": language.parameters()}
+    counts["adapter"] = flow.adapter.parameters(seen, language)
+    if flow.encoder is not None:
+        counts["encoder"] = flow.encoder.parameters()
+    if flow.fusion is not None and language.architecture in flow.fusion.architectures:
+        counts["fusion"] = flow.fusion.parameters(visual, language)
+    if flow.head is not None and language.architecture in flow.head.architectures:
+        counts["head"] = flow.head.parameters(language)
+    for part, by_child in counts.items():
+        for child, number in by_child.items():
+            # A child of many blocks is judged by what one of them has on average.
+            each = number // (_depth(flow, part) if child.endswith(("layers", "blocks")) else 1)
+            if each >= MOST:
+                yield Problem(
+                    code="VLMC012",
+                    path=(part,),
+                    message=f"the {part}'s `{child}` is too large to be built",
+                    expected=f"fewer than {MOST:,} numbers in one block or table",
+                    got=f"{each:,}",
+                    help="a smaller width, vocabulary, context or image size",
+                    at_key=True,
+                )
+
+
+def _depth(flow: Flow, part: str) -> int:
+    owner = flow.language if part == "fusion" else getattr(flow, part)
+    return getattr(owner, "layers", None) or sum(getattr(owner, "depths", (1,)))
 
 
 def known_hardware(flow: Flow) -> Iterator[Problem]:
@@ -75,9 +113,10 @@ def fits_memory(flow: Flow) -> Iterator[Problem]:
     devices = -(-need.total // card.memory_bytes)
     yield Problem(
         code="VLMC152",
-        path=("target", "count") if target.count > 1 else ("target", "hardware"),
+        path=("target", "count"),
+        related=(("target", "hardware"),),
         message=f"the design cannot fit into {target.count} x {card.name}",
         expected=f"at most {target.count} x {card.memory_gb:g} GB = {have / 1e9:,.1f} GB",
         got=f"at least {need}",
-        help=f"count: {devices}",
+        help=f"count: {devices}" if devices < 2**31 else "ask for a smaller workload",
     )

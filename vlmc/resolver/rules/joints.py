@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from typing import cast
 
-from vlmc.components.catalog import kinds
+from vlmc.components.catalog import joining, kinds
+from vlmc.components.contract import Architecture, FusionSpec, HeadSpec, LanguageSpec
 from vlmc.diagnostics import Problem
 from vlmc.resolver.flow import Flow
+from vlmc.spec import presets
 
 
 def fusion_point(flow: Flow) -> Iterator[Problem]:
@@ -30,23 +33,29 @@ def fusion_joins_language(flow: Flow) -> Iterator[Problem]:
     if fusion is None or language is None:
         return
     if language.architecture not in fusion.architectures:
-        names = [
-            kind
-            for kind, entry in kinds("fusion").items()
-            if language.architecture in getattr(entry.spec, "architectures", ())
-        ]
+        names = joining(flow.encoder, language)
         yield Problem(
             code="VLMC121",
             path=("fusion", "kind"),
+            related=(("fusion",), ("language",)),
             message=f"`{fusion.kind_name}` cannot join a language model of the kind "
             f"`{language.kind_name}`",
             expected=f"a language model that is {' or '.join(fusion.architectures)}",
             got=language.architecture,
-            help=f"kind: {names[0]}" if names else None,
+            help=f"fusion: {names[0]}" if names else _read_by(fusion.architectures),
         )
     elif flow.visual is not None:
         for problem in fusion.problems_with(flow.visual, language):
             yield problem.below("fusion")
+
+
+def _read_by(architectures: Container[Architecture]) -> str | None:
+    """The first preset of a language model that has one of the architectures, to be pasted."""
+    for name in presets.names("language"):
+        language = kinds("language")[presets.kind("language", name)].spec
+        if cast("type[LanguageSpec]", language).architecture in architectures:
+            return f"language: {name}"
+    return None
 
 
 def head_reads_language(flow: Flow) -> Iterator[Problem]:
@@ -55,6 +64,14 @@ def head_reads_language(flow: Flow) -> Iterator[Problem]:
     if head is None or language is None:
         return
     if language.architecture not in head.architectures:
+        usual = next(
+            (
+                kind
+                for kind, entry in kinds("head").items()
+                if language.architecture in cast("type[HeadSpec]", entry.spec).architectures
+            ),
+            None,
+        )
         yield Problem(
             code="VLMC122",
             path=("head", "kind"),
@@ -62,7 +79,7 @@ def head_reads_language(flow: Flow) -> Iterator[Problem]:
             f"`{language.kind_name}`",
             expected=" or ".join(head.architectures),
             got=language.architecture,
-            help="leave `head` out: the usual one is chosen",
+            help=f"head: {usual}" if usual else None,
         )
         return
     for problem in head.problems_with(language):
@@ -100,11 +117,11 @@ def fusion_takes_input(flow: Flow) -> Iterator[Problem]:
     fusion, encoder = flow.fusion, flow.encoder
     if fusion is None or encoder is None or encoder.input_name() in fusion.inputs:
         return
-    names = [
-        kind
-        for kind, entry in kinds("fusion").items()
-        if encoder.input_name() in getattr(entry.spec, "inputs", ())
-    ]
+    names = joining(encoder, flow.language)
+    help_ = f"fusion: {names[0]}" if names else None
+    if not names:
+        takers = (cast("type[FusionSpec]", kinds("fusion")[k].spec) for k in joining(encoder, None))
+        help_ = _read_by([taken for taker in takers for taken in taker.architectures])
     yield Problem(
         code="VLMC116",
         path=("encoder", "kind"),
@@ -112,5 +129,5 @@ def fusion_takes_input(flow: Flow) -> Iterator[Problem]:
         f"`{encoder.kind_name}` reads {encoder.input_name()}",
         expected=f"an encoder that reads {' or '.join(fusion.inputs)}",
         got=encoder.input_name(),
-        help=f"fusion: {names[0]}" if names else None,
+        help=help_,
     )

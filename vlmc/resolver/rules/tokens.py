@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlmc.components.contract import LanguageSpec
 from vlmc.diagnostics import Problem
 from vlmc.resolver.flow import Flow
 
@@ -25,7 +26,7 @@ def budget_fits_context(flow: Flow) -> Iterator[Problem]:
         fitting = (language.context - 1) // each
         help_ = f"token_budget: {{images: {fitting}, text: {language.context - fitting * each}}}"
     else:
-        help_ = "an adapter with fewer tokens, such as perceiver_resampler with queries: 64"
+        help_ = _fewer_tokens(flow, language)
     yield Problem(
         code="VLMC130",
         path=("token_budget",),
@@ -35,6 +36,25 @@ def budget_fits_context(flow: Flow) -> Iterator[Problem]:
         help=help_,
         at_key=True,
     )
+
+
+def _fewer_tokens(flow: Flow, language: LanguageSpec) -> str:
+    """What makes room where one image takes the whole context: a resampler where it has features
+    to read and the text leaves it enough, no images where not."""
+    context = language.context or 0
+    fusion, encoder, seen = flow.fusion, flow.encoder, flow.seen
+    images, text = flow.budget.images, flow.budget.text
+    if encoder is not None and seen is not None and encoder.input_name() == "pixel_values":
+        queries = min(64, seen.total, (context - text) // images)
+        if queries > 0:
+            wide = fusion is not None and fusion.needs_language_width()
+            width = f", width: {language.width}" if wide else ""
+            layers = min(6, language.layers)
+            return (
+                f"adapter: {{kind: perceiver_resampler, queries: {queries}, layers: {layers}"
+                f"{width}}}"
+            )
+    return f"token_budget: {{images: 0, text: {min(text, context)}}}"
 
 
 def workload_fits_budget(flow: Flow) -> Iterator[Problem]:
@@ -51,6 +71,21 @@ def workload_fits_budget(flow: Flow) -> Iterator[Problem]:
             message="the workload asks for more text than the token budget holds",
             expected=f"prompt + generate of at most {text} tokens",
             got=f"{prompt} + {generate} = {prompt + generate}",
-            help=f"token_budget: {{text: {prompt + generate}}}",
+            help=_room_for(flow, prompt, generate),
             at_key=True,
         )
+
+
+def _room_for(flow: Flow, prompt: int, generate: int) -> str:
+    """A larger text where the context has room for it, a smaller workload where not."""
+    fusion, language, visual = flow.fusion, flow.language, flow.visual
+    text, context = flow.budget.text, None if language is None else language.context
+    if context is not None and fusion is not None and visual is not None:
+        context -= flow.budget.images * fusion.positions(visual)
+    if context is None or prompt + generate <= context:
+        return f"token_budget: {{text: {prompt + generate}}}"
+    generate = min(generate, text - 1)
+    asked = [f"prompt: {min(prompt, text - generate)}"]
+    if generate:
+        asked.append(f"generate: {generate}")
+    return f"workload: {{{', '.join(asked)}}}"

@@ -25,8 +25,11 @@ def has_parameters(flow: Flow, part: str) -> bool | None:
 
 
 def something_trains(flow: Flow) -> Iterator[Problem]:
-    """A design that is to be trained has something to train."""
+    """A design that is to be trained has something to train. Where stages are given, each of them
+    answers for itself."""
     if flow.target is None or flow.target.workload.mode != "train":
+        return
+    if flow.training is not None and flow.training.stages:
         return
     for part in PARTS:
         component = getattr(flow, part)
@@ -52,7 +55,18 @@ def stages_name_parts(flow: Flow) -> Iterator[Problem]:
     """A training stage optimises something, and nothing that the design freezes."""
     if flow.training is None:
         return
+    names: set[str] = set()
     for index, stage in enumerate(flow.training.stages):
+        if stage.name in names:
+            yield Problem(
+                code="VLMC012",
+                path=("training", "stages", index, "name"),
+                message=f"two stages are called `{stage.name[:60]}`",
+                expected="a name of its own for each stage",
+                got=stage.name[:60],
+                help=f"name: {stage.name[:60]}-{index + 1}",
+            )
+        names.add(stage.name)
         if all(has_parameters(flow, part) is False for part in stage.train):
             yield Problem(
                 code="VLMC141",

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vlmc.components import count
 from vlmc.components.contract import AdapterSpec, Arguments, LanguageSpec, Parameters, fields
-from vlmc.components.fields import ActivationKind, Epsilon, NormKind, Positive
+from vlmc.components.fields import ActivationKind, Depth, Epsilon, Heads, NormKind, Rows, Width
 from vlmc.diagnostics import Problem
 from vlmc.ir import Visual
 
@@ -23,16 +23,16 @@ class PerceiverResampler(AdapterSpec):
     """
 
     kind: Literal["perceiver_resampler"] = "perceiver_resampler"
-    queries: Positive = Field(
+    queries: Rows = Field(
         default=64, description="Learned queries: the visual tokens of one image or video."
     )
-    layers: Positive = Field(default=6, description="Blocks of attention and MLP.")
-    width: Positive = Field(
+    layers: Depth = Field(default=6, description="Blocks of attention and MLP.")
+    width: Width = Field(
         default=1536,
         description="Channels of the queries; features of another width are projected to it.",
     )
-    heads: Positive = Field(default=16, description="Attention heads.")
-    head_dim: Positive = Field(default=128, description="Channels of a head.")
+    heads: Heads = Field(default=16, description="Attention heads.")
+    head_dim: Width = Field(default=128, description="Channels of a head.")
     activation: ActivationKind = Field(
         default="relu_squared", description="Nonlinearity of the MLP, whose inside is 4 x width."
     )

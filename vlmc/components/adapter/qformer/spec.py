@@ -17,7 +17,7 @@ from vlmc.components.contract import (
     fields,
     nearest_divisor,
 )
-from vlmc.components.fields import ActivationKind, Epsilon, Positive
+from vlmc.components.fields import ActivationKind, Depth, Epsilon, Heads, Rows, Width
 from vlmc.diagnostics import Problem
 from vlmc.ir import Visual
 
@@ -32,16 +32,16 @@ class QFormer(AdapterSpec):
     """
 
     kind: Literal["qformer"] = "qformer"
-    queries: Positive = Field(default=32, description="Learned queries: visual tokens it gives.")
-    layers: Positive = Field(default=12, description="Transformer blocks.")
-    cross_attention_every: Positive = Field(
+    queries: Rows = Field(default=32, description="Learned queries: visual tokens it gives.")
+    layers: Depth = Field(default=12, description="Transformer blocks.")
+    cross_attention_every: Depth = Field(
         default=2,
         description="Layers from one cross-attention into the image to the next, the first at "
         "layer 0.",
     )
-    width: Positive = Field(default=768, description="Channels of the queries.")
-    heads: Positive = Field(default=12, description="Attention heads.")
-    hidden: Positive = Field(default=3072, description="Channels inside the MLP.")
+    width: Width = Field(default=768, description="Channels of the queries.")
+    heads: Heads = Field(default=12, description="Attention heads.")
+    hidden: Width = Field(default=3072, description="Channels inside the MLP.")
     activation: ActivationKind = Field(default="gelu", description="Nonlinearity of the MLP.")
     norm_eps: Epsilon = Field(default=1e-12, description="Epsilon of every LayerNorm.")
 

@@ -12,7 +12,7 @@ from vlmc.components import count
 from vlmc.components.contract import Arguments, EncoderSpec, Parameters
 from vlmc.components.encoder.frames import Frames
 from vlmc.components.encoder.preprocess import Preprocess
-from vlmc.components.fields import Positive
+from vlmc.components.fields import Depth, Side, Width
 from vlmc.diagnostics import Problem
 from vlmc.ir import TensorType, Visual
 
@@ -31,17 +31,18 @@ GAMMA = {
 """What makes the variance of an activation of unit-normal input 1 (nfnets/base.py in github
 google-deepmind/deepmind-research)."""
 
-Stages = Annotated[tuple[Positive, Positive, Positive, Positive], Field(strict=False)]
+Depths = Annotated[tuple[Depth, Depth, Depth, Depth], Field(strict=False)]
+Widths = Annotated[tuple[Width, Width, Width, Width], Field(strict=False)]
 
 
 class NFNet(EncoderSpec):
     """A normaliser-free ResNet of the F series (Brock et al., 2021), as in Flamingo."""
 
     kind: Literal["nfnet"] = "nfnet"
-    image_size: Positive = Field(description="Height and width of the input image, in pixels.")
-    depths: Stages = Field(description="Blocks of each of the four stages.")
-    widths: Stages = Field(description="Channels of each of the four stages.")
-    group_size: Positive = Field(
+    image_size: Side = Field(description="Height and width of the input image, in pixels.")
+    depths: Depths = Field(description="Blocks of each of the four stages.")
+    widths: Widths = Field(description="Channels of each of the four stages.")
+    group_size: Width = Field(
         default=128, description="Channels of a group of the grouped convolutions."
     )
     bottleneck_ratio: float = Field(

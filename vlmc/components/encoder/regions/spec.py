@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from vlmc.components.contract import Arguments, EncoderSpec, Parameters, fields
-from vlmc.components.fields import Positive
+from vlmc.components.fields import Rows, Width
 from vlmc.ir import TensorType, Visual
 
 
@@ -15,8 +15,8 @@ class Regions(EncoderSpec):
     """Features of image regions that an object detector computed beforehand (VisualBERT)."""
 
     kind: Literal["regions"] = "regions"
-    count: Positive = Field(default=36, description="Regions of one image, at most.")
-    width: Positive = Field(default=2048, description="Channels of the features of a region.")
+    count: Rows = Field(default=36, description="Regions of one image, at most.")
+    width: Width = Field(default=2048, description="Channels of the features of a region.")
     boxes: bool = Field(
         default=False,
         description="Whether the data holds a bounding box for each region. A single stream places "

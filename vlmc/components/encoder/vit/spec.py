@@ -19,7 +19,7 @@ from vlmc.components.contract import (
 )
 from vlmc.components.encoder.frames import Frames
 from vlmc.components.encoder.preprocess import Preprocess
-from vlmc.components.fields import ActivationKind, Epsilon, Positive
+from vlmc.components.fields import ActivationKind, Depth, Epsilon, Heads, Side, Width
 from vlmc.diagnostics import Path, Problem
 from vlmc.ir import TensorType, Visual
 
@@ -27,10 +27,12 @@ from vlmc.ir import TensorType, Visual
 class Features(Described):
     """Which hidden states of the encoder become its visual tokens."""
 
-    layer: int | Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
-        default=-1,
-        description="Index into the hidden states: 0 is the input of the first block, -1 the "
-        "output of the last. A list concatenates channels.",
+    layer: int | Annotated[tuple[int, ...], Field(strict=False, min_length=1, max_length=1001)] = (
+        Field(
+            default=-1,
+            description="Index into the hidden states: 0 is the input of the first block, -1 the "
+            "output of the last. A list concatenates channels.",
+        )
     )
     drop_cls: bool = Field(default=False, description="Leave out the CLS token.")
     norm: bool = Field(
@@ -47,12 +49,12 @@ class ViT(EncoderSpec):
     """A vision transformer (Dosovitskiy et al., 2021): CLIP, EVA, SigLIP and their kin."""
 
     kind: Literal["vit"] = "vit"
-    image_size: Positive = Field(description="Height and width of the input image, in pixels.")
-    patch_size: Positive = Field(description="Height and width of a patch, in pixels.")
-    width: Positive = Field(description="Channels of the hidden states.")
-    layers: Positive = Field(description="Transformer blocks.")
-    heads: Positive = Field(description="Attention heads.")
-    hidden: Positive = Field(description="Channels inside the MLP.")
+    image_size: Side = Field(description="Height and width of the input image, in pixels.")
+    patch_size: Side = Field(description="Height and width of a patch, in pixels.")
+    width: Width = Field(description="Channels of the hidden states.")
+    layers: Depth = Field(description="Transformer blocks.")
+    heads: Heads = Field(description="Attention heads.")
+    hidden: Width = Field(description="Channels inside the MLP.")
     activation: ActivationKind = Field(default="gelu", description="Nonlinearity of the MLP.")
     norm_eps: Epsilon = Field(default=1e-5, description="Epsilon of every LayerNorm.")
     cls: bool = Field(default=True, description="Whether a CLS token stands before the patches.")

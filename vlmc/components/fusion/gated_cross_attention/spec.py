@@ -17,7 +17,7 @@ from vlmc.components.contract import (
     fields,
     in_vocabulary,
 )
-from vlmc.components.fields import ActivationKind, Count, Epsilon, NormKind, Positive
+from vlmc.components.fields import ActivationKind, Count, Depth, Epsilon, Heads, NormKind, Width
 from vlmc.diagnostics import Problem
 from vlmc.ir import Visual
 
@@ -28,7 +28,7 @@ class GatedCrossAttention(FusionSpec):
     points: ClassVar[tuple[str, ...]] = ("mid",)
     architectures: ClassVar[tuple[Architecture, ...]] = ("decoder",)
     kind: Literal["gated_cross_attention"] = "gated_cross_attention"
-    every: Positive = Field(
+    every: Depth = Field(
         default=1,
         description="Blocks of the language model from one gated block to the next; the first "
         "stands before the language model's first.",
@@ -48,14 +48,14 @@ class GatedCrossAttention(FusionSpec):
         description="Id of the token that marks an image in the text; the vocabulary's last entry "
         "by default.",
     )
-    heads: Positive | None = Field(
+    heads: Heads | None = Field(
         default=None, description="Attention heads; the language model's by default."
     )
-    head_dim: Positive | None = Field(
+    head_dim: Width | None = Field(
         default=None,
         description="Channels of a head; the language model's width / heads by default.",
     )
-    hidden: Positive | None = Field(
+    hidden: Width | None = Field(
         default=None,
         description="Channels inside the MLP; 4 x the language model's width by default.",
     )

@@ -13,7 +13,7 @@ from vlmc.components.contract import (
     LanguageSpec,
     Parameters,
 )
-from vlmc.components.fields import Positive
+from vlmc.components.fields import Rows
 from vlmc.ir import Visual
 
 
@@ -24,7 +24,7 @@ class SingleStream(FusionSpec):
     architectures: ClassVar[tuple[Architecture, ...]] = ("encoder",)
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "visual_embeds")
     kind: Literal["single_stream"] = "single_stream"
-    token_types: Positive = Field(
+    token_types: Rows = Field(
         default=2,
         ge=2,
         description="Types of a visual token; a region has type 1 unless the input says.",

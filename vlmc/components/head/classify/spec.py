@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vlmc.components import count
 from vlmc.components.contract import Architecture, Arguments, HeadSpec, LanguageSpec, Parameters
-from vlmc.components.fields import Positive
+from vlmc.components.fields import Rows
 from vlmc.ir import Dim
 
 
@@ -17,7 +17,7 @@ class Classify(HeadSpec):
 
     architectures: ClassVar[tuple[Architecture, ...]] = ("encoder",)
     kind: Literal["classify"] = "classify"
-    classes: Positive = Field(default=3129, description="Answers to choose from (VQA 2.0: 3,129).")
+    classes: Rows = Field(default=3129, description="Answers to choose from (VQA 2.0: 3,129).")
     pool: Literal["last_word", "first"] = Field(
         default="last_word",
         description="Which hidden state decides. last_word: the one before the closing token of "

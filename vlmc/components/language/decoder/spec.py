@@ -18,7 +18,16 @@ from vlmc.components.contract import (
     fields,
     nearest_divisor,
 )
-from vlmc.components.fields import ActivationKind, Count, Epsilon, NormKind, Positive
+from vlmc.components.fields import (
+    ActivationKind,
+    Count,
+    Depth,
+    Epsilon,
+    Heads,
+    NormKind,
+    Positive,
+    Width,
+)
 from vlmc.diagnostics import Path, Problem
 
 
@@ -41,16 +50,16 @@ class Decoder(LanguageSpec):
 
     architecture: ClassVar[Architecture] = "decoder"
     kind: Literal["decoder"] = "decoder"
-    width: Positive = Field(description="Channels of the hidden states.")
-    layers: Positive = Field(description="Transformer blocks.")
-    heads: Positive = Field(description="Attention heads.")
-    kv_heads: Positive | None = Field(
+    width: Width = Field(description="Channels of the hidden states.")
+    layers: Depth = Field(description="Transformer blocks.")
+    heads: Heads = Field(description="Attention heads.")
+    kv_heads: Heads | None = Field(
         default=None, description="Key/value heads of grouped attention; `heads` by default."
     )
-    head_dim: Positive | None = Field(
+    head_dim: Width | None = Field(
         default=None, description="Channels of a head; width / heads by default."
     )
-    hidden: Positive = Field(description="Channels inside the MLP.")
+    hidden: Width = Field(description="Channels inside the MLP.")
     vocabulary: Positive = Field(description="Entries of the vocabulary.")
     added_vocabulary: Count = Field(
         default=0,
@@ -123,13 +132,14 @@ class Decoder(LanguageSpec):
             yield Problem(
                 code="VLMC108",
                 path=("positions", "kind") if self.head_dim is None else ("head_dim",),
+                related=(("heads",), ("width",)),
                 message=f"rotary positions turn channels in pairs, but a head has "
                 f"{self.channels_per_head}",
                 expected="an even number of channels for each head",
                 got=f"{self.width} / {self.heads} = {self.channels_per_head}"
                 if self.head_dim is None
                 else str(self.head_dim),
-                help="choose heads so that width / heads is even",
+                help=self._even_heads(),
             )
         if self.positions.kind == "transformer_xl":
             if self.width % 2:
@@ -159,6 +169,12 @@ class Decoder(LanguageSpec):
                 got="none",
                 help="context: 2048",
             )
+
+    def _even_heads(self) -> str:
+        """What gives each head an even number of channels."""
+        if self.head_dim is None and self.width % 2 == 0:
+            return f"heads: {nearest_divisor(self.width // 2, self.heads)}"
+        return f"head_dim: {self.channels_per_head + 1}"
 
     def arguments(self) -> Arguments:
         return {

@@ -17,7 +17,7 @@ from vlmc.components.contract import (
     fields,
     nearest_divisor,
 )
-from vlmc.components.fields import ActivationKind, Epsilon, Positive
+from vlmc.components.fields import ActivationKind, Depth, Epsilon, Heads, Positive, Rows, Width
 from vlmc.diagnostics import Problem
 
 
@@ -26,15 +26,15 @@ class TextEncoder(LanguageSpec):
 
     architecture: ClassVar[Architecture] = "encoder"
     kind: Literal["encoder"] = "encoder"
-    width: Positive = Field(description="Channels of the hidden states.")
-    layers: Positive = Field(description="Transformer blocks.")
-    heads: Positive = Field(description="Attention heads.")
-    hidden: Positive = Field(description="Channels inside the MLP.")
+    width: Width = Field(description="Channels of the hidden states.")
+    layers: Depth = Field(description="Transformer blocks.")
+    heads: Heads = Field(description="Attention heads.")
+    hidden: Width = Field(description="Channels inside the MLP.")
     vocabulary: Positive = Field(description="Entries of the vocabulary.")
     context: Positive = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=512, description="Positions of the text that have an embedding, in tokens."
     )
-    token_types: Positive = Field(
+    token_types: Rows = Field(
         default=2, description="Types of a token: which of two sentences it belongs to."
     )
     norm_eps: Epsilon = Field(default=1e-12, description="Epsilon of every LayerNorm.")

@@ -19,14 +19,23 @@ from vlmc.components.contract import (
     in_vocabulary,
     nearest_divisor,
 )
-from vlmc.components.fields import ActivationKind, Count, Epsilon, Positive
+from vlmc.components.fields import (
+    ActivationKind,
+    Count,
+    Depth,
+    Epsilon,
+    Heads,
+    Positive,
+    Rows,
+    Width,
+)
 from vlmc.diagnostics import Problem
 
 
 class DistanceBuckets(Described):
     """How an encoder-decoder knows the order of its tokens: a bias for each bucket of distances."""
 
-    buckets: Positive = Field(
+    buckets: Rows = Field(
         default=32, description="Buckets of distances; the encoder halves them by direction."
     )
     max_distance: Positive = Field(
@@ -40,17 +49,18 @@ class EncoderDecoder(LanguageSpec):
 
     architecture: ClassVar[Architecture] = "encoder_decoder"
     kind: Literal["encoder_decoder"] = "encoder_decoder"
-    width: Positive = Field(description="Channels of the hidden states.")
-    layers: Positive = Field(description="Transformer blocks of the encoder.")
+    width: Width = Field(description="Channels of the hidden states.")
+    layers: Depth = Field(description="Transformer blocks of the encoder.")
     decoder_layers: Count | None = Field(
         default=None,
+        le=1000,
         description="Transformer blocks of the decoder; as many as `layers` by default.",
     )
-    heads: Positive = Field(description="Attention heads.")
-    head_dim: Positive | None = Field(
+    heads: Heads = Field(description="Attention heads.")
+    head_dim: Width | None = Field(
         default=None, description="Channels of a head; width / heads by default."
     )
-    hidden: Positive = Field(description="Channels inside the MLP.")
+    hidden: Width = Field(description="Channels inside the MLP.")
     vocabulary: Positive = Field(description="Entries of the vocabulary.")
     context: Positive | None = Field(
         default=None,
