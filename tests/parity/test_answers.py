@@ -174,6 +174,62 @@ def test_llava(tmp_path: Path) -> None:
         "images": 1,
     }
     assert_same(answer, expected, file)
+    a_build_answers_alike(tmp_path, "--image", str(picture), "--prompt", prompt)
+    seeded_parts_are_named(tmp_path, document, "--image", str(picture), "--prompt", prompt)
+
+
+def a_build_answers_alike(tmp_path: Path, *question: str) -> None:
+    """The same tokens from the build folder alone, up to the token that ends this checkpoint's
+    answers and through its own preprocessing."""
+    spec, model, out = tmp_path / "spec.yaml", tmp_path / "model", tmp_path / "out"
+
+    def asked(*words: str) -> dict[str, Any]:
+        command = ["run", *words, *question, "--json", "--max-new-tokens", str(NEW)]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    whole = asked(str(spec), "--checkpoint", str(model))["tokens"]
+    last = next(token for token in whole[2:] if token != whole[0])
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": last}))
+    done = CliRunner().invoke(
+        app, ["build", str(spec), "--checkpoint", str(model), "--output", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    direct = asked(str(spec), "--checkpoint", str(model))
+    model.rename(tmp_path / "gone")
+    for built in (asked(str(out)), asked(str(spec), "--checkpoint", str(out))):
+        for key in ("tokens", "text", "finish", "prompt"):
+            assert built[key] == direct[key], key
+        assert built["finish"] == "stop"
+        assert built["seeded_parts"] == []
+    manifest = json.loads((out / "manifest.json").read_text())
+    carried = {
+        *("weights/tokenizer.json", "weights/generation_config.json", "weights/config.json"),
+        "weights/preprocessor_config.json",
+    }
+    assert carried <= set(manifest["artifacts"]["weights"]["files"])
+    (out / "weights" / "preprocessor_config.json").unlink()
+    (tmp_path / "gone").rename(model)
+    again = ["build", str(spec), "--checkpoint", str(model), "--output", str(out)]
+    assert CliRunner().invoke(app, again).exit_code == 0
+    assert (out / "weights" / "preprocessor_config.json").is_file()
+
+
+def seeded_parts_are_named(tmp_path: Path, document: dict[str, Any], *question: str) -> None:
+    """One part from a checkpoint: the others are noise, and their names are told."""
+    spec, model, out = tmp_path / "spec.yaml", str(tmp_path / "model"), str(tmp_path / "part")
+    part = ("--set", f"encoder.weights={model}")
+    words = ("--tokenizer", model, *question, "--max-new-tokens", "1")
+    told = "no weights were given for these parts: adapter, language, head; theirs are seeded"
+    assert CliRunner().invoke(app, ["build", str(spec), *part, "--output", out]).exit_code == 0
+    for run in (["run", str(spec), *part, *words], ["run", out, *words]):
+        done = CliRunner().invoke(app, run)
+        assert done.exit_code == 0, done.output
+        assert told in done.stderr
+        document = json.loads(CliRunner().invoke(app, [*run, "--json"]).stdout)
+        assert document["seeded"] is False
+        assert document["seeded_parts"] == ["adapter", "language", "head"]
 
 
 @pytest.mark.parametrize("language", ["opt", "t5"])

@@ -101,6 +101,23 @@ def test_an_absent_checkpoint_of_a_part_defers_the_weights(tmp_path: Path) -> No
     assert manifest.artifacts["weights"].reason == "there is no checkpoint folder clip here"
 
 
+def test_a_foreign_folder_is_told_before_the_memory(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmc.emit.backends.weights.free_memory", lambda: 0)
+    path, other = spec_file(tmp_path), tmp_path / "other"
+    other.mkdir()
+    (other / "a.txt").touch()
+    with pytest.raises(UsageError, match=r"there is no model\.safetensors"):
+        vlmc.build(path, tmp_path / "out", checkpoint=other)
+    status = vlmc.build(path, tmp_path / "out", checkpoint=pair.folder).artifacts["weights"]
+    assert status.status == "deferred"
+    wide = spec_file(other)
+    wide.write_text(wide.read_text().replace('"hidden": 96', '"hidden": 80'))
+    with pytest.raises(UsageError, match="is not a checkpoint of small"):
+        vlmc.build(wide, tmp_path / "wide", checkpoint=pair.folder)
+
+
 def test_a_checkpoint_of_another_design_builds_nothing(pair: Pair, tmp_path: Path) -> None:
     path = spec_file(tmp_path)
     path.write_text(path.read_text().replace('"hidden": 96', '"hidden": 80'))

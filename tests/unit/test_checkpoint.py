@@ -190,6 +190,37 @@ def test_all_faults_of_the_tensors_at_once(tmp_path: Path) -> None:
     assert "language_model.lm_head.weight: expected the shape [99, 64], got [98, 64]" in text
 
 
+def test_tensors_that_are_no_real_numbers(tmp_path: Path) -> None:
+    """Integers would be cast without a word: codes of a quantized layer, taken for weights."""
+    tensors = write(tmp_path)
+    norm, projection = "language_model.model.norm.weight", "multi_modal_projector.linear_1.weight"
+    tensors[norm] = torch.ones(64, dtype=torch.int64)
+    tensors[projection] = tensors[projection].to(torch.complex64)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="no floating-point numbers") as caught:
+        load(tmp_path)
+    assert f"{norm} (I64)" in str(caught.value)
+    assert f"{projection} (C64)" in str(caught.value)
+
+
+def test_a_folder_of_another_size_has_a_short_list_of_faults(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(3) for name in write(tmp_path)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=f"{len(tensors)} such faults in all") as caught:
+        load(tmp_path)
+    assert len(str(caught.value).splitlines()) < 16
+
+
+def test_own_weights_of_another_design_have_a_short_list_of_faults(tmp_path: Path) -> None:
+    model = instantiate(arch_of(CONFIG))
+    codes = {f"layer.{i}": torch.zeros(1, dtype=torch.int8) for i in range(300)}
+    save_file(codes, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"unexpected: layer\.0, .* \(300 in all\)") as caught:
+        load_weights(model, tmp_path)
+    assert "no floating-point numbers: layer.0, " in str(caught.value)
+    assert len(str(caught.value)) < 3000
+
+
 def test_a_tensor_given_in_two_dialects(tmp_path: Path) -> None:
     tensors = write(tmp_path)
     tensors["lm_head.weight"] = torch.zeros(99, 64)
@@ -292,6 +323,16 @@ def _no_type(folder: Path) -> Path:
     return folder
 
 
+def _type_is_a_list(folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": ["llava"]}))
+    return folder
+
+
+def _dtype_is_a_list(folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "dtype": [1]}))
+    return folder
+
+
 def _quantized(folder: Path) -> Path:
     config = {**CONFIG, "quantization_config": {"quant_method": "gptq"}}
     (folder / "config.json").write_text(json.dumps(config))
@@ -363,6 +404,8 @@ def _empty_index(folder: Path) -> Path:
         (_unknown_type, UsageError, "`lava` cannot be read; known are llava"),
         (_path_as_type, UsageError, "cannot be read"),
         (_no_type, UsageError, "names no model_type"),
+        (_type_is_a_list, UsageError, r"^/.*: config\.json names no model_type"),
+        (_dtype_is_a_list, UsageError, r"^/.*: config\.json dtype: \[1\] is not known here"),
         (_quantized, UsageError, "quantized"),
         (_only_pickle, UsageError, r"pytorch_model\.bin, which is pickle and is never loaded"),
         (_nothing, UsageError, r"no model\.safetensors"),

@@ -245,6 +245,21 @@ def test_what_the_host_cannot_hold_is_deferred(
     assert reason == "28.3 GB of disk are not free here"
 
 
+def test_a_nearly_full_disk_takes_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * vlmc.resolve(vlmc.load_spec(LLAVA), mini=True).parameters
+    monkeypatch.setattr("vlmc.emit.backends.weights.free_disk", lambda folder: size - 1)
+    weights = vlmc.build(LLAVA, tmp_path / "out", mini=True).artifacts["weights"]
+    assert weights.reason == f"{size / 1e6:.1f} MB of disk are not free here"
+    monkeypatch.setattr("vlmc.emit.backends.weights.free_disk", lambda folder: size)
+    assert vlmc.build(LLAVA, tmp_path / "out", mini=True).artifacts["weights"].status == "built"
+    monkeypatch.setattr("vlmc.emit.backends.weights.free_memory", lambda: size)
+    weights = vlmc.build(LLAVA, tmp_path / "two", mini=True).artifacts["weights"]
+    assert weights.reason is not None
+    assert weights.reason.endswith("MB of memory and 0.3 GB beside them are not free here")
+
+
 def test_overrides_reach_the_build(tmp_path: Path) -> None:
     vlmc.build(LLAVA, tmp_path / "out", overrides=["token_budget.text=1000"])
     assert vlmc.load_spec(tmp_path / "out").token_budget.text == 1000
