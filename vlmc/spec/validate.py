@@ -178,6 +178,7 @@ def _out_of_range(full: Path, error: Error) -> Problem:
     else:
         bound, words = _RANGES[error["type"]]
         limit = context[bound]
+        limit = int(limit) if float(limit).is_integer() else limit
         expected, got = f"{words} {limit:,}", shown(error["input"])
         help_ = f"{key}: {limit}" if bound in ("ge", "le") else None
     return Problem(

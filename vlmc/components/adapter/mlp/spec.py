@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vlmc.components import count
 from vlmc.components.contract import AdapterSpec, Arguments, LanguageSpec, Parameters
-from vlmc.components.fields import ActivationKind, Depth, Epsilon
+from vlmc.components.fields import ActivationKind, Epsilon
 from vlmc.ir import Visual
 
 
@@ -16,7 +16,7 @@ class MLPAdapter(AdapterSpec):
     """`layers` linear layers with an activation between them (LLaVA-1.5: two, GELU)."""
 
     kind: Literal["mlp"] = "mlp"
-    layers: Depth = Field(default=2, le=64, description="Linear layers.")
+    layers: int = Field(default=2, ge=1, le=64, description="Linear layers.")
     activation: ActivationKind = Field(
         default="gelu", description="Nonlinearity between the layers."
     )

@@ -13,7 +13,6 @@ from vlmc.components.contract import (
     LanguageSpec,
     Parameters,
 )
-from vlmc.components.fields import Rows
 from vlmc.ir import Visual
 
 
@@ -24,9 +23,10 @@ class SingleStream(FusionSpec):
     architectures: ClassVar[tuple[Architecture, ...]] = ("encoder",)
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "visual_embeds")
     kind: Literal["single_stream"] = "single_stream"
-    token_types: Rows = Field(
+    token_types: int = Field(
         default=2,
         ge=2,
+        le=2**20,
         description="Types of a visual token; a region has type 1 unless the input says.",
     )
 

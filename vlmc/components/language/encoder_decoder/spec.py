@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -51,9 +51,8 @@ class EncoderDecoder(LanguageSpec):
     kind: Literal["encoder_decoder"] = "encoder_decoder"
     width: Width = Field(description="Channels of the hidden states.")
     layers: Depth = Field(description="Transformer blocks of the encoder.")
-    decoder_layers: Count | None = Field(
+    decoder_layers: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None,
-        le=1000,
         description="Transformer blocks of the decoder; as many as `layers` by default.",
     )
     heads: Heads = Field(description="Attention heads.")
