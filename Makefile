@@ -29,10 +29,10 @@ lint: $(VENV)/installed
 
 # Refreshes everything that is generated and committed.
 docs: $(VENV)/installed
-	$(BIN)/vlmc schema --output docs/vlmc.schema.json
-	$(BIN)/python -m vlmc.spec.reference > docs/language.md
+	$(BIN)/python -m vlmc.spec.reference docs
 	$(BIN)/vlmc build specs/*.yaml
 
+# 20,000 random designs in place of the 1,000 of `make test`; about ten minutes.
 soundness: $(VENV)/installed
 	VLMC_SOUNDNESS_EXAMPLES=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_soundness.py
 
