@@ -209,6 +209,9 @@ def a_build_answers_alike(tmp_path: Path, *question: str) -> None:
         "weights/preprocessor_config.json",
     }
     assert carried <= set(manifest["artifacts"]["weights"]["files"])
+    tilted = {"image_mean": [0.9, 0.1, 0.9], "image_std": [0.01, 0.02, 0.03]}
+    (out / "preprocessor_config.json").write_text(json.dumps(tilted))
+    assert asked(str(out))["tokens"] != direct["tokens"], "a file put there by hand comes first"
     (out / "weights" / "preprocessor_config.json").unlink()
     (tmp_path / "gone").rename(model)
     again = ["build", str(spec), "--checkpoint", str(model), "--output", str(out)]

@@ -140,6 +140,11 @@ def from_checkpoint(folder: Path, base: ImageProcessor) -> ImageProcessor:
         raise UsageError(f"{path}: not an image processor that vlmc can follow: {error}") from None
 
 
+def has_processor(folder: Path) -> bool:
+    """Whether a folder describes an image processor."""
+    return _config(folder)[1] is not None
+
+
 def check_size(processor: ImageProcessor, image_size: int, where: str) -> None:
     """Raises UsageError unless pictures come out at the size that the encoder was made for."""
     size = processor.output_size()

@@ -18,7 +18,13 @@ from vlmc.ir import Arch, Role
 from vlmc.resolver import resolve
 from vlmc.runtime.byte_tokenizer import byte_tokenizer
 from vlmc.runtime.placement import DTYPES, check_memory, device_of
-from vlmc.runtime.processor import ImageProcessor, check_size, from_checkpoint, from_spec
+from vlmc.runtime.processor import (
+    ImageProcessor,
+    check_size,
+    from_checkpoint,
+    from_spec,
+    has_processor,
+)
 from vlmc.runtime.tokenizer import Tokenizer, load_tokenizer
 from vlmc.spec.document import ModelSpec
 
@@ -176,6 +182,8 @@ def _processor(spec: ModelSpec, source: Source) -> ImageProcessor | None:
     processor = from_spec(encoder.preprocess, encoder.image_size)
     where = f"the spec of {spec.name}"
     folder = source.folder or source.parts.get("encoder")
+    if source.build is not None and has_processor(source.build):  # put there by hand
+        folder = source.build
     if folder is not None:
         own = from_checkpoint(folder, processor)
         where = where if own == processor else f"the image processor of {folder}"
