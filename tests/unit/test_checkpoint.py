@@ -232,16 +232,16 @@ def test_a_tensor_given_in_two_dialects(tmp_path: Path) -> None:
 CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
     "eps": ("text_config.rms_norm_eps", 1e-6, "norm_eps 1e-05"),
     "eps by default": ("text_config.rms_norm_eps", None, "norm_eps 1e-05"),
-    "rotary base": ("text_config.rope_theta", 1e6, "rotary_base 10000.0"),
-    "new rotary base": ("text_config.rope_parameters", {"rope_theta": 1e6}, "rotary_base 10000.0"),
+    "rotary base": ("text_config.rope_theta", 1e6, "positions.base 10000.0"),
+    "new rotary base": ("text_config.rope_parameters", {"rope_theta": 1e6}, "positions.base 10000.0"),
     "scaled rotation": ("text_config.rope_scaling", {"type": "linear", "factor": 2}, "'linear'"),
     "activation": ("vision_config.hidden_act", "gelu", "activation 'quick_gelu'"),
     "unheard activation": ("text_config.hidden_act", "mish", "'mish' is not known here"),
     "heads": ("text_config.num_attention_heads", 8, "heads 4"),
-    "feature layer": ("vision_feature_layer", -1, r"feature_layers (2,)"),
-    "feature layers": ("vision_feature_layer", [-2, -1], r"feature_layers (2,)"),
-    "strategy": ("vision_feature_select_strategy", "full", "drop_class_token True"),
-    "placeholder": ("image_token_index", 32000, "image_token 98"),
+    "feature layer": ("vision_feature_layer", -1, r"features.layer (2,)"),
+    "feature layers": ("vision_feature_layer", [-2, -1], r"features.layer (2,)"),
+    "strategy": ("vision_feature_select_strategy", "full", "features.drop_cls True"),
+    "placeholder": ("image_token_index", 32000, "token 98"),
     "projector": ("projector_hidden_act", "relu", "activation 'gelu'"),
 }
 
