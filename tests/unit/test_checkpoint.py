@@ -233,7 +233,11 @@ CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
     "eps": ("text_config.rms_norm_eps", 1e-6, "norm_eps 1e-05"),
     "eps by default": ("text_config.rms_norm_eps", None, "norm_eps 1e-05"),
     "rotary base": ("text_config.rope_theta", 1e6, "positions.base 10000.0"),
-    "new rotary base": ("text_config.rope_parameters", {"rope_theta": 1e6}, "positions.base 10000.0"),
+    "new rotary base": (
+        "text_config.rope_parameters",
+        {"rope_theta": 1e6},
+        "positions.base 10000.0",
+    ),
     "scaled rotation": ("text_config.rope_scaling", {"type": "linear", "factor": 2}, "'linear'"),
     "activation": ("vision_config.hidden_act", "gelu", "activation 'quick_gelu'"),
     "unheard activation": ("text_config.hidden_act", "mish", "'mish' is not known here"),

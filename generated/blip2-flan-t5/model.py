@@ -1,0 +1,733 @@
+"""blip2-flan-t5-xl. BLIP-2 ViT-g Flan-T5-XL (Li et al., 2023), arXiv:2301.12597: an encoder-
+decoder.
+
+3,942,446,592 parameters, of which 106,737,152 train.
+
+encoder: vit, 985,952,256 parameters, frozen
+    takes pixel_values float[images, 3, 224, 224]
+    gives features float[images, 257, 1408]
+adapter: qformer, 106,737,152 parameters
+    takes features float[images, 257, 1408]
+    gives visual float[images, 32, 2048]
+fusion: query_prefix, no parameters
+    takes input_ids int[batch, text]; visual float[images, 32, 2048]
+    gives sequence float[batch, sequence, 2048]
+language: encoder_decoder, 2,783,959,040 parameters, frozen
+    takes sequence float[batch, sequence, 2048]
+    gives hidden float[batch, sequence, 2048]
+head: lm, 65,798,144 parameters, frozen
+    takes hidden float[batch, sequence, 2048]
+    gives logits float[batch, sequence, 32128]
+
+Needs torch only.
+
+    with torch.device("meta"):
+        model = build()
+    load_weights(model, "weights")
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Norm(nn.Module):
+    """Normalisation over the last dimension: [..., width]."""
+
+    def __init__(self, *, width: int, eps: float) -> None:
+        super().__init__()
+        self.width = width
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):
+    """Multi-head attention, self or cross, with grouped key/value heads.
+
+    Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
+    [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    """
+
+    def __init__(
+        self, *, width: int, heads: int, kv_heads: int, head_dim: int, source_width: int
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.query = nn.Linear(width, heads * head_dim)
+        self.key = nn.Linear(source_width, kv_heads * head_dim)
+        self.value = nn.Linear(source_width, kv_heads * head_dim)
+        self.output = nn.Linear(heads * head_dim, width)
+
+    def key_value(self, source: Tensor) -> KeyValue:
+        key = self.key(source).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        return key, value
+
+    def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
+        query = self.query(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        key, value = key_value
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.output(attended.transpose(1, 2).flatten(-2))
+
+
+class Activation(nn.Module):
+    """A pointwise nonlinearity, of any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+class MLP(nn.Module):
+    """Two projections around an activation, or a gated unit (Shazeer, 2020): [..., width]."""
+
+    def __init__(self, *, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.activation = Activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+class EncoderTransformerBlock(nn.Module):
+    """A transformer block, each of its parts a residual branch: [batch, tokens, width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm = Norm(width=1408, eps=1e-6)
+        self.attention = Attention(
+            width=1408, heads=16, kv_heads=16, head_dim=88, source_width=1408
+        )
+        self.mlp_norm = Norm(width=1408, eps=1e-6)
+        self.mlp = MLP(width=1408, hidden=6144)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.attention_norm(x)
+        key_value = self.attention.key_value(inner)
+        x = x + self.attention(inner, key_value)
+        inner = self.mlp_norm(x)
+        return x + self.mlp(inner)
+
+
+class ViT(nn.Module):
+    """Vision transformer (Dosovitskiy et al., 2021).
+
+    [images, 3, size, size], or [images, frames, 3, size, size] where it sees videos, each frame by
+    itself -> [images, frames * tokens, channels].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(3, 1408, 14, stride=14)
+        self.class_embedding = nn.Parameter(torch.zeros(1408))
+        self.position_embedding = nn.Parameter(torch.zeros(257, 1408))
+        self.layers = nn.ModuleList(EncoderTransformerBlock() for _ in range(39))
+        self.post_norm = Norm(width=1408, eps=1e-6)
+
+    def see(self, images: Tensor) -> Tensor:
+        """Features of still images [images, 3, size, size]."""
+        x = self.patch_embedding(images.to(self.patch_embedding.weight.dtype))
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
+        x = x + self.position_embedding
+        for layer in self.layers[:39]:
+            x = layer(x)
+        return self.post_norm(x)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.see(pixel_values)
+
+
+class AdapterTransformerBlock(nn.Module):
+    """A transformer block, each of its parts a residual branch: [batch, tokens, width]."""
+
+    def __init__(self, *, cross_width: int | None = None) -> None:
+        super().__init__()
+        self.attention_norm = Norm(width=768, eps=1e-12)
+        self.attention = Attention(width=768, heads=12, kv_heads=12, head_dim=64, source_width=768)
+        self.cross_norm = None
+        self.cross = None
+        if cross_width is not None:
+            self.cross_norm = Norm(width=768, eps=1e-12)
+            self.cross = Attention(
+                width=768, heads=12, kv_heads=12, head_dim=64, source_width=cross_width
+            )
+        self.mlp_norm = Norm(width=768, eps=1e-12)
+        self.mlp = MLP(width=768, hidden=3072)
+
+    def forward(self, x: Tensor, *, memory: KeyValue | None = None) -> Tensor:
+        key_value = self.attention.key_value(x)
+        x = x + self.attention(x, key_value)
+        x = self.attention_norm(x)
+        if self.cross is not None and self.cross_norm is not None and memory is not None:
+            x = x + self.cross(x, memory)
+            x = self.cross_norm(x)
+        x = x + self.mlp(x)
+        return self.mlp_norm(x)
+
+
+class QFormer(nn.Module):
+    """Learned queries read an image: [images, tokens, source_width] -> [images, queries, width].
+
+    A BERT encoder over the queries alone, with cross-attention into the image in every
+    `cross_attention_every`-th layer from the first on, and a projection to the language model's
+    width (Li et al., 2023, BLIP-2, section 3.1). It computes in the dtype of its own weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(32, 768))
+        self.norm = Norm(width=768, eps=1e-12)
+        self.layers = nn.ModuleList(
+            AdapterTransformerBlock(cross_width=1408 if index % 2 == 0 else None)
+            for index in range(12)
+        )
+        self.projection = nn.Linear(768, 2048)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = features.to(self.queries.dtype)
+        x = self.norm(self.queries).expand(features.shape[0], -1, -1)
+        for layer in self.layers:
+            memory = None if layer.cross is None else layer.cross.key_value(features)
+            x = layer(x, memory=memory)
+        return self.projection(x)
+
+
+def distance_buckets(distances: Tensor, *, buckets: int, bidirectional: bool) -> Tensor:
+    """The bucket of each distance from query to key (negative: the key is behind), any shape.
+
+    Half of a direction's buckets hold one distance each, the others grow as its logarithm up to
+    `max_distance`. With `bidirectional` the second half of all buckets is for keys ahead; without,
+    keys ahead share the bucket of distance 0 (a causal mask hides them).
+    """
+    ahead = torch.zeros_like(distances)
+    if bidirectional:
+        buckets = buckets // 2
+        ahead = (distances > 0).long() * buckets
+        distances = distances.abs()
+    else:
+        distances = (-distances).clamp(min=0)
+    exact = buckets // 2
+    grown = torch.log(distances.clamp(min=1).float() / exact) / math.log(128 / exact)
+    logarithmic = (exact + (grown * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return ahead + torch.where(distances < exact, distances, logarithmic)
+
+
+class LanguageEncoderPositionBias(nn.Module):
+    """What attention scores gain by the distance of query and key: [1, heads, queries, keys].
+
+    The queries are the newest of the keys. One table serves every layer of a stack.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(32, 32)
+
+    def forward(self, queries: int, keys: int) -> Tensor:
+        place = torch.arange(keys, device=self.table.weight.device)
+        bucket = distance_buckets(
+            place - place[keys - queries :, None], buckets=32, bidirectional=True
+        )
+        return self.table(bucket).permute(2, 0, 1)[None]
+
+
+class LanguageNorm(nn.Module):
+    """Normalisation over the last dimension: [..., width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2048))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # RMSNorm (Zhang and Sennrich, 2019): the mean square is taken in fp32 whatever x is.
+        exact = x.float()
+        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + 1e-6)
+        return self.weight * exact.to(x.dtype)
+
+
+class LanguageAttention(nn.Module):
+    """Multi-head attention, self or cross, with grouped key/value heads.
+
+    Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
+    [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(2048, 2048, bias=False)
+        self.key = nn.Linear(2048, 2048, bias=False)
+        self.value = nn.Linear(2048, 2048, bias=False)
+        self.output = nn.Linear(2048, 2048, bias=False)
+
+    def key_value(self, source: Tensor) -> KeyValue:
+        key = self.key(source).unflatten(-1, (32, 64)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (32, 64)).transpose(1, 2)
+        return key, value
+
+    def forward(self, x: Tensor, key_value: KeyValue, *, mask: Tensor | None = None) -> Tensor:
+        query = self.query(x).unflatten(-1, (32, 64)).transpose(1, 2)
+        key, value = key_value
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+        return self.output(attended.transpose(1, 2).flatten(-2))
+
+
+class LanguageActivation(nn.Module):
+    """A pointwise nonlinearity, of any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+class LanguageMLP(nn.Module):
+    """Two projections around an activation, or a gated unit (Shazeer, 2020): [..., width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2048, 5120, bias=False)
+        self.up = nn.Linear(2048, 5120, bias=False)
+        self.down = nn.Linear(5120, 2048, bias=False)
+        self.activation = LanguageActivation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class LanguageEncoderTransformerBlock(nn.Module):
+    """A transformer block, each of its parts a residual branch: [batch, tokens, width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm = LanguageNorm()
+        self.attention = LanguageAttention()
+        self.mlp_norm = LanguageNorm()
+        self.mlp = LanguageMLP()
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        inner = self.attention_norm(x)
+        key_value = self.attention.key_value(inner)
+        x = x + self.attention(inner, key_value, mask=mask)
+        inner = self.mlp_norm(x)
+        return x + self.mlp(inner)
+
+
+class LanguageDecoderPositionBias(nn.Module):
+    """What attention scores gain by the distance of query and key: [1, heads, queries, keys].
+
+    The queries are the newest of the keys. One table serves every layer of a stack.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(32, 32)
+
+    def forward(self, queries: int, keys: int) -> Tensor:
+        place = torch.arange(keys, device=self.table.weight.device)
+        bucket = distance_buckets(
+            place - place[keys - queries :, None], buckets=32, bidirectional=False
+        )
+        return self.table(bucket).permute(2, 0, 1)[None]
+
+
+class LayerCache:
+    """Keys and values of one layer so far, each [batch, kv_heads, tokens, head_dim]."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, key_value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Adds the newest tokens; returns the keys and values of all tokens."""
+        key, value = key_value
+        if self.keys is not None and self.values is not None:
+            key = torch.cat((self.keys, key), dim=2)
+            value = torch.cat((self.values, value), dim=2)
+        self.keys, self.values = key, value
+        return key, value
+
+
+class LanguageDecoderTransformerBlock(nn.Module):
+    """A transformer block, each of its parts a residual branch: [batch, tokens, width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm = LanguageNorm()
+        self.attention = LanguageAttention()
+        self.cross_norm = LanguageNorm()
+        self.cross = LanguageAttention()
+        self.mlp_norm = LanguageNorm()
+        self.mlp = LanguageMLP()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+        memory: KeyValue | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> Tensor:
+        inner = self.attention_norm(x)
+        key_value = self.attention.key_value(inner)
+        if cache is not None:
+            key_value = cache.append(key_value)
+        x = x + self.attention(inner, key_value, mask=mask)
+        if memory is not None:
+            inner = self.cross_norm(x)
+            x = x + self.cross(inner, memory, mask=memory_mask)
+        inner = self.mlp_norm(x)
+        return x + self.mlp(inner)
+
+
+def padding_mask(attention_mask: Tensor) -> Tensor:
+    """The mask [batch, 1, 1, keys] of a sequence in which every token sees every token."""
+    return attention_mask[:, None, None, :].bool()
+
+
+class Cache:
+    """What a model remembers between two steps of a generation.
+
+    `memory` holds what is computed once for a prompt and read at every step: keys and values of
+    images for cross-attention, or those of an encoder's output.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self.state: dict[str, Tensor] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that the cache holds."""
+        keys = self.layers[0].keys
+        return 0 if keys is None else keys.shape[2]
+
+
+def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
+    """The mask [batch, 1, queries, keys] of the newest `queries` tokens of a causal sequence.
+
+    `attention_mask` [batch, keys] is 1 at tokens and 0 at padding, over the `past` tokens too. A
+    padded query sees itself, so that no row is empty and no NaN can arise in it. Raises ValueError
+    for a mask of another length.
+    """
+    keys = attention_mask.shape[1]
+    if keys != past + queries:
+        raise ValueError(
+            f"attention_mask covers {keys} tokens, but there are {past} before and {queries} new"
+        )
+    key = torch.arange(keys, device=attention_mask.device)
+    query = key[keys - queries :, None]
+    seen = (key <= query) & attention_mask[:, None, :].bool()
+    return (seen | (key == query))[:, None]
+
+
+class EncoderDecoder(nn.Module):
+    """T5 (Raffel et al., 2020): embeddings [batch, source, width] and decoder tokens [batch,
+    target] -> hidden states of the decoder [batch, target, width].
+
+    RMSNorm before each branch, no biases, attention scores without a scale, and a relative position
+    bias that all layers of a stack share. T5 v1.1 and Flan-T5 have a gated MLP.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32128, 2048)
+        self.encoder_bias = LanguageEncoderPositionBias()
+        self.encoder_layers = nn.ModuleList(LanguageEncoderTransformerBlock() for _ in range(24))
+        self.encoder_norm = LanguageNorm()
+        self.decoder_bias = LanguageDecoderPositionBias()
+        self.decoder_layers = nn.ModuleList(LanguageDecoderTransformerBlock() for _ in range(24))
+        self.decoder_norm = LanguageNorm()
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Word embeddings [batch, tokens, width] of token ids [batch, tokens]."""
+        return self.embedding(input_ids)
+
+    def begin(self, labels: Tensor | None, x: Tensor | None) -> Tensor:
+        """What the decoder reads to be asked for `labels` [batch, target]: its start token, then
+        all labels but the last (-100 is read as padding). Without labels, the start token
+        [batch, 1] for each row of `x`."""
+        if labels is not None:
+            start = torch.full_like(labels[:, :1], 0)
+            shifted = torch.cat((start, labels[:, :-1]), dim=1)
+            return shifted.masked_fill(shifted == -100, 0)
+        if x is None:
+            raise ValueError("one of input_ids, decoder_input_ids and labels is needed")
+        return torch.full((x.shape[0], 1), 0, device=x.device)
+
+    def encode(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Hidden states of the encoder [batch, source, width]; every token sees every token."""
+        bias = self.encoder_bias(x.shape[1], x.shape[1])
+        if attention_mask is not None:
+            bias = bias.masked_fill(~padding_mask(attention_mask), float("-inf"))
+        for layer in self.encoder_layers:
+            x = layer(x, mask=bias)
+        return self.encoder_norm(x)
+
+    def decode(
+        self,
+        decoder_input_ids: Tensor,
+        memory: list[KeyValue],
+        memory_mask: Tensor | None,
+        decoder_attention_mask: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """Hidden states of the newest tokens of the decoder [batch, target, width]."""
+        batch, queries = decoder_input_ids.shape
+        past = 0 if cache is None else cache.length
+        if decoder_attention_mask is None:
+            decoder_attention_mask = decoder_input_ids.new_ones(batch, past + queries)
+        seen = causal_mask(decoder_attention_mask, queries, past)
+        bias = self.decoder_bias(queries, past + queries).masked_fill(~seen, float("-inf"))
+        x = self.embedding(decoder_input_ids)
+        for index, layer in enumerate(self.decoder_layers):
+            x = layer(
+                x,
+                mask=bias,
+                cache=None if cache is None else cache.layers[index],
+                memory=memory[index],
+                memory_mask=memory_mask,
+            )
+        return self.decoder_norm(x)
+
+    def forward(
+        self,
+        x: Tensor | None,
+        attention_mask: Tensor | None,
+        decoder_input_ids: Tensor,
+        decoder_attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Without `x` the encoder is not run: its keys and values are in the cache."""
+        if x is not None:
+            encoded = self.encode(x, attention_mask)
+            memory = [
+                layer.cross.key_value(encoded) for layer in self.decoder_layers if layer.cross
+            ]
+            if cache is not None:
+                cache.memory = memory
+                if attention_mask is not None:
+                    cache.state["attention_mask"] = attention_mask
+        elif cache is not None and cache.memory:
+            memory = cache.memory
+            attention_mask = cache.state.get("attention_mask")
+        else:
+            raise ValueError("input_ids may be left out only with a cache that has seen them")
+        memory_mask = None if attention_mask is None else padding_mask(attention_mask)
+        return self.decode(decoder_input_ids, memory, memory_mask, decoder_attention_mask, cache)
+
+
+class LMHead(nn.Module):
+    """Logits over the vocabulary: hidden [batch, tokens, width] -> [batch, tokens, vocabulary].
+
+    Tied, it has no weights and reads the embedding; added words have a projection of their own.
+    T5 v1.0 scales the hidden states before the tied embedding (Raffel et al., 2020).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2048, 32128, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.projection(hidden)
+
+
+def fill_places(words: Tensor, is_place: Tensor, features: Tensor) -> Tensor:
+    """Words [batch, text, width] with visual tokens [images, tokens, width] in the places marked in
+    `is_place` [batch, text], in the order in which they stand in the batch.
+
+    Raises ValueError unless there are as many places as visual tokens, and in each row as many as
+    whole images have.
+    """
+    images, tokens, _ = features.shape
+    if int(is_place.sum()) != images * tokens:
+        raise ValueError(
+            f"{int(is_place.sum())} placeholders in input_ids but {images * tokens} visual tokens "
+            f"from {images} images"
+        )
+    if bool((is_place.sum(dim=1) % tokens).any()):
+        raise ValueError(
+            f"the placeholders of a row of input_ids are no multiple of the {tokens} visual tokens "
+            "of an image"
+        )
+    return words.masked_scatter(is_place[..., None], features.to(words.dtype))
+
+
+@dataclass
+class ModelOutput:
+    """Logits [batch, tokens, vocabulary] (or [batch, classes]); the loss where labels were given;
+    the cache where one was passed in; logits [batch, 2] of whether image and text belong together
+    from a head that judges it."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+    cache: Cache | None = None
+
+
+def check_described(images: int, image_sizes: Tensor | None, image_grid_thw: Tensor | None) -> None:
+    """Raises ValueError unless what a processor says of the images has a row for each.
+
+    `image_sizes` [images, 2] and `image_grid_thw` [images, 3] tell encoders of varying resolution
+    how to read pixels; to one of fixed size they say nothing new.
+    """
+    for described in (image_sizes, image_grid_thw):
+        if described is not None and described.shape[0] != images:
+            raise ValueError(f"{described.shape[0]} image sizes for {images} images")
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each token itself; labels [batch, tokens], -100 where none counts."""
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+class Prefix(nn.Module):
+    """Visual tokens stand before the text: a soft prompt (Li et al., 2023, BLIP-2, section 3.3).
+
+    input_ids [batch, text]; pixel_values [images, 3, height, width] in the order in which the
+    images stand in the batch. Where input_ids hold the placeholder, visual tokens take its places
+    (several images may stand between words); where they hold none, those of a row's images are put
+    in front of its text, and the sequence grows by them: sequence = visual + text. An attention
+    mask stays that of input_ids.
+
+    A decoder gives logits [batch, sequence, vocabulary] and reads labels [batch, text], which stand
+    at the last `text` positions: visual tokens are never asked for. An encoder-decoder gives logits
+    [batch, target, vocabulary] for decoder_input_ids [batch, target], or for labels [batch, target]
+    shifted right, or for its start token alone.
+    """
+
+    def __init__(
+        self, *, encoder: ViT, adapter: QFormer, language: EncoderDecoder, head: LMHead
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+        self.language = language
+        self.head = head
+
+    def new_cache(self) -> Cache:
+        """An empty cache for a generation."""
+        return Cache(len(self.language.decoder_layers))
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Visual tokens [images, tokens, width]."""
+        return self.adapter(self.encoder(pixel_values))
+
+    def join(
+        self, input_ids: Tensor, pixel_values: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings [batch, sequence, width], and the mask [batch, visual] of what stands in front
+        of input_ids, now or since the cache was new."""
+        words = self.language.embed(input_ids)
+        if pixel_values is None:
+            return words, None if cache is None else cache.state.get("front")
+        features = self.encode_images(pixel_values)
+        is_place = input_ids == 32100
+        if bool(is_place.any()):
+            return fill_places(words, is_place, features), None
+        if cache is not None and cache.length > 0:
+            raise ValueError("images in front of the text belong to the first call with a cache")
+        batch = input_ids.shape[0]
+        if features.shape[0] % batch:
+            raise ValueError(f"{features.shape[0]} images for {batch} rows without placeholders")
+        visual = features.reshape(batch, -1, features.shape[-1]).to(words.dtype)
+        front = input_ids.new_ones(visual.shape[:2])
+        if cache is not None:
+            cache.state["front"] = front
+        return torch.cat((visual, words), dim=1), front
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        *,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> ModelOutput:
+        x = None
+        if pixel_values is not None:
+            check_described(pixel_values.shape[0], image_sizes, image_grid_thw)
+        if input_ids is not None:
+            x, front = self.join(input_ids, pixel_values, cache)
+            if front is not None and attention_mask is not None:
+                attention_mask = torch.cat((front.to(attention_mask.dtype), attention_mask), dim=1)
+        if decoder_input_ids is None:
+            decoder_input_ids = self.language.begin(labels, x)
+        hidden = self.language(x, attention_mask, decoder_input_ids, decoder_attention_mask, cache)
+        logits = self.head(hidden)
+        loss = None if labels is None else token_loss(logits, labels)
+        return ModelOutput(logits, loss, cache)
+
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by name, mapped into memory: a tensor is read when it is used."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    tensors: dict[str, Tensor] = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            dtype = DTYPES[entry["dtype"]]
+            part = data[begin:end]
+            aligned = part if begin % dtype.itemsize == 0 else part.clone()
+            tensors[name] = aligned.view(dtype).view(entry["shape"])
+    return tensors
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Puts the weights of a folder (model.safetensors, or its shards and their index) into `model`,
+    which may be on the meta device. Raises RuntimeError where names or shapes differ.
+    """
+    index = Path(folder, "model.safetensors.index.json")
+    files = ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_safetensors(Path(folder, file))
+    model.load_state_dict(tensors, assign=True)
+
+
+def build() -> Prefix:
+    """The whole model, its weights not yet loaded; frozen parts take no gradients."""
+    model = Prefix(encoder=ViT(), adapter=QFormer(), language=EncoderDecoder(), head=LMHead())
+    model.encoder.requires_grad_(False)
+    model.language.requires_grad_(False)
+    model.head.requires_grad_(False)
+    return model

@@ -1,0 +1,590 @@
+"""llava-1.5-7b. LLaVA-1.5 7B (Liu et al., 2023), arXiv:2310.03744.
+
+7,063,427,072 parameters, of which 6,759,919,616 train.
+
+encoder: vit, 303,507,456 parameters, frozen
+    takes pixel_values float[images, 3, 336, 336]
+    gives features float[images, 576, 1024]
+adapter: mlp, 20,979,712 parameters
+    takes features float[images, 576, 1024]
+    gives visual float[images, 576, 4096]
+fusion: placeholder, no parameters
+    takes input_ids int[batch, text]; visual float[images, 576, 4096]
+    gives sequence float[batch, sequence, 4096]
+language: decoder, 6,607,605,760 parameters
+    takes sequence float[batch, sequence, 4096]
+    gives hidden float[batch, sequence, 4096]
+head: lm, 131,334,144 parameters
+    takes hidden float[batch, sequence, 4096]
+    gives logits float[batch, sequence, 32064]
+
+Needs torch only.
+
+    with torch.device("meta"):
+        model = build()
+    load_weights(model, "weights")
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class EncoderNorm(nn.Module):
+    """Normalisation over the last dimension: [..., width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1024))
+        self.bias = nn.Parameter(torch.zeros(1024))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (1024,), self.weight, self.bias, 1e-5)
+
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+class EncoderAttention(nn.Module):
+    """Multi-head attention, self or cross, with grouped key/value heads.
+
+    Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
+    [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(1024, 1024)
+        self.key = nn.Linear(1024, 1024)
+        self.value = nn.Linear(1024, 1024)
+        self.output = nn.Linear(1024, 1024)
+
+    def key_value(self, source: Tensor) -> KeyValue:
+        key = self.key(source).unflatten(-1, (16, 64)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (16, 64)).transpose(1, 2)
+        return key, value
+
+    def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
+        query = self.query(x).unflatten(-1, (16, 64)).transpose(1, 2)
+        key, value = key_value
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.output(attended.transpose(1, 2).flatten(-2))
+
+
+class EncoderActivation(nn.Module):
+    """A pointwise nonlinearity, of any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The approximation that CLIP was trained with.
+        return x * torch.sigmoid(1.702 * x)
+
+
+class EncoderMLP(nn.Module):
+    """Two projections around an activation, or a gated unit (Shazeer, 2020): [..., width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(1024, 4096)
+        self.down = nn.Linear(4096, 1024)
+        self.activation = EncoderActivation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+class EncoderTransformerBlock(nn.Module):
+    """A transformer block, each of its parts a residual branch: [batch, tokens, width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm = EncoderNorm()
+        self.attention = EncoderAttention()
+        self.mlp_norm = EncoderNorm()
+        self.mlp = EncoderMLP()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.attention_norm(x)
+        key_value = self.attention.key_value(inner)
+        x = x + self.attention(inner, key_value)
+        inner = self.mlp_norm(x)
+        return x + self.mlp(inner)
+
+
+class ViT(nn.Module):
+    """Vision transformer (Dosovitskiy et al., 2021).
+
+    [images, 3, size, size], or [images, frames, 3, size, size] where it sees videos, each frame by
+    itself -> [images, frames * tokens, channels].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(3, 1024, 14, stride=14, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(1024))
+        self.position_embedding = nn.Parameter(torch.zeros(577, 1024))
+        self.pre_norm = EncoderNorm()
+        self.layers = nn.ModuleList(EncoderTransformerBlock() for _ in range(24))
+        self.post_norm = EncoderNorm()
+
+    def see(self, images: Tensor) -> Tensor:
+        """Features of still images [images, 3, size, size]."""
+        x = self.patch_embedding(images.to(self.patch_embedding.weight.dtype))
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
+        x = x + self.position_embedding
+        x = self.pre_norm(x)
+        for layer in self.layers[:23]:
+            x = layer(x)
+        return x[:, 1:]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.see(pixel_values)
+
+
+class AdapterActivation(nn.Module):
+    """A pointwise nonlinearity, of any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+class MLPAdapter(nn.Module):
+    """Linear layers with an activation between them: [..., source_width] -> [..., width].
+
+    Liu et al., 2023 (LLaVA-1.5), section 3.2.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(1024 if index == 0 else 4096, 4096) for index in range(2)
+        )
+        self.activation = AdapterActivation()
+
+    def forward(self, features: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            if index > 0:
+                features = self.activation(features)
+            features = layer(features)
+        return features
+
+
+class Rotary(nn.Module):
+    """Cosines and sines for positions [batch, tokens]: each [batch, 1, tokens, head_dim]."""
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        exponents = torch.arange(0, 128, 2, device=positions.device).float()
+        frequencies = 1.0 / (10000.0 ** (exponents / 128))
+        angles = positions[:, None, :, None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class LanguageNorm(nn.Module):
+    """Normalisation over the last dimension: [..., width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4096))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # RMSNorm (Zhang and Sennrich, 2019): the mean square is taken in fp32 whatever x is.
+        exact = x.float()
+        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + 1e-5)
+        return self.weight * exact.to(x.dtype)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates [batch, heads, tokens, head_dim] by the angles of its positions."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class LanguageAttention(nn.Module):
+    """Multi-head attention, self or cross, with grouped key/value heads.
+
+    Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
+    [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(4096, 4096, bias=False)
+        self.key = nn.Linear(4096, 4096, bias=False)
+        self.value = nn.Linear(4096, 4096, bias=False)
+        self.output = nn.Linear(4096, 4096, bias=False)
+
+    def key_value(self, source: Tensor, rotary: tuple[Tensor, Tensor]) -> KeyValue:
+        key = self.key(source).unflatten(-1, (32, 128)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (32, 128)).transpose(1, 2)
+        key = rotate(key, rotary)
+        return key, value
+
+    def forward(
+        self,
+        x: Tensor,
+        key_value: KeyValue,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotary: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        query = self.query(x).unflatten(-1, (32, 128)).transpose(1, 2)
+        query = rotate(query, rotary)
+        key, value = key_value
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal
+        )
+        return self.output(attended.transpose(1, 2).flatten(-2))
+
+
+class LanguageActivation(nn.Module):
+    """A pointwise nonlinearity, of any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+class LanguageMLP(nn.Module):
+    """Two projections around an activation, or a gated unit (Shazeer, 2020): [..., width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4096, 11008, bias=False)
+        self.up = nn.Linear(4096, 11008, bias=False)
+        self.down = nn.Linear(11008, 4096, bias=False)
+        self.activation = LanguageActivation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class LayerCache:
+    """Keys and values of one layer so far, each [batch, kv_heads, tokens, head_dim]."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, key_value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Adds the newest tokens; returns the keys and values of all tokens."""
+        key, value = key_value
+        if self.keys is not None and self.values is not None:
+            key = torch.cat((self.keys, key), dim=2)
+            value = torch.cat((self.values, value), dim=2)
+        self.keys, self.values = key, value
+        return key, value
+
+
+class LanguageTransformerBlock(nn.Module):
+    """A transformer block, each of its parts a residual branch: [batch, tokens, width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm = LanguageNorm()
+        self.attention = LanguageAttention()
+        self.mlp_norm = LanguageNorm()
+        self.mlp = LanguageMLP()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotary: tuple[Tensor, Tensor],
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        inner = self.attention_norm(x)
+        key_value = self.attention.key_value(inner, rotary)
+        if cache is not None:
+            key_value = cache.append(key_value)
+        x = x + self.attention(inner, key_value, mask=mask, causal=causal, rotary=rotary)
+        inner = self.mlp_norm(x)
+        return x + self.mlp(inner)
+
+
+class Cache:
+    """What a model remembers between two steps of a generation.
+
+    `memory` holds what is computed once for a prompt and read at every step: keys and values of
+    images for cross-attention, or those of an encoder's output.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.state: dict[str, Tensor] = {}
+
+    def remembered(self, attention_mask: Tensor | None, queries: int) -> Tensor | None:
+        """The mask [batch, tokens so far] that holds from now on: the given one, or that of the
+        tokens before with `queries` new tokens; None where none was ever given."""
+        if attention_mask is None and "attention_mask" in self.state:
+            before = self.state["attention_mask"]
+            attention_mask = torch.cat((before, before.new_ones(before.shape[0], queries)), dim=1)
+        if attention_mask is not None:
+            self.state["attention_mask"] = attention_mask
+        return attention_mask
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that the cache holds."""
+        keys = self.layers[0].keys
+        return 0 if keys is None else keys.shape[2]
+
+
+@dataclass
+class DecoderContext:
+    """What every layer of one forward pass shares."""
+
+    mask: Tensor | None
+    causal: bool
+    rotary: tuple[Tensor, Tensor]
+
+
+def token_positions(attention_mask: Tensor, queries: int) -> Tensor:
+    """Positions [batch, queries] of the newest tokens, counted over tokens that are not padding,
+    wherever it stands."""
+    positions = attention_mask.long().cumsum(-1) - 1
+    return positions.clamp(min=0)[:, -queries:]
+
+
+def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
+    """The mask [batch, 1, queries, keys] of the newest `queries` tokens of a causal sequence.
+
+    `attention_mask` [batch, keys] is 1 at tokens and 0 at padding, over the `past` tokens too. A
+    padded query sees itself, so that no row is empty and no NaN can arise in it. Raises ValueError
+    for a mask of another length.
+    """
+    keys = attention_mask.shape[1]
+    if keys != past + queries:
+        raise ValueError(
+            f"attention_mask covers {keys} tokens, but there are {past} before and {queries} new"
+        )
+    key = torch.arange(keys, device=attention_mask.device)
+    query = key[keys - queries :, None]
+    seen = (key <= query) & attention_mask[:, None, :].bool()
+    return (seen | (key == query))[:, None]
+
+
+class Decoder(nn.Module):
+    """Decoder-only transformer: embeddings [batch, tokens, width] -> hidden states, same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32064, 4096)
+        # As in Llama (Touvron et al., 2023).
+        self.rotary = Rotary()
+        self.layers = nn.ModuleList(LanguageTransformerBlock() for _ in range(32))
+        self.norm = LanguageNorm()
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Word embeddings [batch, tokens, width] of token ids [batch, tokens]."""
+        return self.embedding(input_ids)
+
+    def enter(
+        self, x: Tensor, attention_mask: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, DecoderContext]:
+        """Adds learned positions; makes the mask and the rotation that all layers share.
+
+        `attention_mask` [batch, tokens so far] covers the tokens in the cache too; left out, it is
+        the one before with the new tokens added. Raises ValueError for a mask of another length.
+        """
+        batch, queries, _ = x.shape
+        past = 0 if cache is None else cache.length
+        if cache is not None:
+            attention_mask = cache.remembered(attention_mask, queries)
+        if attention_mask is None:
+            positions = torch.arange(past, past + queries, device=x.device).expand(batch, -1)
+        else:
+            positions = token_positions(attention_mask, queries)
+        rotary = self.rotary(positions, x.dtype)
+        if attention_mask is None and past == 0:
+            return x, DecoderContext(None, True, rotary)
+        if attention_mask is None:
+            attention_mask = torch.ones(batch, past + queries, dtype=torch.bool, device=x.device)
+        return x, DecoderContext(causal_mask(attention_mask, queries, past), False, rotary)
+
+    def layer(
+        self, index: int, x: Tensor, context: DecoderContext, cache: LayerCache | None
+    ) -> Tensor:
+        """Runs one block."""
+        return self.layers[index](
+            x, mask=context.mask, causal=context.causal, rotary=context.rotary, cache=cache
+        )
+
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        x, context = self.enter(x, attention_mask, cache)
+        for index in range(len(self.layers)):
+            x = self.layer(index, x, context, None if cache is None else cache.layers[index])
+        return self.norm(x)
+
+
+class LMHead(nn.Module):
+    """Logits over the vocabulary: hidden [batch, tokens, width] -> [batch, tokens, vocabulary].
+
+    Tied, it has no weights and reads the embedding; added words have a projection of their own.
+    T5 v1.0 scales the hidden states before the tied embedding (Raffel et al., 2020).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(4096, 32064, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.projection(hidden)
+
+
+@dataclass
+class ModelOutput:
+    """Logits [batch, tokens, vocabulary] (or [batch, classes]); the loss where labels were given;
+    the cache where one was passed in; logits [batch, 2] of whether image and text belong together
+    from a head that judges it."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+    cache: Cache | None = None
+
+
+def check_described(images: int, image_sizes: Tensor | None, image_grid_thw: Tensor | None) -> None:
+    """Raises ValueError unless what a processor says of the images has a row for each.
+
+    `image_sizes` [images, 2] and `image_grid_thw` [images, 3] tell encoders of varying resolution
+    how to read pixels; to one of fixed size they say nothing new.
+    """
+    for described in (image_sizes, image_grid_thw):
+        if described is not None and described.shape[0] != images:
+            raise ValueError(f"{described.shape[0]} image sizes for {images} images")
+
+
+def fill_places(words: Tensor, is_place: Tensor, features: Tensor) -> Tensor:
+    """Words [batch, text, width] with visual tokens [images, tokens, width] in the places marked in
+    `is_place` [batch, text], in the order in which they stand in the batch.
+
+    Raises ValueError unless there are as many places as visual tokens, and in each row as many as
+    whole images have.
+    """
+    images, tokens, _ = features.shape
+    if int(is_place.sum()) != images * tokens:
+        raise ValueError(
+            f"{int(is_place.sum())} placeholders in input_ids but {images * tokens} visual tokens "
+            f"from {images} images"
+        )
+    if bool((is_place.sum(dim=1) % tokens).any()):
+        raise ValueError(
+            f"the placeholders of a row of input_ids are no multiple of the {tokens} visual tokens "
+            "of an image"
+        )
+    return words.masked_scatter(is_place[..., None], features.to(words.dtype))
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each next token; labels [batch, tokens] with -100 where none counts."""
+    return F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+    )
+
+
+class Placeholder(nn.Module):
+    """Visual tokens take the places of placeholder tokens in the text (Liu et al., 2023).
+
+    input_ids [batch, text], pixel_values [images, 3, height, width] in the order in which the
+    images stand in the batch; logits [batch, text, vocabulary].
+    """
+
+    def __init__(
+        self, *, encoder: ViT, adapter: MLPAdapter, language: Decoder, head: LMHead
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+        self.language = language
+        self.head = head
+
+    def new_cache(self) -> Cache:
+        """An empty cache for a generation."""
+        return Cache(len(self.language.layers))
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Visual tokens [images, tokens, width]."""
+        return self.adapter(self.encoder(pixel_values))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        *,
+        image_sizes: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> ModelOutput:
+        x = self.language.embed(input_ids)
+        if pixel_values is not None:
+            check_described(pixel_values.shape[0], image_sizes, image_grid_thw)
+            x = fill_places(x, input_ids == 32000, self.encode_images(pixel_values))
+        hidden = self.language(x, attention_mask, cache)
+        logits = self.head(hidden)
+        loss = None if labels is None else next_token_loss(logits, labels)
+        return ModelOutput(logits, loss, cache)
+
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by name, mapped into memory: a tensor is read when it is used."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    tensors: dict[str, Tensor] = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            dtype = DTYPES[entry["dtype"]]
+            part = data[begin:end]
+            aligned = part if begin % dtype.itemsize == 0 else part.clone()
+            tensors[name] = aligned.view(dtype).view(entry["shape"])
+    return tensors
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Puts the weights of a folder (model.safetensors, or its shards and their index) into `model`,
+    which may be on the meta device. Raises RuntimeError where names or shapes differ.
+    """
+    index = Path(folder, "model.safetensors.index.json")
+    files = ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_safetensors(Path(folder, file))
+    model.load_state_dict(tensors, assign=True)
+
+
+def build() -> Placeholder:
+    """The whole model, its weights not yet loaded; frozen parts take no gradients."""
+    model = Placeholder(encoder=ViT(), adapter=MLPAdapter(), language=Decoder(), head=LMHead())
+    model.encoder.requires_grad_(False)
+    return model
