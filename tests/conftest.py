@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, and the repository's folders."""
+"""Shared by all tests: one torch thread, fixed random numbers, and the repository's folders."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
+@pytest.fixture(autouse=True)
+def _same_every_time() -> None:
+    """One thread, and the same random numbers whatever ran before."""
     import torch
 
     torch.set_num_threads(1)
+    torch.manual_seed(0)

