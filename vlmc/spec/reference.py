@@ -131,7 +131,7 @@ def _range(field: Schema) -> str:
         "exclusiveMaximum": ("below", field.get("exclusiveMaximum")),
     }
     limit = 2**31 - 1  # what a field may hold at all is not worth a word
-    said = [f"{word} {value:g}" for word, value in bounds.values() if value not in (None, limit)]
+    said = [f"{word} {value:,}" for word, value in bounds.values() if value not in (None, limit)]
     return f" {' '.join(said)}" if said else ""
 
 
