@@ -179,6 +179,22 @@ def test_something_with_parameters_must_train(free: str, expected: list[str]) ->
     assert codes(design(**sections)) == []
 
 
+def test_training_is_bounded_by_the_stage_that_trains_most() -> None:
+    """7.06B parameters in bf16 and 16 bytes for the 21M of the adapter fit into 80 GB; all of the
+    language model's do not, in whichever stage."""
+    document: Design = {
+        "encoder": {"preset": "clip-vit-l-14-336", "features": {"layer": -2, "drop_cls": True}},
+        "adapter": "mlp",
+        "language": "vicuna-7b-v1.5",
+        "target": target(workload={"mode": "train"}),
+    }
+    align = {"name": "align", "train": ["adapter"], "lr": 1e-3}
+    instruct = {"name": "instruct", "train": ["adapter", "language"], "lr": 2e-5}
+    assert codes({**document, "training": {"stages": [align]}}) == []
+    assert codes({**document, "training": {"stages": [align, instruct]}}) == ["VLMC152"]
+    assert codes(document) == ["VLMC152"]
+
+
 def test_the_memory_bound_is_its_arithmetic() -> None:
     """Vicuna-7B with CLIP-L in fp16, 8 sequences of 576 + 256 + 128 tokens: weights are 2 bytes
     each; the cache 2 x 32 layers x 4,096 channels x 2 bytes a token."""

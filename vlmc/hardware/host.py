@@ -9,15 +9,20 @@ from pathlib import Path
 
 def free_memory() -> int:
     """Bytes that a process may still take, by the system and by the control group it runs in."""
-    bounds = [_available()]
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        most, taken = _number(f"{folder}/{limit}"), _number(f"{folder}/{used}")
-        if most is not None and taken is not None:
-            bounds.append(max(0, most - taken + _cached(f"{folder}/memory.stat")))
-    return min(bounds)
+    bounds = [
+        _left(Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+        _left(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ]
+    return min(_available(), *(bound for bound in bounds if bound is not None))
+
+
+def _left(group: Path, limit: str, used: str) -> int | None:
+    """Bytes that a control group may still take; None where it has no limit. What the system holds
+    of files counts as free: it is given up when it is wanted."""
+    most, taken = _number(group / limit), _number(group / used)
+    if most is None or taken is None:
+        return None
+    return max(0, most - taken + _cached(group / "memory.stat"))
 
 
 def _available() -> int:
@@ -30,18 +35,17 @@ def _available() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _cached(path: str) -> int:
-    """Bytes that the system holds of files and gives up when they are wanted."""
+def _cached(path: Path) -> int:
     try:
-        rows = dict(line.split() for line in Path(path).read_text(encoding="ascii").splitlines())
+        rows = dict(line.split() for line in path.read_text(encoding="ascii").splitlines())
         return int(rows.get("inactive_file", 0))
     except (OSError, ValueError):
         return 0
 
 
-def _number(path: str) -> int | None:
+def _number(path: Path) -> int | None:
     try:
-        return int(Path(path).read_text(encoding="ascii"))
+        return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):  # no such control group, or "max"
         return None
 
