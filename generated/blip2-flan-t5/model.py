@@ -230,21 +230,21 @@ def distance_buckets(distances: Tensor, *, buckets: int, bidirectional: bool) ->
 
 
 class LanguageEncoderPositionBias(nn.Module):
-    """What attention scores gain by the distance of query and key: [1, heads, queries, keys].
+    """What attention scores gain by the distance of query and key: [batch, heads, queries, keys]
+    from positions of queries [batch, queries] and keys [batch, keys].
 
-    The queries are the newest of the keys. One table serves every layer of a stack.
+    One table serves every layer of a stack.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(32, 32)
 
-    def forward(self, queries: int, keys: int) -> Tensor:
-        place = torch.arange(keys, device=self.table.weight.device)
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         bucket = distance_buckets(
-            place - place[keys - queries :, None], buckets=32, bidirectional=True
+            keys[:, None, :] - queries[:, :, None], buckets=32, bidirectional=True
         )
-        return self.table(bucket).permute(2, 0, 1)[None]
+        return self.table(bucket).permute(0, 3, 1, 2)
 
 
 class LanguageNorm(nn.Module):
@@ -328,21 +328,21 @@ class LanguageEncoderTransformerBlock(nn.Module):
 
 
 class LanguageDecoderPositionBias(nn.Module):
-    """What attention scores gain by the distance of query and key: [1, heads, queries, keys].
+    """What attention scores gain by the distance of query and key: [batch, heads, queries, keys]
+    from positions of queries [batch, queries] and keys [batch, keys].
 
-    The queries are the newest of the keys. One table serves every layer of a stack.
+    One table serves every layer of a stack.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(32, 32)
 
-    def forward(self, queries: int, keys: int) -> Tensor:
-        place = torch.arange(keys, device=self.table.weight.device)
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         bucket = distance_buckets(
-            place - place[keys - queries :, None], buckets=32, bidirectional=False
+            keys[:, None, :] - queries[:, :, None], buckets=32, bidirectional=False
         )
-        return self.table(bucket).permute(2, 0, 1)[None]
+        return self.table(bucket).permute(0, 3, 1, 2)
 
 
 class LayerCache:
@@ -400,23 +400,23 @@ def padding_mask(attention_mask: Tensor) -> Tensor:
     return attention_mask[:, None, None, :].bool()
 
 
-class Cache:
-    """What a model remembers between two steps of a generation.
+@dataclass
+class Places:
+    """Where the newest tokens of a causal sequence stand, and what they may look at.
 
-    `memory` holds what is computed once for a prompt and read at every step: keys and values of
-    images for cross-attention, or those of an encoder's output.
+    `positions` [batch, queries] and `keys` [batch, keys] (either batch may be 1) count tokens that
+    are not padding; `mask` [batch, 1, queries, keys], or None where `causal` says it all or every
+    query sees every key.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.layers = [LayerCache() for _ in range(layers)]
-        self.memory: list[tuple[Tensor, Tensor]] = []
-        self.state: dict[str, Tensor] = {}
+    positions: Tensor
+    keys: Tensor
+    mask: Tensor | None
 
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence that the cache holds."""
-        keys = self.layers[0].keys
-        return 0 if keys is None else keys.shape[2]
+
+def token_positions(attention_mask: Tensor) -> Tensor:
+    """Positions [batch, tokens], counted over tokens that are not padding, wherever it stands."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
@@ -435,6 +435,58 @@ def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
     query = key[keys - queries :, None]
     seen = (key <= query) & attention_mask[:, None, :].bool()
     return (seen | (key == query))[:, None]
+
+
+def places(attention_mask: Tensor | None, x: Tensor, past: int) -> Places:
+    """The places of x [batch, queries, width], the newest tokens after `past` others.
+
+    `attention_mask` [batch, past + queries] is 1 at tokens and 0 at padding; None where nothing is
+    padding. Raises ValueError for a mask of another length.
+    """
+    queries = x.shape[1]
+    if attention_mask is None:
+        keys = torch.arange(past + queries, device=x.device)[None]
+        positions = keys[:, past:]
+        if past == 0:
+            return Places(positions, keys, None)
+        if queries == 1:  # the newest token sees all
+            return Places(positions, keys, None)
+        return Places(positions, keys, (keys <= positions[0, :, None])[None, None])
+    keys = token_positions(attention_mask)
+    mask = causal_mask(attention_mask, queries, past)
+    return Places(keys[:, past:], keys, mask)
+
+
+class Cache:
+    """What a model remembers between two steps of a generation.
+
+    `memory` holds what is computed once for a prompt and read at every step: keys and values of
+    images for cross-attention, or those of an encoder's output.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self.state: dict[str, Tensor] = {}
+
+    def place(self, attention_mask: Tensor | None, x: Tensor) -> Places:
+        """The places of x [batch, queries, width], the newest tokens.
+
+        `attention_mask` [batch, tokens so far] holds from now on: left out, it is the one before
+        with the new tokens added, or none where none was ever given.
+        """
+        if attention_mask is None and "attention_mask" in self.state:
+            before = self.state["attention_mask"]
+            attention_mask = torch.cat((before, before.new_ones(x.shape[:2])), dim=1)
+        if attention_mask is not None:
+            self.state["attention_mask"] = attention_mask
+        return places(attention_mask, x, self.length)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that the cache holds."""
+        keys = self.layers[0].keys
+        return 0 if keys is None else keys.shape[2]
 
 
 class EncoderDecoder(nn.Module):
@@ -473,36 +525,41 @@ class EncoderDecoder(nn.Module):
 
     def encode(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Hidden states of the encoder [batch, source, width]; every token sees every token."""
-        bias = self.encoder_bias(x.shape[1], x.shape[1])
+        place = torch.arange(x.shape[1], device=x.device)[None]
+        bias = self.encoder_bias(place, place)
         if attention_mask is not None:
             bias = bias.masked_fill(~padding_mask(attention_mask), float("-inf"))
         for layer in self.encoder_layers:
             x = layer(x, mask=bias)
         return self.encoder_norm(x)
 
+    def memorise(self, encoded: Tensor) -> list[KeyValue]:
+        """Keys and values [batch, heads, source, head_dim] for the cross-attention of each layer of
+        the decoder, from the encoder's hidden states [batch, source, width]."""
+        return [layer.cross.key_value(encoded) for layer in self.decoder_layers if layer.cross]
+
     def decode(
         self,
-        decoder_input_ids: Tensor,
+        x: Tensor,
         memory: list[KeyValue],
         memory_mask: Tensor | None,
-        decoder_attention_mask: Tensor | None,
+        attention_mask: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
-        """Hidden states of the newest tokens of the decoder [batch, target, width]."""
-        batch, queries = decoder_input_ids.shape
-        past = 0 if cache is None else cache.length
-        if decoder_attention_mask is None:
-            decoder_attention_mask = decoder_input_ids.new_ones(batch, past + queries)
-        seen = causal_mask(decoder_attention_mask, queries, past)
-        bias = self.decoder_bias(queries, past + queries).masked_fill(~seen, float("-inf"))
-        x = self.embedding(decoder_input_ids)
+        """Hidden states of the newest tokens of the decoder, from their embeddings: both [batch,
+        target, width]. `memory_mask` [batch, source] is that of the encoder's tokens."""
+        where = places(attention_mask, x, 0) if cache is None else cache.place(attention_mask, x)
+        bias = self.decoder_bias(where.positions, where.keys)
+        ahead = where.keys[:, None, None, :] > where.positions[:, None, :, None]
+        bias = bias.masked_fill(ahead if where.mask is None else ~where.mask, float("-inf"))
+        seen = None if memory_mask is None else padding_mask(memory_mask)
         for index, layer in enumerate(self.decoder_layers):
             x = layer(
                 x,
                 mask=bias,
                 cache=None if cache is None else cache.layers[index],
                 memory=memory[index],
-                memory_mask=memory_mask,
+                memory_mask=seen,
             )
         return self.decoder_norm(x)
 
@@ -516,21 +573,18 @@ class EncoderDecoder(nn.Module):
     ) -> Tensor:
         """Without `x` the encoder is not run: its keys and values are in the cache."""
         if x is not None:
-            encoded = self.encode(x, attention_mask)
-            memory = [
-                layer.cross.key_value(encoded) for layer in self.decoder_layers if layer.cross
-            ]
+            memory = self.memorise(self.encode(x, attention_mask))
             if cache is not None:
                 cache.memory = memory
                 if attention_mask is not None:
-                    cache.state["attention_mask"] = attention_mask
+                    cache.state["memory_mask"] = attention_mask
         elif cache is not None and cache.memory:
             memory = cache.memory
-            attention_mask = cache.state.get("attention_mask")
+            attention_mask = cache.state.get("memory_mask")
         else:
             raise ValueError("input_ids may be left out only with a cache that has seen them")
-        memory_mask = None if attention_mask is None else padding_mask(attention_mask)
-        return self.decode(decoder_input_ids, memory, memory_mask, decoder_attention_mask, cache)
+        words = self.embed(decoder_input_ids)
+        return self.decode(words, memory, attention_mask, decoder_attention_mask, cache)
 
 
 class LMHead(nn.Module):
@@ -651,6 +705,10 @@ class Prefix(nn.Module):
             cache.state["front"] = front
         return torch.cat((visual, words), dim=1), front
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [batch, tokens, vocabulary] of hidden states [batch, tokens, width]."""
+        return self.head(hidden)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -674,7 +732,7 @@ class Prefix(nn.Module):
         if decoder_input_ids is None:
             decoder_input_ids = self.language.begin(labels, x)
         hidden = self.language(x, attention_mask, decoder_input_ids, decoder_attention_mask, cache)
-        logits = self.head(hidden)
+        logits = self.logits(hidden)
         loss = None if labels is None else token_loss(logits, labels)
         return ModelOutput(logits, loss, cache)
 

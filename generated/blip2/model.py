@@ -277,47 +277,23 @@ class LanguageTransformerBlock(nn.Module):
         return x + self.mlp(inner)
 
 
-class Cache:
-    """What a model remembers between two steps of a generation.
+@dataclass
+class Places:
+    """Where the newest tokens of a causal sequence stand, and what they may look at.
 
-    `memory` holds what is computed once for a prompt and read at every step: keys and values of
-    images for cross-attention, or those of an encoder's output.
+    `positions` [batch, queries] and `keys` [batch, keys] (either batch may be 1) count tokens that
+    are not padding; `mask` [batch, 1, queries, keys], or None where `causal` says it all or every
+    query sees every key.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.layers = [LayerCache() for _ in range(layers)]
-        self.state: dict[str, Tensor] = {}
-
-    def remembered(self, attention_mask: Tensor | None, queries: int) -> Tensor | None:
-        """The mask [batch, tokens so far] that holds from now on: the given one, or that of the
-        tokens before with `queries` new tokens; None where none was ever given."""
-        if attention_mask is None and "attention_mask" in self.state:
-            before = self.state["attention_mask"]
-            attention_mask = torch.cat((before, before.new_ones(before.shape[0], queries)), dim=1)
-        if attention_mask is not None:
-            self.state["attention_mask"] = attention_mask
-        return attention_mask
-
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence that the cache holds."""
-        keys = self.layers[0].keys
-        return 0 if keys is None else keys.shape[2]
-
-
-@dataclass
-class DecoderContext:
-    """What every layer of one forward pass shares."""
-
+    positions: Tensor
     mask: Tensor | None
     causal: bool
 
 
-def token_positions(attention_mask: Tensor, queries: int) -> Tensor:
-    """Positions [batch, queries] of the newest tokens, counted over tokens that are not padding,
-    wherever it stands."""
-    positions = attention_mask.long().cumsum(-1) - 1
-    return positions.clamp(min=0)[:, -queries:]
+def token_positions(attention_mask: Tensor) -> Tensor:
+    """Positions [batch, tokens], counted over tokens that are not padding, wherever it stands."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
@@ -336,6 +312,64 @@ def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
     query = key[keys - queries :, None]
     seen = (key <= query) & attention_mask[:, None, :].bool()
     return (seen | (key == query))[:, None]
+
+
+def places(attention_mask: Tensor | None, x: Tensor, past: int) -> Places:
+    """The places of x [batch, queries, width], the newest tokens after `past` others.
+
+    `attention_mask` [batch, past + queries] is 1 at tokens and 0 at padding; None where nothing is
+    padding. Raises ValueError for a mask of another length.
+    """
+    queries = x.shape[1]
+    if attention_mask is None:
+        keys = torch.arange(past + queries, device=x.device)[None]
+        positions = keys[:, past:]
+        if past == 0:
+            return Places(positions, None, True)
+        if queries == 1:  # the newest token sees all
+            return Places(positions, None, False)
+        return Places(positions, (keys <= positions[0, :, None])[None, None], False)
+    keys = token_positions(attention_mask)
+    mask = causal_mask(attention_mask, queries, past)
+    return Places(keys[:, past:], mask, False)
+
+
+class Cache:
+    """What a model remembers between two steps of a generation.
+
+    `memory` holds what is computed once for a prompt and read at every step: keys and values of
+    images for cross-attention, or those of an encoder's output.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.state: dict[str, Tensor] = {}
+
+    def place(self, attention_mask: Tensor | None, x: Tensor) -> Places:
+        """The places of x [batch, queries, width], the newest tokens.
+
+        `attention_mask` [batch, tokens so far] holds from now on: left out, it is the one before
+        with the new tokens added, or none where none was ever given.
+        """
+        if attention_mask is None and "attention_mask" in self.state:
+            before = self.state["attention_mask"]
+            attention_mask = torch.cat((before, before.new_ones(x.shape[:2])), dim=1)
+        if attention_mask is not None:
+            self.state["attention_mask"] = attention_mask
+        return places(attention_mask, x, self.length)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that the cache holds."""
+        keys = self.layers[0].keys
+        return 0 if keys is None else keys.shape[2]
+
+
+@dataclass
+class DecoderContext:
+    """What every layer of one forward pass shares."""
+
+    places: Places
 
 
 class Decoder(nn.Module):
@@ -361,26 +395,16 @@ class Decoder(nn.Module):
         `attention_mask` [batch, tokens so far] covers the tokens in the cache too; left out, it is
         the one before with the new tokens added. Raises ValueError for a mask of another length.
         """
-        batch, queries, _ = x.shape
-        past = 0 if cache is None else cache.length
-        if cache is not None:
-            attention_mask = cache.remembered(attention_mask, queries)
-        if attention_mask is None:
-            positions = torch.arange(past, past + queries, device=x.device).expand(batch, -1)
-        else:
-            positions = token_positions(attention_mask, queries)
-        x = x + self.position_embedding(positions + 2)
-        if attention_mask is None and past == 0:
-            return x, DecoderContext(None, True)
-        if attention_mask is None:
-            attention_mask = torch.ones(batch, past + queries, dtype=torch.bool, device=x.device)
-        return x, DecoderContext(causal_mask(attention_mask, queries, past), False)
+        where = places(attention_mask, x, 0) if cache is None else cache.place(attention_mask, x)
+        x = x + self.position_embedding(where.positions + 2)
+        return x, DecoderContext(where)
 
     def layer(
         self, index: int, x: Tensor, context: DecoderContext, cache: LayerCache | None
     ) -> Tensor:
         """Runs one block."""
-        return self.layers[index](x, mask=context.mask, causal=context.causal, cache=cache)
+        where = context.places
+        return self.layers[index](x, mask=where.mask, causal=where.causal, cache=cache)
 
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
@@ -505,6 +529,10 @@ class Prefix(nn.Module):
             cache.state["front"] = front
         return torch.cat((visual, words), dim=1), front
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [batch, tokens, vocabulary] of hidden states [batch, tokens, width]."""
+        return self.head(hidden, self.language.embedding)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -527,8 +555,7 @@ class Prefix(nn.Module):
                 attention_mask = torch.cat((front.to(attention_mask.dtype), attention_mask), dim=1)
         if x is None or decoder_input_ids is not None or decoder_attention_mask is not None:
             raise ValueError("a decoder needs input_ids and takes no decoder_* inputs")
-        hidden = self.language(x, attention_mask, cache)
-        logits = self.head(hidden, self.language.embedding)
+        logits = self.logits(self.language(x, attention_mask, cache))
         loss = None
         if labels is not None:
             visual = logits.shape[1] - labels.shape[1]

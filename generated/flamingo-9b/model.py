@@ -311,8 +311,10 @@ class PerceiverResampler(nn.Module):
         Beyond the trained frames, `embedding` is stretched: the last frame shown stands at its
         last row.
         """
-        step = min(1.0, 7 / max(1, shown - 1))
-        place = torch.arange(shown, device=embedding.device).float() * step
+        frame = torch.arange(shown, device=embedding.device).float()
+        # Of tensors alone, so that the number of frames may vary in a captured graph.
+        step = (7 / frame[-1].clamp(min=1.0)).clamp(max=1.0)
+        place = frame * step
         below = place.floor().long().clamp(max=7)
         above = (below + 1).clamp(max=7)
         share = (place - below)[:, None].to(embedding.dtype)
@@ -343,6 +345,20 @@ class LanguageNorm(nn.Module):
         return self.weight * exact.to(x.dtype)
 
 
+@dataclass
+class Places:
+    """Where the newest tokens of a causal sequence stand, and what they may look at.
+
+    `positions` [batch, queries] and `keys` [batch, keys] (either batch may be 1) count tokens that
+    are not padding; `mask` [batch, 1, queries, keys], or None where `causal` says it all or every
+    query sees every key.
+    """
+
+    positions: Tensor
+    keys: Tensor
+    mask: Tensor | None
+
+
 class LayerCache:
     """Keys and values of one layer so far, each [batch, kv_heads, tokens, head_dim]."""
 
@@ -367,6 +383,49 @@ def sinusoids(positions: Tensor) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
+def token_positions(attention_mask: Tensor) -> Tensor:
+    """Positions [batch, tokens], counted over tokens that are not padding, wherever it stands."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
+    """The mask [batch, 1, queries, keys] of the newest `queries` tokens of a causal sequence.
+
+    `attention_mask` [batch, keys] is 1 at tokens and 0 at padding, over the `past` tokens too. A
+    padded query sees itself, so that no row is empty and no NaN can arise in it. Raises ValueError
+    for a mask of another length.
+    """
+    keys = attention_mask.shape[1]
+    if keys != past + queries:
+        raise ValueError(
+            f"attention_mask covers {keys} tokens, but there are {past} before and {queries} new"
+        )
+    key = torch.arange(keys, device=attention_mask.device)
+    query = key[keys - queries :, None]
+    seen = (key <= query) & attention_mask[:, None, :].bool()
+    return (seen | (key == query))[:, None]
+
+
+def places(attention_mask: Tensor | None, x: Tensor, past: int) -> Places:
+    """The places of x [batch, queries, width], the newest tokens after `past` others.
+
+    `attention_mask` [batch, past + queries] is 1 at tokens and 0 at padding; None where nothing is
+    padding. Raises ValueError for a mask of another length.
+    """
+    queries = x.shape[1]
+    if attention_mask is None:
+        keys = torch.arange(past + queries, device=x.device)[None]
+        positions = keys[:, past:]
+        if past == 0:
+            return Places(positions, keys, None)
+        if queries == 1:  # the newest token sees all
+            return Places(positions, keys, None)
+        return Places(positions, keys, (keys <= positions[0, :, None])[None, None])
+    keys = token_positions(attention_mask)
+    mask = causal_mask(attention_mask, queries, past)
+    return Places(keys[:, past:], keys, mask)
+
+
 class RelativeAttention(nn.Module):
     """Causal attention whose scores depend on the distance of query and key.
 
@@ -387,21 +446,20 @@ class RelativeAttention(nn.Module):
         """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]."""
         return x.view(*x.shape[:-1], 32, 128).transpose(1, 2)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
         query = self.split(self.query(x))
         key, value = self.split(self.key(x)), self.split(self.value(x))
         if cache is not None:
             key, value = cache.append((key, value))
-        queries, keys = query.shape[2], key.shape[2]
-        # Column c of `by_distance` is the score at distance c; a query at place i (of the keys)
-        # reads column i - j for key j.
+        keys = key.shape[2]
+        # Column c of `by_distance` is the score at distance c; a query at position i reads column
+        # i - j for the key at position j.
         distances = sinusoids(torch.arange(keys, device=x.device)).to(x.dtype)
         by_distance = (query + self.distance_bias) @ self.split(self.distance(distances)[None]).mT
-        place = torch.arange(keys, device=x.device)
-        distance = place[keys - queries :, None] - place
+        distance = places.positions[:, None, :, None] - places.keys[:, None, None, :]
         index = distance.clamp(min=0).expand(*by_distance.shape[:2], -1, -1)
         bias = by_distance.gather(-1, index) * 128**-0.5
-        seen = distance >= 0 if mask is None else mask
+        seen = distance >= 0 if places.mask is None else places.mask
         bias = bias.masked_fill(~seen, float("-inf"))
         attended = F.scaled_dot_product_attention(
             query + self.content_bias, key, value, attn_mask=bias
@@ -439,10 +497,8 @@ class RelativeBlock(nn.Module):
         self.mlp_norm = LanguageNorm()
         self.mlp = LanguageMLP()
 
-    def forward(
-        self, x: Tensor, *, mask: Tensor | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, cache)
+    def forward(self, x: Tensor, *, places: Places, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), places, cache)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -458,15 +514,18 @@ class Cache:
         self.memory: list[tuple[Tensor, Tensor]] = []
         self.state: dict[str, Tensor] = {}
 
-    def remembered(self, attention_mask: Tensor | None, queries: int) -> Tensor | None:
-        """The mask [batch, tokens so far] that holds from now on: the given one, or that of the
-        tokens before with `queries` new tokens; None where none was ever given."""
+    def place(self, attention_mask: Tensor | None, x: Tensor) -> Places:
+        """The places of x [batch, queries, width], the newest tokens.
+
+        `attention_mask` [batch, tokens so far] holds from now on: left out, it is the one before
+        with the new tokens added, or none where none was ever given.
+        """
         if attention_mask is None and "attention_mask" in self.state:
             before = self.state["attention_mask"]
-            attention_mask = torch.cat((before, before.new_ones(before.shape[0], queries)), dim=1)
+            attention_mask = torch.cat((before, before.new_ones(x.shape[:2])), dim=1)
         if attention_mask is not None:
             self.state["attention_mask"] = attention_mask
-        return attention_mask
+        return places(attention_mask, x, self.length)
 
     @property
     def length(self) -> int:
@@ -479,25 +538,7 @@ class Cache:
 class DecoderContext:
     """What every layer of one forward pass shares."""
 
-    mask: Tensor | None
-
-
-def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
-    """The mask [batch, 1, queries, keys] of the newest `queries` tokens of a causal sequence.
-
-    `attention_mask` [batch, keys] is 1 at tokens and 0 at padding, over the `past` tokens too. A
-    padded query sees itself, so that no row is empty and no NaN can arise in it. Raises ValueError
-    for a mask of another length.
-    """
-    keys = attention_mask.shape[1]
-    if keys != past + queries:
-        raise ValueError(
-            f"attention_mask covers {keys} tokens, but there are {past} before and {queries} new"
-        )
-    key = torch.arange(keys, device=attention_mask.device)
-    query = key[keys - queries :, None]
-    seen = (key <= query) & attention_mask[:, None, :].bool()
-    return (seen | (key == query))[:, None]
+    places: Places
 
 
 class Decoder(nn.Module):
@@ -522,21 +563,15 @@ class Decoder(nn.Module):
         `attention_mask` [batch, tokens so far] covers the tokens in the cache too; left out, it is
         the one before with the new tokens added. Raises ValueError for a mask of another length.
         """
-        batch, queries, _ = x.shape
-        past = 0 if cache is None else cache.length
-        if cache is not None:
-            attention_mask = cache.remembered(attention_mask, queries)
-        if attention_mask is None and past == 0:
-            return x, DecoderContext(None)
-        if attention_mask is None:
-            attention_mask = torch.ones(batch, past + queries, dtype=torch.bool, device=x.device)
-        return x, DecoderContext(causal_mask(attention_mask, queries, past))
+        where = places(attention_mask, x, 0) if cache is None else cache.place(attention_mask, x)
+        return x, DecoderContext(where)
 
     def layer(
         self, index: int, x: Tensor, context: DecoderContext, cache: LayerCache | None
     ) -> Tensor:
         """Runs one block."""
-        return self.layers[index](x, mask=context.mask, cache=cache)
+        where = context.places
+        return self.layers[index](x, places=where, cache=cache)
 
 
 class LMHead(nn.Module):
@@ -638,6 +673,11 @@ class GatedCrossAttention(nn.Module):
         visual = self.visual_projection(visual)
         return visual.unflatten(0, pixel_values.shape[:2])
 
+    def memorise(self, visual: Tensor) -> list[KeyValue]:
+        """Keys and values [rows, heads, tokens, head_dim] of visual tokens [rows, tokens, width]
+        for each gated block."""
+        return [block.attention.key_value(visual) for block in self.gated_blocks]
+
     def images_seen(self, input_ids: Tensor, images: int) -> Tensor:
         """Which images each token sees, by the places of the image tokens: [batch, text, images].
 
@@ -669,8 +709,7 @@ class GatedCrossAttention(nn.Module):
             if cache is not None and cache.length > 0:
                 raise ValueError("all images belong to the first call with a cache")
             visual = self.encode_images(pixel_values)
-            images = visual.flatten(1, 2)
-            memory = [block.attention.key_value(images) for block in self.gated_blocks]
+            memory = self.memorise(visual.flatten(1, 2))
             seen = image_attention_mask
             if seen is None:
                 seen = self.images_seen(input_ids, visual.shape[1])
@@ -686,6 +725,31 @@ class GatedCrossAttention(nn.Module):
             cache.memory, cache.state["seen"] = memory, seen[:, -1:]
         tokens = memory[0][0].shape[2] // seen.shape[2]
         return memory, seen.bool().repeat_interleave(tokens, dim=-1)[:, None]
+
+    def read(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        memory: list[KeyValue],
+        seen: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """Hidden states of embeddings, both [batch, text, width]: the language model's blocks with
+        the gated ones between them. `seen` [batch, 1, text, keys] says who sees what of `memory`.
+        """
+        x, context = self.language.enter(x, attention_mask, cache)
+        for index in range(len(self.language.layers)):
+            if index % 4 == 0:
+                number = index // 4
+                block = self.gated_blocks[number]
+                x = block(x, memory[number] if memory else None, seen)
+            layer_cache = None if cache is None else cache.layers[index]
+            x = self.language.layer(index, x, context, layer_cache)
+        return self.language.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [batch, tokens, vocabulary] of hidden states [batch, tokens, width]."""
+        return self.head(hidden, self.language.embedding)
 
     def forward(
         self,
@@ -703,16 +767,8 @@ class GatedCrossAttention(nn.Module):
             images = pixel_values.shape[0] * pixel_values.shape[1]
             check_described(images, image_sizes, image_grid_thw)
         memory, seen = self.look(input_ids, pixel_values, image_attention_mask, cache)
-        x, context = self.language.enter(self.language.embed(input_ids), attention_mask, cache)
-        for index in range(len(self.language.layers)):
-            if index % 4 == 0:
-                number = index // 4
-                block = self.gated_blocks[number]
-                x = block(x, memory[number] if memory else None, seen)
-            layer_cache = None if cache is None else cache.layers[index]
-            x = self.language.layer(index, x, context, layer_cache)
-        hidden = self.language.norm(x)
-        logits = self.head(hidden, self.language.embedding)
+        x = self.language.embed(input_ids)
+        logits = self.logits(self.read(x, attention_mask, memory, seen, cache))
         loss = None if labels is None else next_token_loss(logits, labels)
         return ModelOutput(logits, loss, cache)
 

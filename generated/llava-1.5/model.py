@@ -311,48 +311,23 @@ class LanguageTransformerBlock(nn.Module):
         return x + self.mlp(inner)
 
 
-class Cache:
-    """What a model remembers between two steps of a generation.
+@dataclass
+class Places:
+    """Where the newest tokens of a causal sequence stand, and what they may look at.
 
-    `memory` holds what is computed once for a prompt and read at every step: keys and values of
-    images for cross-attention, or those of an encoder's output.
+    `positions` [batch, queries] and `keys` [batch, keys] (either batch may be 1) count tokens that
+    are not padding; `mask` [batch, 1, queries, keys], or None where `causal` says it all or every
+    query sees every key.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.layers = [LayerCache() for _ in range(layers)]
-        self.state: dict[str, Tensor] = {}
-
-    def remembered(self, attention_mask: Tensor | None, queries: int) -> Tensor | None:
-        """The mask [batch, tokens so far] that holds from now on: the given one, or that of the
-        tokens before with `queries` new tokens; None where none was ever given."""
-        if attention_mask is None and "attention_mask" in self.state:
-            before = self.state["attention_mask"]
-            attention_mask = torch.cat((before, before.new_ones(before.shape[0], queries)), dim=1)
-        if attention_mask is not None:
-            self.state["attention_mask"] = attention_mask
-        return attention_mask
-
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence that the cache holds."""
-        keys = self.layers[0].keys
-        return 0 if keys is None else keys.shape[2]
-
-
-@dataclass
-class DecoderContext:
-    """What every layer of one forward pass shares."""
-
+    positions: Tensor
     mask: Tensor | None
     causal: bool
-    rotary: tuple[Tensor, Tensor]
 
 
-def token_positions(attention_mask: Tensor, queries: int) -> Tensor:
-    """Positions [batch, queries] of the newest tokens, counted over tokens that are not padding,
-    wherever it stands."""
-    positions = attention_mask.long().cumsum(-1) - 1
-    return positions.clamp(min=0)[:, -queries:]
+def token_positions(attention_mask: Tensor) -> Tensor:
+    """Positions [batch, tokens], counted over tokens that are not padding, wherever it stands."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
@@ -371,6 +346,65 @@ def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
     query = key[keys - queries :, None]
     seen = (key <= query) & attention_mask[:, None, :].bool()
     return (seen | (key == query))[:, None]
+
+
+def places(attention_mask: Tensor | None, x: Tensor, past: int) -> Places:
+    """The places of x [batch, queries, width], the newest tokens after `past` others.
+
+    `attention_mask` [batch, past + queries] is 1 at tokens and 0 at padding; None where nothing is
+    padding. Raises ValueError for a mask of another length.
+    """
+    queries = x.shape[1]
+    if attention_mask is None:
+        keys = torch.arange(past + queries, device=x.device)[None]
+        positions = keys[:, past:]
+        if past == 0:
+            return Places(positions, None, True)
+        if queries == 1:  # the newest token sees all
+            return Places(positions, None, False)
+        return Places(positions, (keys <= positions[0, :, None])[None, None], False)
+    keys = token_positions(attention_mask)
+    mask = causal_mask(attention_mask, queries, past)
+    return Places(keys[:, past:], mask, False)
+
+
+class Cache:
+    """What a model remembers between two steps of a generation.
+
+    `memory` holds what is computed once for a prompt and read at every step: keys and values of
+    images for cross-attention, or those of an encoder's output.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.state: dict[str, Tensor] = {}
+
+    def place(self, attention_mask: Tensor | None, x: Tensor) -> Places:
+        """The places of x [batch, queries, width], the newest tokens.
+
+        `attention_mask` [batch, tokens so far] holds from now on: left out, it is the one before
+        with the new tokens added, or none where none was ever given.
+        """
+        if attention_mask is None and "attention_mask" in self.state:
+            before = self.state["attention_mask"]
+            attention_mask = torch.cat((before, before.new_ones(x.shape[:2])), dim=1)
+        if attention_mask is not None:
+            self.state["attention_mask"] = attention_mask
+        return places(attention_mask, x, self.length)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that the cache holds."""
+        keys = self.layers[0].keys
+        return 0 if keys is None else keys.shape[2]
+
+
+@dataclass
+class DecoderContext:
+    """What every layer of one forward pass shares."""
+
+    places: Places
+    rotary: tuple[Tensor, Tensor]
 
 
 class Decoder(nn.Module):
@@ -396,27 +430,17 @@ class Decoder(nn.Module):
         `attention_mask` [batch, tokens so far] covers the tokens in the cache too; left out, it is
         the one before with the new tokens added. Raises ValueError for a mask of another length.
         """
-        batch, queries, _ = x.shape
-        past = 0 if cache is None else cache.length
-        if cache is not None:
-            attention_mask = cache.remembered(attention_mask, queries)
-        if attention_mask is None:
-            positions = torch.arange(past, past + queries, device=x.device).expand(batch, -1)
-        else:
-            positions = token_positions(attention_mask, queries)
-        rotary = self.rotary(positions, x.dtype)
-        if attention_mask is None and past == 0:
-            return x, DecoderContext(None, True, rotary)
-        if attention_mask is None:
-            attention_mask = torch.ones(batch, past + queries, dtype=torch.bool, device=x.device)
-        return x, DecoderContext(causal_mask(attention_mask, queries, past), False, rotary)
+        where = places(attention_mask, x, 0) if cache is None else cache.place(attention_mask, x)
+        rotary = self.rotary(where.positions, x.dtype)
+        return x, DecoderContext(where, rotary)
 
     def layer(
         self, index: int, x: Tensor, context: DecoderContext, cache: LayerCache | None
     ) -> Tensor:
         """Runs one block."""
+        where = context.places
         return self.layers[index](
-            x, mask=context.mask, causal=context.causal, rotary=context.rotary, cache=cache
+            x, mask=where.mask, causal=where.causal, rotary=context.rotary, cache=cache
         )
 
     def forward(
@@ -517,6 +541,10 @@ class Placeholder(nn.Module):
         """Visual tokens [images, tokens, width]."""
         return self.adapter(self.encoder(pixel_values))
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [batch, tokens, vocabulary] of hidden states [batch, tokens, width]."""
+        return self.head(hidden)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -532,8 +560,7 @@ class Placeholder(nn.Module):
         if pixel_values is not None:
             check_described(pixel_values.shape[0], image_sizes, image_grid_thw)
             x = fill_places(x, input_ids == 32000, self.encode_images(pixel_values))
-        hidden = self.language(x, attention_mask, cache)
-        logits = self.head(hidden)
+        logits = self.logits(self.language(x, attention_mask, cache))
         loss = None if labels is None else next_token_loss(logits, labels)
         return ModelOutput(logits, loss, cache)
 

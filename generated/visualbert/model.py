@@ -300,21 +300,24 @@ class SingleStream(nn.Module):
     ) -> ModelOutput:
         x = self.language.embed(input_ids, token_type_ids)
         text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        mask = text_mask
         seen = pixel_values if visual_embeds is None else visual_embeds
-        if seen is not None:
+        if seen is None:
+            hidden = self.language(x, text_mask)
+        else:
             check_described(seen.shape[0], image_sizes, image_grid_thw)
             visual = self.encode_images(seen)
             visual = visual.reshape(input_ids.shape[0], -1, visual.shape[-1])
             visual = self.place(visual, visual_token_type_ids, image_text_alignment)
-            if visual_attention_mask is None:
-                visual_attention_mask = torch.ones(
-                    visual.shape[:2], dtype=mask.dtype, device=mask.device
-                )
-            x = torch.cat((x, visual), dim=1)
-            mask = torch.cat((mask, visual_attention_mask.to(mask.dtype)), dim=1)
-        hidden = self.language(x, mask)
+            hidden = self.read(x, text_mask, visual, visual_attention_mask)
         return self.head(hidden, text_mask, labels, sentence_image_labels)
+
+    def read(self, x: Tensor, mask: Tensor, visual: Tensor, visual_mask: Tensor | None) -> Tensor:
+        """Hidden states [batch, text + visual, width] of words and placed visual tokens, each
+        [batch, tokens, width] with its mask [batch, tokens]."""
+        if visual_mask is None:
+            visual_mask = torch.ones(visual.shape[:2], dtype=mask.dtype, device=mask.device)
+        mask = torch.cat((mask, visual_mask.to(mask.dtype)), dim=1)
+        return self.language(torch.cat((x, visual), dim=1), mask)
 
 
 DTYPES = {

@@ -13,6 +13,7 @@ from vlmc.components.language.decoder.module import Decoder
 from vlmc.components.language.decoder.spec import Decoder as DecoderSpec
 from vlmc.components.language.decoder.spec import Positions
 from vlmc.components.shared.cache import Cache, LayerCache
+from vlmc.components.shared.masks import places
 from vlmc.components.shared.relative import RelativeAttention
 
 WIDTH, HEADS, HEAD_DIM = 12, 2, 5
@@ -62,7 +63,9 @@ def test_scores() -> None:
     attention = built()
     x = torch.randn(2, 7, WIDTH, dtype=torch.float64)
     expected = torch.stack([written_out(attention, row, torch.ones(7).bool()) for row in x])
-    torch.testing.assert_close(attention(x, None, None), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        attention(x, places(None, x, 0), None), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 @torch.no_grad()
@@ -71,8 +74,11 @@ def test_tokens_that_come_later_find_their_distances(chunks: tuple[int, ...]) ->
     attention = built()
     x = torch.randn(1, 7, WIDTH, dtype=torch.float64)
     cache = LayerCache()
-    parts = [attention(part, None, cache) for part in x.split(chunks, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), attention(x, None, None))
+    parts: list[Tensor] = []
+    for part in x.split(chunks, dim=1):
+        past = sum(one.shape[1] for one in parts)
+        parts.append(attention(part, places(None, part, past), cache))
+    torch.testing.assert_close(torch.cat(parts, dim=1), attention(x, places(None, x, 0), None))
 
 
 def decoder() -> Any:
@@ -109,3 +115,16 @@ def test_a_row_is_what_it_is_alone_whatever_stands_before_it() -> None:
     for end in range(6, 10):
         steps.append(model(model.embed(padded[:, end - 1 : end]), mask[:, :end], cache))
     torch.testing.assert_close(torch.cat(steps, dim=1)[:, 3:], alone, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_padding_between_a_prompt_and_its_answer_moves_no_distance() -> None:
+    """A shorter row of a batch is padded on the right; its answer goes on behind the padding."""
+    model = decoder()
+    ids = torch.randint(0, 20, (1, 6))
+    alone = model(model.embed(ids))
+    gap = torch.zeros(1, 3, dtype=torch.long)
+    padded = torch.cat((ids[:, :4], gap, ids[:, 4:]), dim=1)
+    mask = torch.tensor([[1] * 4 + [0] * 3 + [1] * 2])
+    found = model(model.embed(padded), mask)[:, [0, 1, 2, 3, 7, 8]]
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)

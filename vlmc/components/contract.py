@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlmc.diagnostics import Path, Problem
-from vlmc.ir import Argument, Dim, TensorType, Visual
+from vlmc.ir import Argument, Dim, Serving, TensorType, Visual
 
 Parameters = dict[str, int]
 """Parameters by child of the module."""
@@ -21,6 +21,13 @@ Arguments = dict[str, Argument]
 """Keyword arguments of a module's constructor."""
 
 Architecture = Literal["decoder", "encoder_decoder", "encoder"]
+
+SERVING: dict[Architecture, Serving] = {
+    "decoder": "sequence",
+    "encoder_decoder": "encoder_decoder",
+    "encoder": "single_pass",
+}
+"""How vision reaches a language model where the fusion puts it into the sequence."""
 
 
 class Described(BaseModel):
@@ -180,6 +187,10 @@ class FusionSpec(ComponentSpec):
     def memory(self, visual: Visual) -> int:
         """Tokens of one image that are attended to from outside the sequence."""
         return 0
+
+    def serving(self, language: LanguageSpec) -> Serving:
+        """How vision reaches `language` at run time."""
+        return SERVING[language.architecture]
 
     def needs_language_width(self) -> bool:
         """Whether visual tokens must be exactly as wide as the language model."""

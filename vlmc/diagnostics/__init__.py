@@ -2,14 +2,13 @@
 
 from vlmc.diagnostics.diagnostic import (
     Diagnostic,
-    EnvironmentFault,
     Path,
     Problem,
     Severity,
     Span,
     SpecError,
-    UsageError,
 )
+from vlmc.diagnostics.faults import EnvironmentFault, UsageError
 
 __all__ = [
     "Diagnostic",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from vlmc.diagnostics.diagnostic import UsageError
+from vlmc.diagnostics.faults import UsageError
 from vlmc.diagnostics.nearest import ranked
 
 

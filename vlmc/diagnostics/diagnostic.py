@@ -78,11 +78,3 @@ class SpecError(Exception):
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)
         super().__init__("\n".join(f"{d.span}: {d.code} {d.message}" for d in self.diagnostics))
-
-
-class UsageError(Exception):
-    """A command that cannot mean anything, such as a file that is not there. Exit code 2."""
-
-
-class EnvironmentFault(Exception):
-    """The design is sound but this machine cannot do what was asked. Exit code 3."""

@@ -1,6 +1,6 @@
 """The compiler's intermediate representation."""
 
-from vlmc.ir.arch import ROLES, Arch, Argument, Edge, Node, Port, Role, Tokens
+from vlmc.ir.arch import ROLES, Arch, Argument, Edge, Node, Port, Role, Serving, Tokens
 from vlmc.ir.types import Dim, TensorType, Visual
 from vlmc.ir.verify import InvalidArch, verify
 
@@ -14,6 +14,7 @@ __all__ = [
     "Node",
     "Port",
     "Role",
+    "Serving",
     "TensorType",
     "Tokens",
     "Visual",

@@ -13,6 +13,10 @@ Role = Literal["encoder", "select", "adapter", "fusion", "language", "head"]
 ROLES: tuple[Role, ...] = ("encoder", "select", "adapter", "language", "fusion", "head")
 """Every role a part can play, in the order in which data meets them."""
 
+Serving = Literal["sequence", "cross_attention", "encoder_decoder", "single_pass"]
+"""How vision reaches the language model at run time: among the words of a decoder, as keys and
+values that it looks at, through an encoder, or in one pass that generates nothing."""
+
 Argument = int | float | str | bool | None | tuple[int, ...] | tuple[float, ...]
 
 
@@ -87,6 +91,7 @@ class Arch:
     tokens: Tokens
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    serving: Serving = "sequence"
     mini: bool = False
 
     def node(self, role: Role) -> Node:

@@ -139,4 +139,5 @@ def _arch(spec: ModelSpec) -> Arch:
         tokens=_tokens(spec),
         inputs=(pixels, ids),
         outputs=(Port(name="logits", type=logits),),
+        serving=fusion.serving(language),
     )

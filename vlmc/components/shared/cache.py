@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vlmc.components.shared.masks import Places, places
+
 
 class LayerCache:
     """Keys and values of one layer so far, each [batch, kv_heads, tokens, head_dim]."""
@@ -33,15 +35,18 @@ class Cache:
         self.memory: list[tuple[Tensor, Tensor]] = []
         self.state: dict[str, Tensor] = {}
 
-    def remembered(self, attention_mask: Tensor | None, queries: int) -> Tensor | None:
-        """The mask [batch, tokens so far] that holds from now on: the given one, or that of the
-        tokens before with `queries` new tokens; None where none was ever given."""
+    def place(self, attention_mask: Tensor | None, x: Tensor) -> Places:
+        """The places of x [batch, queries, width], the newest tokens.
+
+        `attention_mask` [batch, tokens so far] holds from now on: left out, it is the one before
+        with the new tokens added, or none where none was ever given.
+        """
         if attention_mask is None and "attention_mask" in self.state:
             before = self.state["attention_mask"]
-            attention_mask = torch.cat((before, before.new_ones(before.shape[0], queries)), dim=1)
+            attention_mask = torch.cat((before, before.new_ones(x.shape[:2])), dim=1)
         if attention_mask is not None:
             self.state["attention_mask"] = attention_mask
-        return attention_mask
+        return places(attention_mask, x, self.length)
 
     @property
     def length(self) -> int:

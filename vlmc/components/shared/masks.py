@@ -1,7 +1,44 @@
-"""Attention masks: True where a query may look at a key."""
+"""Where tokens stand, and attention masks: True where a query may look at a key."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass
+class Places:
+    """Where the newest tokens of a causal sequence stand, and what they may look at.
+
+    `positions` [batch, queries] and `keys` [batch, keys] (either batch may be 1) count tokens that
+    are not padding; `mask` [batch, 1, queries, keys], or None where `causal` says it all or every
+    query sees every key.
+    """
+
+    positions: Tensor
+    keys: Tensor
+    mask: Tensor | None
+    causal: bool
+
+
+def places(attention_mask: Tensor | None, x: Tensor, past: int) -> Places:
+    """The places of x [batch, queries, width], the newest tokens after `past` others.
+
+    `attention_mask` [batch, past + queries] is 1 at tokens and 0 at padding; None where nothing is
+    padding. Raises ValueError for a mask of another length.
+    """
+    queries = x.shape[1]
+    if attention_mask is None:
+        keys = torch.arange(past + queries, device=x.device)[None]
+        positions = keys[:, past:]
+        if past == 0:
+            return Places(positions, keys, None, True)
+        if queries == 1:  # the newest token sees all
+            return Places(positions, keys, None, False)
+        return Places(positions, keys, (keys <= positions[0, :, None])[None, None], False)
+    keys = token_positions(attention_mask)
+    mask = causal_mask(attention_mask, queries, past)
+    return Places(keys[:, past:], keys, mask, False)
 
 
 def causal_mask(attention_mask: Tensor, queries: int, past: int) -> Tensor:
@@ -27,8 +64,6 @@ def padding_mask(attention_mask: Tensor) -> Tensor:
     return attention_mask[:, None, None, :].bool()
 
 
-def token_positions(attention_mask: Tensor, queries: int) -> Tensor:
-    """Positions [batch, queries] of the newest tokens, counted over tokens that are not padding,
-    wherever it stands."""
-    positions = attention_mask.long().cumsum(-1) - 1
-    return positions.clamp(min=0)[:, -queries:]
+def token_positions(attention_mask: Tensor) -> Tensor:
+    """Positions [batch, tokens], counted over tokens that are not padding, wherever it stands."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -29,9 +29,10 @@ def distance_buckets(
 
 
 class PositionBias(nn.Module):
-    """What attention scores gain by the distance of query and key: [1, heads, queries, keys].
+    """What attention scores gain by the distance of query and key: [batch, heads, queries, keys]
+    from positions of queries [batch, queries] and keys [batch, keys].
 
-    The queries are the newest of the keys. One table serves every layer of a stack.
+    One table serves every layer of a stack.
     """
 
     def __init__(self, *, heads: int, buckets: int, max_distance: int, bidirectional: bool) -> None:
@@ -41,12 +42,11 @@ class PositionBias(nn.Module):
         self.bidirectional = bidirectional
         self.table = nn.Embedding(buckets, heads)
 
-    def forward(self, queries: int, keys: int) -> Tensor:
-        place = torch.arange(keys, device=self.table.weight.device)
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         bucket = distance_buckets(
-            place - place[keys - queries :, None],
+            keys[:, None, :] - queries[:, :, None],
             buckets=self.buckets,
             max_distance=self.max_distance,
             bidirectional=self.bidirectional,
         )
-        return self.table(bucket).permute(2, 0, 1)[None]
+        return self.table(bucket).permute(0, 3, 1, 2)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmc.components.shared.cache import LayerCache
+from vlmc.components.shared.masks import Places
 from vlmc.components.shared.mlp import MLP
 from vlmc.components.shared.norm import Norm
 
@@ -41,21 +42,20 @@ class RelativeAttention(nn.Module):
         """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]."""
         return x.view(*x.shape[:-1], self.heads, self.head_dim).transpose(1, 2)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
         query = self.split(self.query(x))
         key, value = self.split(self.key(x)), self.split(self.value(x))
         if cache is not None:
             key, value = cache.append((key, value))
-        queries, keys = query.shape[2], key.shape[2]
-        # Column c of `by_distance` is the score at distance c; a query at place i (of the keys)
-        # reads column i - j for key j.
+        keys = key.shape[2]
+        # Column c of `by_distance` is the score at distance c; a query at position i reads column
+        # i - j for the key at position j.
         distances = sinusoids(torch.arange(keys, device=x.device), self.width).to(x.dtype)
         by_distance = (query + self.distance_bias) @ self.split(self.distance(distances)[None]).mT
-        place = torch.arange(keys, device=x.device)
-        distance = place[keys - queries :, None] - place
+        distance = places.positions[:, None, :, None] - places.keys[:, None, None, :]
         index = distance.clamp(min=0).expand(*by_distance.shape[:2], -1, -1)
         bias = by_distance.gather(-1, index) * self.head_dim**-0.5
-        seen = distance >= 0 if mask is None else mask
+        seen = distance >= 0 if places.mask is None else places.mask
         bias = bias.masked_fill(~seen, float("-inf"))
         attended = F.scaled_dot_product_attention(
             query + self.content_bias, key, value, attn_mask=bias
@@ -95,14 +95,6 @@ class RelativeBlock(nn.Module):
             width=width, hidden=hidden, activation=activation, gated=gated, bias=mlp_bias
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, cache)
+    def forward(self, x: Tensor, *, places: Places, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), places, cache)
         return x + self.mlp(self.mlp_norm(x))

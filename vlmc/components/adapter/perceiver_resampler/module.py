@@ -102,8 +102,10 @@ class PerceiverResampler(nn.Module):
         Beyond the trained frames, `embedding` is stretched: the last frame shown stands at its
         last row.
         """
-        step = min(1.0, (self.frames - 1) / max(1, shown - 1))
-        place = torch.arange(shown, device=embedding.device).float() * step
+        frame = torch.arange(shown, device=embedding.device).float()
+        # Of tensors alone, so that the number of frames may vary in a captured graph.
+        step = ((self.frames - 1) / frame[-1].clamp(min=1.0)).clamp(max=1.0)
+        place = frame * step
         below = place.floor().long().clamp(max=self.frames - 1)
         above = (below + 1).clamp(max=self.frames - 1)
         share = (place - below)[:, None].to(embedding.dtype)

@@ -139,6 +139,12 @@ class GatedCrossAttention(nn.Module):
             visual = self.visual_projection(visual)
         return visual.unflatten(0, pixel_values.shape[:2])
 
+    def memorise(self, visual: Tensor) -> list[KeyValue]:
+        """Keys and values [rows, heads, tokens, head_dim] of visual tokens [rows, tokens, width]
+        for each gated block."""
+        blocks = cast("Iterable[GatedBlock]", self.gated_blocks)
+        return [block.attention.key_value(visual) for block in blocks]
+
     def images_seen(self, input_ids: Tensor, images: int) -> Tensor:
         """Which images each token sees, by the places of the image tokens: [batch, text, images].
 
@@ -170,9 +176,7 @@ class GatedCrossAttention(nn.Module):
             if cache is not None and cache.length > 0:
                 raise ValueError("all images belong to the first call with a cache")
             visual = self.encode_images(pixel_values)
-            images = visual.flatten(1, 2)
-            blocks = cast("Iterable[GatedBlock]", self.gated_blocks)
-            memory = [block.attention.key_value(images) for block in blocks]
+            memory = self.memorise(visual.flatten(1, 2))
             seen = image_attention_mask
             if seen is None:
                 seen = self.images_seen(input_ids, visual.shape[1])
@@ -188,6 +192,31 @@ class GatedCrossAttention(nn.Module):
             cache.memory, cache.state["seen"] = memory, seen[:, -1:]
         tokens = memory[0][0].shape[2] // seen.shape[2]
         return memory, seen.bool().repeat_interleave(tokens, dim=-1)[:, None]
+
+    def read(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        memory: list[KeyValue],
+        seen: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """Hidden states of embeddings, both [batch, text, width]: the language model's blocks with
+        the gated ones between them. `seen` [batch, 1, text, keys] says who sees what of `memory`.
+        """
+        x, context = self.language.enter(x, attention_mask, cache)
+        for index in range(len(self.language.layers)):
+            if index % self.every == 0:
+                number = index // self.every
+                block = self.gated_blocks[number]
+                x = block(x, memory[number] if memory else None, seen)
+            layer_cache = None if cache is None else cache.layers[index]
+            x = self.language.layer(index, x, context, layer_cache)
+        return self.language.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [batch, tokens, vocabulary] of hidden states [batch, tokens, width]."""
+        return self.head(hidden, self.language.embedding, self.language.added_embedding)
 
     def forward(
         self,
@@ -205,15 +234,7 @@ class GatedCrossAttention(nn.Module):
             images = pixel_values.shape[0] * pixel_values.shape[1]
             check_described(images, image_sizes, image_grid_thw)
         memory, seen = self.look(input_ids, pixel_values, image_attention_mask, cache)
-        x, context = self.language.enter(self.language.embed(input_ids), attention_mask, cache)
-        for index in range(len(self.language.layers)):
-            if index % self.every == 0:
-                number = index // self.every
-                block = self.gated_blocks[number]
-                x = block(x, memory[number] if memory else None, seen)
-            layer_cache = None if cache is None else cache.layers[index]
-            x = self.language.layer(index, x, context, layer_cache)
-        hidden = self.language.norm(x)
-        logits = self.head(hidden, self.language.embedding, self.language.added_embedding)
+        x = self.language.embed(input_ids)
+        logits = self.logits(self.read(x, attention_mask, memory, seen, cache))
         loss = None if labels is None else next_token_loss(logits, labels)
         return ModelOutput(logits, loss, cache)

@@ -19,7 +19,7 @@ from vlmc.components.contract import (
 )
 from vlmc.components.fields import ActivationKind, Count, Depth, Epsilon, Heads, NormKind, Width
 from vlmc.diagnostics import Problem
-from vlmc.ir import Visual
+from vlmc.ir import Serving, Visual
 
 
 class GatedCrossAttention(FusionSpec):
@@ -80,6 +80,9 @@ class GatedCrossAttention(FusionSpec):
 
     def memory(self, visual: Visual) -> int:
         return visual.total
+
+    def serving(self, language: LanguageSpec) -> Serving:
+        return "cross_attention"
 
     def needs_language_width(self) -> bool:
         return False

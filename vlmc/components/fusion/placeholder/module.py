@@ -40,6 +40,10 @@ class Placeholder(nn.Module):
         """Visual tokens [images, tokens, width]."""
         return self.adapter(self.encoder(pixel_values))
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [batch, tokens, vocabulary] of hidden states [batch, tokens, width]."""
+        return self.head(hidden, self.language.embedding, self.language.added_embedding)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -55,7 +59,6 @@ class Placeholder(nn.Module):
         if pixel_values is not None:
             check_described(pixel_values.shape[0], image_sizes, image_grid_thw)
             x = fill_places(x, input_ids == self.image_token, self.encode_images(pixel_values))
-        hidden = self.language(x, attention_mask, cache)
-        logits = self.head(hidden, self.language.embedding, self.language.added_embedding)
+        logits = self.logits(self.language(x, attention_mask, cache))
         loss = None if labels is None else next_token_loss(logits, labels)
         return ModelOutput(logits, loss, cache)

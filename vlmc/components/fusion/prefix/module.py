@@ -78,6 +78,12 @@ class Prefix(nn.Module):
             cache.state["front"] = front
         return torch.cat((visual, words), dim=1), front
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [batch, tokens, vocabulary] of hidden states [batch, tokens, width]."""
+        if self.encoder_decoder:
+            return self.head(hidden, self.language.embedding)
+        return self.head(hidden, self.language.embedding, self.language.added_embedding)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -104,13 +110,12 @@ class Prefix(nn.Module):
             hidden = self.language(
                 x, attention_mask, decoder_input_ids, decoder_attention_mask, cache
             )
-            logits = self.head(hidden, self.language.embedding)
+            logits = self.logits(hidden)
             loss = None if labels is None else token_loss(logits, labels)
             return ModelOutput(logits, loss, cache)
         if x is None or decoder_input_ids is not None or decoder_attention_mask is not None:
             raise ValueError("a decoder needs input_ids and takes no decoder_* inputs")
-        hidden = self.language(x, attention_mask, cache)
-        logits = self.head(hidden, self.language.embedding, self.language.added_embedding)
+        logits = self.logits(self.language(x, attention_mask, cache))
         loss = None
         if labels is not None:
             visual = logits.shape[1] - labels.shape[1]

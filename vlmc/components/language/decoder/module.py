@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vlmc.components.shared.block import TransformerBlock
 from vlmc.components.shared.cache import Cache, LayerCache
-from vlmc.components.shared.masks import causal_mask, token_positions
+from vlmc.components.shared.masks import Places, places
 from vlmc.components.shared.norm import Norm
 from vlmc.components.shared.relative import RelativeBlock
 from vlmc.components.shared.rotary import Rotary
@@ -17,8 +17,7 @@ from vlmc.components.shared.rotary import Rotary
 class DecoderContext:
     """What every layer of one forward pass shares."""
 
-    mask: Tensor | None
-    causal: bool
+    places: Places
     rotary: tuple[Tensor, Tensor] | None
 
 
@@ -119,29 +118,21 @@ class Decoder(nn.Module):
         `attention_mask` [batch, tokens so far] covers the tokens in the cache too; left out, it is
         the one before with the new tokens added. Raises ValueError for a mask of another length.
         """
-        batch, queries, _ = x.shape
-        past = 0 if cache is None else cache.length
-        if cache is not None:
-            attention_mask = cache.remembered(attention_mask, queries)
-        if attention_mask is None:
-            positions = torch.arange(past, past + queries, device=x.device).expand(batch, -1)
-        else:
-            positions = token_positions(attention_mask, queries)
+        where = places(attention_mask, x, 0) if cache is None else cache.place(attention_mask, x)
         if self.position_embedding is not None:
-            x = x + self.position_embedding(positions + self.position_offset)
-        rotary = None if self.rotary is None else self.rotary(positions, x.dtype)
-        if attention_mask is None and past == 0:
-            return x, DecoderContext(None, True, rotary)
-        if attention_mask is None:
-            attention_mask = torch.ones(batch, past + queries, dtype=torch.bool, device=x.device)
-        return x, DecoderContext(causal_mask(attention_mask, queries, past), False, rotary)
+            x = x + self.position_embedding(where.positions + self.position_offset)
+        rotary = None if self.rotary is None else self.rotary(where.positions, x.dtype)
+        return x, DecoderContext(where, rotary)
 
     def layer(
         self, index: int, x: Tensor, context: DecoderContext, cache: LayerCache | None
     ) -> Tensor:
         """Runs one block."""
+        where = context.places
+        if self.positions == "transformer_xl":
+            return self.layers[index](x, places=where, cache=cache)
         return self.layers[index](
-            x, mask=context.mask, causal=context.causal, rotary=context.rotary, cache=cache
+            x, mask=where.mask, causal=where.causal, rotary=context.rotary, cache=cache
         )
 
     def forward(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vlmc.components.shared.attention import KeyValue
 from vlmc.components.shared.block import TransformerBlock
 from vlmc.components.shared.cache import Cache
-from vlmc.components.shared.masks import causal_mask, padding_mask
+from vlmc.components.shared.masks import padding_mask, places
 from vlmc.components.shared.norm import Norm
 from vlmc.components.shared.position_bias import PositionBias
 
@@ -110,36 +110,42 @@ class EncoderDecoder(nn.Module):
 
     def encode(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Hidden states of the encoder [batch, source, width]; every token sees every token."""
-        bias = self.encoder_bias(x.shape[1], x.shape[1])
+        place = torch.arange(x.shape[1], device=x.device)[None]
+        bias = self.encoder_bias(place, place)
         if attention_mask is not None:
             bias = bias.masked_fill(~padding_mask(attention_mask), float("-inf"))
         for layer in self.encoder_layers:
             x = layer(x, mask=bias)
         return self.encoder_norm(x)
 
+    def memorise(self, encoded: Tensor) -> list[KeyValue]:
+        """Keys and values [batch, heads, source, head_dim] for the cross-attention of each layer of
+        the decoder, from the encoder's hidden states [batch, source, width]."""
+        layers = cast("Iterable[TransformerBlock]", self.decoder_layers)
+        return [layer.cross.key_value(encoded) for layer in layers if layer.cross]
+
     def decode(
         self,
-        decoder_input_ids: Tensor,
+        x: Tensor,
         memory: list[KeyValue],
         memory_mask: Tensor | None,
-        decoder_attention_mask: Tensor | None,
+        attention_mask: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
-        """Hidden states of the newest tokens of the decoder [batch, target, width]."""
-        batch, queries = decoder_input_ids.shape
-        past = 0 if cache is None else cache.length
-        if decoder_attention_mask is None:
-            decoder_attention_mask = decoder_input_ids.new_ones(batch, past + queries)
-        seen = causal_mask(decoder_attention_mask, queries, past)
-        bias = self.decoder_bias(queries, past + queries).masked_fill(~seen, float("-inf"))
-        x = self.embedding(decoder_input_ids)
+        """Hidden states of the newest tokens of the decoder, from their embeddings: both [batch,
+        target, width]. `memory_mask` [batch, source] is that of the encoder's tokens."""
+        where = places(attention_mask, x, 0) if cache is None else cache.place(attention_mask, x)
+        bias = self.decoder_bias(where.positions, where.keys)
+        ahead = where.keys[:, None, None, :] > where.positions[:, None, :, None]
+        bias = bias.masked_fill(ahead if where.mask is None else ~where.mask, float("-inf"))
+        seen = None if memory_mask is None else padding_mask(memory_mask)
         for index, layer in enumerate(self.decoder_layers):
             x = layer(
                 x,
                 mask=bias,
                 cache=None if cache is None else cache.layers[index],
                 memory=memory[index],
-                memory_mask=memory_mask,
+                memory_mask=seen,
             )
         return self.decoder_norm(x)
 
@@ -153,17 +159,15 @@ class EncoderDecoder(nn.Module):
     ) -> Tensor:
         """Without `x` the encoder is not run: its keys and values are in the cache."""
         if x is not None:
-            encoded = self.encode(x, attention_mask)
-            layers = cast("Iterable[TransformerBlock]", self.decoder_layers)
-            memory = [layer.cross.key_value(encoded) for layer in layers if layer.cross]
+            memory = self.memorise(self.encode(x, attention_mask))
             if cache is not None:
                 cache.memory = memory
                 if attention_mask is not None:
-                    cache.state["attention_mask"] = attention_mask
+                    cache.state["memory_mask"] = attention_mask
         elif cache is not None and cache.memory:
             memory = cache.memory
-            attention_mask = cache.state.get("attention_mask")
+            attention_mask = cache.state.get("memory_mask")
         else:
             raise ValueError("input_ids may be left out only with a cache that has seen them")
-        memory_mask = None if attention_mask is None else padding_mask(attention_mask)
-        return self.decode(decoder_input_ids, memory, memory_mask, decoder_attention_mask, cache)
+        words = self.embed(decoder_input_ids)
+        return self.decode(words, memory, attention_mask, decoder_attention_mask, cache)

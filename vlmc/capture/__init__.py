@@ -1,0 +1,1 @@
+"""From an `Arch` to its deployable graphs."""

@@ -1,0 +1,1 @@
+"""Transforms of captured graphs, each named, verified and tested."""

@@ -1,0 +1,1 @@
+"""What runs the graphs of a build, behind one interface."""

@@ -1,0 +1,61 @@
+"""The interface of every engine: numbers in, logits out; what a design means is its caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Logits = NDArray[np.float32]
+
+Feature = Any
+"""What the vision graph makes of one image, in the engine's own form. It may be kept and used again
+by the same engine, in any row, as often as one likes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One sequence of a batch."""
+
+    ids: Ids
+    """[tokens]; any valid id where a visual token stands."""
+    visual: Flags
+    """[tokens]: True where visual tokens of `features` stand, in their order."""
+    features: tuple[Feature, ...] = ()
+    seen: Flags | None = None
+    """[tokens, features]: which image a token looks at, where images are looked at from outside
+    the sequence."""
+
+
+class Engine(Protocol):
+    """Runs the stages of one design. Holds no state of a generation itself, so that several may go
+    on at once, in one thread."""
+
+    name: str
+    """eager, compile, aoti or onnx."""
+
+    def encode_images(self, pixels: Pixels) -> list[Feature]:
+        """One feature for each image of [images, channels, height, width], or [images, frames,
+        channels, height, width]; of region features [images, regions, channels]."""
+        ...
+
+    def prefill(self, rows: Sequence[Row]) -> tuple[Any, Logits]:
+        """Reads whole prompts, of unlike lengths as they may be: a state to go on from, and the
+        logits [batch, vocabulary] after the last token of each. An encoder-decoder's decoder has
+        then read its start token. Raises UsageError where a row is longer than the engine's
+        graphs allow."""
+        ...
+
+    def step(self, state: Any, tokens: Ids) -> Logits:
+        """Appends one token [batch] to each row; the logits [batch, vocabulary] after it."""
+        ...
+
+    def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
+        """The outputs, by name, of a design that answers in one pass."""
+        ...
