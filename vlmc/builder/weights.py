@@ -19,6 +19,15 @@ from vlmc.builder.shards import INDEX, SINGLE, Stored, place, stored_tensors
 from vlmc.diagnostics import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000
+CACHE_LINE = 64
+"""Bytes."""
+
+LAYOUT = 2
+"""Of the bytes on disk: another number means that equal weights lie elsewhere in their files."""
+
+Siblings = list[tuple[str, Tensor]]
+"""Parameters that lie side by side, by name."""
+
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -32,17 +41,18 @@ def save_weights(
 ) -> list[Path]:
     """Writes every parameter of `model` into `folder`, shared ones once; returns the files.
 
-    One file `model.safetensors`, or shards of at most `max_shard_bytes` (a larger tensor has a
-    shard of its own) with an index. Raises OSError where the disk refuses.
+    One file `model.safetensors`, or shards of at most `max_shard_bytes` (larger siblings have a
+    shard of their own) with an index. Raises OSError where the disk refuses.
     """
-    shards: list[list[tuple[str, Tensor]]] = [[]]
+    shards: list[list[Siblings]] = [[]]
     room = max_shard_bytes
-    for name, parameter in model.named_parameters():
-        room -= parameter.nbytes
+    for group in siblings(model):
+        size = sum(tensor.nbytes for _, tensor in group)
+        room -= size
         if room < 0 and shards[-1]:
             shards.append([])
-            room = max_shard_bytes - parameter.nbytes
-        shards[-1].append((name, parameter.detach()))
+            room = max_shard_bytes - size
+        shards[-1].append(group)
     count = len(shards)
     names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     files = [folder / name for name in names] if count > 1 else [folder / SINGLE]
@@ -52,11 +62,30 @@ def save_weights(
             _write(file, shard)
     if count > 1:
         total = sum(parameter.nbytes for parameter in model.parameters())
-        places = {name: path.name for path, s in zip(files, shards, strict=True) for name, _ in s}
+        places = {
+            name: path.name
+            for path, shard in zip(files, shards, strict=True)
+            for group in shard
+            for name, _ in group
+        }
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         files.append(folder / INDEX)
     return files
+
+
+def siblings(model: nn.Module) -> list[Siblings]:
+    """The parameters of `model` in groups that lie side by side on disk, in the order of their
+    registration: those of equal name (`weight`) and equal type in modules of one parent, such as
+    the projections of one attention. A compiled graph can then read several projections as one
+    matrix, straight from the file.
+    """
+    groups: dict[tuple[str, str, int], Siblings] = {}
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        key = (owner.rpartition(".")[0], leaf, parameter.element_size())
+        groups.setdefault(key, []).append((name, parameter.detach()))
+    return list(groups.values())
 
 
 def load_weights(
@@ -102,15 +131,17 @@ def check_weights(model: nn.Module, folder: Path) -> dict[str, Stored]:
     return stored
 
 
-def _write(file: BinaryIO, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def _write(file: BinaryIO, groups: Iterable[Siblings]) -> None:
     """One safetensors file: the length of the header, the header, the values.
 
-    Wider types come first, so that every tensor is aligned to its own size.
+    Wider types come first, so that every tensor is aligned to its own size, and among them groups
+    that fill whole cache lines, so that large matrices are aligned to those too.
     """
-    ordered = sorted(tensors, key=lambda item: (-item[1].element_size(), item[0]))
+    ordered = sorted(groups, key=lambda group: (-group[0][1].element_size(), _ragged(group)))
+    tensors = [item for group in ordered for item in group]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, tensor in ordered:
+    for name, tensor in tensors:
         start, end = end, end + tensor.nbytes
         header[name] = {
             "dtype": DTYPES[tensor.dtype],
@@ -118,8 +149,12 @@ def _write(file: BinaryIO, tensors: Iterable[tuple[str, Tensor]]) -> None:
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % CACHE_LINE)
     file.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in ordered:
+    for _, tensor in tensors:
         flat = tensor.cpu().contiguous().reshape(-1)
         file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _ragged(group: Siblings) -> bool:
+    return any(tensor.nbytes % CACHE_LINE for _, tensor in group)

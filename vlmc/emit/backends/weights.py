@@ -10,7 +10,7 @@ from pathlib import Path
 from vlmc.builder.model import instantiate
 from vlmc.builder.shards import stored_tensors
 from vlmc.builder.values import check_values, valued
-from vlmc.builder.weights import save_weights
+from vlmc.builder.weights import LAYOUT, save_weights
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.diagnostics.amount import volume
 from vlmc.emit.artifact import Artifact, Build, Deferred, Weights
@@ -97,10 +97,11 @@ def _bytes(build: Build, folders: list[Path]) -> int:
 
 
 def _source(build: Build) -> str:
+    """What the values come from, and how they lie on disk."""
     if build.checkpoint is not None:
-        return f"checkpoint {_digest(build, build.checkpoint)}"
+        return f"checkpoint {_digest(build, build.checkpoint)}; layout {LAYOUT}"
     named = [f"{role} {_digest(build, folder)}" for role, folder in build.parts.items()]
-    return ", ".join([*named, f"seed {build.seed or 0}"])
+    return ", ".join([*named, f"seed {build.seed or 0}; layout {LAYOUT}"])
 
 
 def _digest(build: Build, folder: Path) -> str:
