@@ -14,6 +14,7 @@ from test_llava import DOCUMENT, Pair, one_image
 from torch import nn
 
 import vlmc
+from vlmc.builder.weights import LAYOUT
 from vlmc.diagnostics import UsageError
 
 
@@ -93,7 +94,10 @@ def test_a_part_has_a_checkpoint_of_its_own(pair: Pair, tmp_path: Path) -> None:
     for part in ("encoder", "language"):
         assert same(stored, pair.ours, below=part)
     assert not same(stored, pair.ours, below="adapter")
-    assert vlmc.build(path, tmp_path / "mini", mini=True).artifacts["weights"].source == "seed 0"
+    assert (
+        vlmc.build(path, tmp_path / "mini", mini=True).artifacts["weights"].source
+        == f"seed 0; layout {LAYOUT}"
+    )
 
 
 def test_an_absent_checkpoint_of_a_part_defers_the_weights(tmp_path: Path) -> None:
