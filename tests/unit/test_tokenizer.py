@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 from tokenizer_files import CORPUS, bert, llama, opt, save, t5
 
 from vlmc.diagnostics import UsageError
-from vlmc.runtime.byte_tokenizer import PATH, SPECIAL, byte_tokenizer, make
+from vlmc.runtime.byte_tokenizer import SPECIAL, byte_file, byte_tokenizer
 from vlmc.runtime.prompt import Place, token_ids
 from vlmc.runtime.tokenizer import TextStream, Tokenizer, load_tokenizer
 
 BYTES = byte_tokenizer("decoder", 320)
 
 
-def test_the_byte_file_is_what_the_code_makes() -> None:
-    assert json.loads(PATH.read_text(encoding="utf-8")) == json.loads(make().to_str())
+def test_the_byte_file_is_a_tokenizer_file_like_any_other(tmp_path: Path) -> None:
+    byte_file().save(str(tmp_path / "tokenizer.json"))
+    read = load_tokenizer(tmp_path)
+    assert json.loads(read.file.to_str()) == json.loads(byte_file().to_str())
+    assert read.encode("a</s>\u00e9") == [97, 258, 0xC3, 0xA9]
 
 
 @given(st.text())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Literal
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as TokenizerFile
@@ -10,15 +10,22 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from vlmc.components.contract import Architecture
-from vlmc.diagnostics import UsageError
+from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.tokenizer import Tokenizer
 
-PATH = Path(__file__).parent / "byte_tokenizer.json"
+Architecture = Literal["decoder", "encoder_decoder", "encoder"]
+ARCHITECTURES: dict[str, Architecture] = {
+    "sequence": "decoder",
+    "cross_attention": "decoder",
+    "encoder_decoder": "encoder_decoder",
+    "single_pass": "encoder",
+}
+"""The kind of language model, by how vision reaches it."""
+
 SPECIAL = ("<pad>", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]")
 """Special tokens, after the 256 bytes."""
 
-IDS = {token: 256 + index for index, token in enumerate(SPECIAL)}
+SPECIAL_IDS = {token: 256 + index for index, token in enumerate(SPECIAL)}
 
 SURROUNDINGS: dict[Architecture, tuple[str, str]] = {
     "decoder": ("<s>", ""),
@@ -28,11 +35,11 @@ SURROUNDINGS: dict[Architecture, tuple[str, str]] = {
 """What stands before and after a prompt, by the kind of language model (Llama, T5, BERT)."""
 
 
-def make() -> TokenizerFile:
-    """The tokenizer that byte_tokenizer.json holds: ids 0 to 255 are the bytes, then `SPECIAL`."""
+def byte_file() -> TokenizerFile:
+    """The tokenizer's file: ids 0 to 255 are the bytes, then `SPECIAL`."""
     characters = _byte_characters()
     vocabulary = {character: byte for byte, character in enumerate(characters)}
-    vocabulary |= IDS
+    vocabulary |= SPECIAL_IDS
     tokenizer = TokenizerFile(BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = ByteLevelDecoder()
@@ -55,11 +62,11 @@ def byte_tokenizer(architecture: Architecture, vocabulary: int) -> Tokenizer:
         )
     start, end = SURROUNDINGS[architecture]
     return Tokenizer(
-        TokenizerFile.from_file(str(PATH)),
+        byte_file(),
         "bytes",
-        (IDS[start],) if start else (),
-        (IDS[end],) if end else (),
-        frozenset((IDS["</s>"], IDS["[SEP]"])),
+        (SPECIAL_IDS[start],) if start else (),
+        (SPECIAL_IDS[end],) if end else (),
+        frozenset((SPECIAL_IDS["</s>"], SPECIAL_IDS["[SEP]"])),
     )
 
 

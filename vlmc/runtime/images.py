@@ -1,16 +1,18 @@
-"""Image files: from a path to upright RGB frames, whatever the file holds."""
+"""Pictures: from a file, bytes or memory to upright RGB frames, whatever they hold."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlmc.diagnostics import UsageError
+from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.picture import Source, title_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is read. Other formats of Pillow start foreign programs (EPS) or are no pictures."""
@@ -25,32 +27,36 @@ MAX_PIXELS = 89_478_485
 """Pixels of one picture at most: a small file may claim a size that fills the memory."""
 
 
-def frame_count(path: Path) -> int:
-    """Frames at `path`: the images of a folder, the frames of an animated file, 1 for a still.
+def frame_count(source: Source) -> int:
+    """Frames of `source`: the images of a folder, the frames of an animated file, 1 for a still.
 
     Raises UsageError where nothing there is a picture.
     """
-    if path.is_dir():
-        return len(_folder(path))
-    with _opened(path) as image:
+    if isinstance(source, tuple):
+        return len(source)
+    if isinstance(source, Path) and source.is_dir():
+        return len(_folder(source))
+    with _opened(source) as image:
         # The second picture of a phone's JPEG (MPO) is a preview or a depth map.
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def read_frames(path: Path, indices: Iterable[int]) -> Iterator[Image.Image]:
-    """The frames at `path` with these indices, each in mode RGB; one is in memory at a time.
+def read_frames(source: Source, indices: Iterable[int]) -> Iterator[Image.Image]:
+    """The frames of `source` with these indices, each in mode RGB; of a file, one is in memory at
+    a time.
 
     Raises UsageError where a frame cannot be read.
     """
-    if path.is_dir():
-        files = _folder(path)
+    if isinstance(source, Path) and source.is_dir():
+        source = tuple(_folder(source))
+    if isinstance(source, tuple):
         for index in indices:
-            with _opened(files[index]) as image:
+            with _opened(source[index]) as image:
                 yield upright_rgb(image)
         return
-    with _opened(path) as image:
+    with _opened(source) as image:
         for index in indices:
-            if index > 0:
+            if index > 0 or getattr(image, "n_frames", 1) > 1:
                 image.seek(index)
             yield upright_rgb(image)
 
@@ -105,40 +111,53 @@ def _natural(stem: str) -> tuple[tuple[int, str], ...]:
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[Image.Image]:
-    """The image of a file, open while the block runs; every way to fail there is a UsageError."""
+def _opened(source: Source) -> Generator[Image.Image]:
+    """The picture of a source, open while the block runs; every way to fail there is a
+    UsageError."""
+    title = title_of(source)
+    if isinstance(source, Path):
+        _check_file(source)
+    if source == b"":
+        raise UsageError(f"{title}: there are no bytes in it")
+    try:
+        with _open(source) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UsageError(_too_large(title, f"{width} x {height} = {width * height:,}"))
+            yield image
+    except UsageError:
+        raise
+    except Image.UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise UsageError(f"{title}: not an image in a format that is read ({known})") from None
+    except Image.DecompressionBombError:
+        raise UsageError(_too_large(title, "far too many")) from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise UsageError(f"{title}: the image is damaged: {reason}") from None
+
+
+def _check_file(path: Path) -> None:
     if not path.exists():
         raise UsageError(f"{path}: no such file")
     if not path.is_file():
         raise UsageError(f"{path}: not a regular file")
     if path.stat().st_size == 0:
         raise UsageError(f"{path}: the file is empty")
-    try:
-        with _open(path) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UsageError(_too_large(path, f"{width} x {height} = {width * height:,}"))
-            yield image
-    except UsageError:
-        raise
-    except Image.UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise UsageError(f"{path}: not an image in a format that is read ({known})") from None
-    except Image.DecompressionBombError:
-        raise UsageError(_too_large(path, "far too many")) from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise UsageError(f"{path}: the image is damaged: {reason}") from None
 
 
-def _open(path: Path) -> Image.Image:
-    """Reads the header only."""
+def _open(source: Source) -> AbstractContextManager[Image.Image]:
+    """Reads the header only. A picture that a caller opened is his to close."""
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    assert not isinstance(source, tuple)
     Image.init()
+    file = BytesIO(source) if isinstance(source, bytes) else source
     with warnings.catch_warnings():
         # Damaged metadata is no news to somebody who wants pixels; sizes are checked above.
         warnings.simplefilter("ignore")
-        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def _too_large(path: Path, pixels: str) -> str:
-    return f"{path}: {pixels} pixels, but a picture may have {MAX_PIXELS:,} at most; scale it down"
+def _too_large(title: str, pixels: str) -> str:
+    return f"{title}: {pixels} pixels, but a picture may have {MAX_PIXELS:,} at most; scale it down"

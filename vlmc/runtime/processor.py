@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmc.builder.shards import read_json
-from vlmc.components.encoder.preprocess import Preprocess
-from vlmc.diagnostics import UsageError
+from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.design import Preprocessing
+from vlmc.runtime.engines.engine import Pixels
 from vlmc.runtime.images import MAX_PIXELS
+from vlmc.runtime.json_object import json_object
 
-Pixels = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 RESAMPLING = {
@@ -110,8 +110,8 @@ def centre_crop(pixels: Bytes, size: tuple[int, int]) -> Bytes:
     return canvas[:, top : top + rows, left : left + columns]
 
 
-def from_spec(preprocess: Preprocess, image_size: int) -> ImageProcessor:
-    """The processor that a spec's encoder describes; `image_size` in pixels."""
+def from_spec(preprocess: Preprocessing, image_size: int) -> ImageProcessor:
+    """The processor that a design describes; `image_size` in pixels."""
     square = (image_size, image_size)
     by_edge = preprocess.resize == "shortest_edge"
     return ImageProcessor(
@@ -159,10 +159,10 @@ def check_size(processor: ImageProcessor, image_size: int, where: str) -> None:
 def _config(folder: Path) -> tuple[Path, dict[str, Any] | None]:
     path = folder / "preprocessor_config.json"
     if path.is_file():
-        return path, read_json(path)
+        return path, json_object(path)
     path = folder / "processor_config.json"
     if path.is_file():
-        nested = read_json(path).get("image_processor")
+        nested = json_object(path).get("image_processor")
         if isinstance(nested, dict):
             return path, cast("dict[str, Any]", nested)
     return path, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlmc.diagnostics import UsageError
+from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.tokenizer import Tokenizer
 
 MARKER = "<image>"

@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as TokenizerFile
 
-from vlmc.builder.shards import read_json
-from vlmc.diagnostics import UsageError
+from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.json_object import json_object
 
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "<|im_end|>")
 """Names of the end of a text, tried where a checkpoint's own files do not say."""
@@ -151,7 +151,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
         if not (folder / name).is_file():
             continue
-        found = read_json(folder / name)
+        found = json_object(folder / name)
         nested = found.get("text_config")
         for source in (nested, found):
             if isinstance(source, dict):
