@@ -1,0 +1,1 @@
+"""Builds under the names that other people's clients expect."""
