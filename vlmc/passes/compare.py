@@ -1,0 +1,29 @@
+"""Whether two forms of a graph compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from vlmc.capture.graph import Graph
+from vlmc.capture.values import run
+
+
+def compare(
+    before: Graph, after: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> float:
+    """The largest difference between what two graphs give, or write into their inputs, as a share
+    of the largest value of that tensor. NaN where either has one."""
+    was, now = ([one.clone() for one in inputs] for _ in range(2))
+    first = [*run(before, weights, was), *was]
+    second = [*run(after, weights, now), *now]
+    worst = 0.0
+    for one, other in zip(first, second, strict=True):
+        if one.numel() == 0:
+            continue
+        gap = float((one.double() - other.double()).abs().max())
+        share = gap / max(1.0, float(one.double().abs().max()))
+        if not share <= worst:
+            worst = share
+    return worst

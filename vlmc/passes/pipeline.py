@@ -1,0 +1,46 @@
+"""Every pass in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from vlmc.capture.graph import Graph
+from vlmc.capture.program import Draft
+from vlmc.passes.dead_constants import dead_constants
+from vlmc.passes.effect import Effect, Pass
+from vlmc.passes.merge_projections import merge_projections
+from vlmc.passes.verify import verify
+
+Target = Literal["onnx", "torch"]
+
+BOTH: tuple[Pass, ...] = (
+    dead_constants,
+    merge_projections,
+)
+
+ONNX: tuple[Pass, ...] = BOTH
+
+TORCH: tuple[Pass, ...] = BOTH
+
+
+def optimise(graph: Graph, target: Target, tell: Callable[[Effect], None] | None = None) -> Graph:
+    """`graph` after the passes for its engine; `tell` hears of each that changed it."""
+    return apply(graph, ONNX if target == "onnx" else TORCH, tell)
+
+
+def apply(
+    graph: Graph, passes: Sequence[Pass], tell: Callable[[Effect], None] | None = None
+) -> Graph:
+    """`graph` after `passes`, verified after each of them."""
+    before = graph
+    for one in passes:
+        draft = Draft(graph)
+        text = one(draft)
+        if not text:
+            continue
+        graph = draft.finish()
+        verify(before, graph, one.__name__)
+        if tell is not None:
+            tell(Effect(one.__name__, graph.name, text))
+    return graph
