@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from vlmc.diagnostics import UsageError
 from vlmc.emit.layout.graphs import renamed
 from vlmc.emit.layout.llava import image_config, model_config, processor_config
 from vlmc.emit.layout.words import Json, words
 from vlmc.ir import Arch
-from vlmc.runtime.byte_tokenizer import byte_tokenizer
+from vlmc.runtime.byte_tokenizer import ARCHITECTURES, byte_tokenizer
+from vlmc.runtime.describe import describe
+from vlmc.runtime.design import Design
 from vlmc.runtime.processor import ImageProcessor, from_checkpoint, from_spec
 from vlmc.runtime.tokenizer import Tokenizer, load_tokenizer
 from vlmc.spec.document import ModelSpec
@@ -58,8 +59,9 @@ def transformers_js(arch: Arch, spec: ModelSpec, build: Path, folder: Path) -> N
     tokenizer.
     """
     check(arch)
-    processor = _processor(spec, build / "weights")
-    tokenizer = _tokenizer(arch, spec, build)
+    design = describe(spec, arch)
+    processor = _processor(design, build / "weights")
+    tokenizer = _tokenizer(design, build)
     if processor.pad:
         raise UsageError(
             "--layout transformers.js: it cannot pad a picture before it resizes it; set "
@@ -91,20 +93,21 @@ def transformers_js(arch: Arch, spec: ModelSpec, build: Path, folder: Path) -> N
         (folder / name).write_text(written, encoding="utf-8")
 
 
-def _processor(spec: ModelSpec, folder: Path) -> ImageProcessor:
+def _processor(design: Design, folder: Path) -> ImageProcessor:
     """How pictures are read: as the checkpoint says, else the spec."""
-    encoder: Any = spec.encoder
-    return from_checkpoint(folder, from_spec(encoder.preprocess, encoder.image_size))
+    assert design.preprocessing is not None
+    assert design.image_size is not None
+    return from_checkpoint(folder, from_spec(design.preprocessing, design.image_size))
 
 
-def _tokenizer(arch: Arch, spec: ModelSpec, build: Path) -> Tokenizer:
+def _tokenizer(design: Design, build: Path) -> Tokenizer:
     """The tokenizer of a build, bytes for a twin that has none."""
     for folder in (build, build / "weights"):
         if (folder / "tokenizer.json").is_file():
             return load_tokenizer(folder, checkpoint=build / "weights")
-    if arch.mini:
-        return byte_tokenizer(spec.language.architecture, spec.language.total_vocabulary)
+    if design.mini:
+        return byte_tokenizer(ARCHITECTURES[design.serving], design.vocabulary)
     raise UsageError(
-        f"--layout transformers.js: {arch.name} has no tokenizer in {build}; put the published "
+        f"--layout transformers.js: {design.name} has no tokenizer in {build}; put the published "
         f"tokenizer.json there"
     )
