@@ -37,7 +37,7 @@ soundness: $(VENV)/installed
 	VLMC_SOUNDNESS_EXAMPLES=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_soundness.py
 
 benchmark: $(VENV)/installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/start.py
 
 clean:
 	rm -rf $(VENV)
