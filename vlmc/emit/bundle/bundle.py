@@ -1,0 +1,127 @@
+"""Several modules as one file: their imports merged, their code in order under headings."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from vlmc.emit.bundle.portion import Portion, Taken, Unportable
+from vlmc.emit.inline.layout import LINE_LENGTH, formatted
+
+PRESENT = ("numpy", "PIL", "tokenizers")
+"""Packages that every engine needs; any other is imported when it is first used."""
+
+STANDARD = sys.stdlib_module_names
+
+RULE = "# " + "-" * (LINE_LENGTH - 2)
+
+_START = ("import sys", "from pathlib import Path")
+
+_FIRST = """\
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    # Folders of a build such as onnx/ would pass for the packages of that name.
+    del sys.path[0]
+"""
+
+_LATE = '''\
+class _Late:
+    """A package that is imported when it is first used: each engine needs its own alone."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self.name), attribute)
+'''
+
+
+def bundled(header: str, portions: Sequence[Portion], closing: str) -> str:
+    """The text of the file: `header` is its docstring, `closing` the code at its end.
+
+    Raises Unportable where a name means two things, or a module takes what does not stand before
+    it.
+    """
+    _check_names(portions)
+    _check_order(portions)
+    lines = {line for one in portions for line in one.imports} - set(_START)
+    late = sorted(line for line in lines if _is_late(line))
+    types = sorted({*late, *(line for one in portions for line in one.for_types)})
+    parts = [
+        f'"""{header.rstrip()}\n"""',
+        "from __future__ import annotations",
+        "\n".join(_START),
+        _FIRST,
+        "\n".join(sorted(lines.difference(late) | {"from typing import TYPE_CHECKING, Any"})),
+    ]
+    if late:
+        parts += ["import importlib", _LATE]
+    if types:
+        parts.append(f"if TYPE_CHECKING:\n{_indented(types)}")
+    if late:
+        parts[-1] += f"\nelse:\n{_indented(_deferred(late))}"
+    parts += [f"{_heading(one.about)}\n\n\n{one.body}" for one in portions]
+    return formatted("\n\n".join((*parts, closing)) + "\n")
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return textwrap.indent("\n".join(lines), "    ")
+
+
+def _is_late(line: str) -> bool:
+    return any(package not in PRESENT and package not in STANDARD for package in _packages(line))
+
+
+def _packages(line: str) -> list[str]:
+    (node,) = ast.parse(line).body
+    if isinstance(node, ast.ImportFrom):
+        return [(node.module or "").split(".")[0]]
+    assert isinstance(node, ast.Import)
+    return [alias.name.split(".")[0] for alias in node.names]
+
+
+def _deferred(lines: Iterable[str]) -> list[str]:
+    """Stand-ins for packages that are imported late."""
+    made: list[str] = []
+    for line in lines:
+        (node,) = ast.parse(line).body
+        if not isinstance(node, ast.Import) or "." in node.names[0].name:
+            raise Unportable(f"{line}: an engine's own package is imported by its name alone")
+        made += [f'{alias.asname or alias.name} = _Late("{alias.name}")' for alias in node.names]
+    return made
+
+
+def _heading(about: str) -> str:
+    paragraphs = [" ".join(p.split()) for p in about.split("\n\n")]
+    lines = [f"# {line}" for p in paragraphs for line in (*textwrap.wrap(p, LINE_LENGTH - 2), "")]
+    return "\n".join((RULE, *(line.rstrip() for line in lines[:-1]), RULE))
+
+
+def _check_names(portions: Sequence[Portion]) -> None:
+    """Raises Unportable where a name of one file would have two meanings."""
+    owners: dict[str, str] = {}
+    for one in portions:
+        for name in sorted(one.defined):
+            if name in owners:
+                raise Unportable(f"{name} is defined in {owners[name]} and in {one.name}")
+            owners[name] = one.name
+    meanings: dict[str, str] = {}
+    for one in portions:
+        for name, what in one.bound.items():
+            if name in owners:
+                raise Unportable(f"{one.name} imports {what}, but {owners[name]} defines {name}")
+            if meanings.setdefault(name, what) != what:
+                raise Unportable(f"{name} is {meanings[name]} and, in {one.name}, {what}")
+
+
+def _check_order(portions: Sequence[Portion]) -> None:
+    """Raises Unportable where a module takes what is not in the file, or not yet."""
+    found: set[Taken] = set()
+    for one in portions:
+        for module, name in sorted(one.ours - found):
+            raise Unportable(f"{one.name} takes {name} from {module}, which is not before it")
+        found |= {(one.name, name) for name in one.defined}
+    for one in portions:
+        for module, name in sorted(one.later - found):
+            raise Unportable(f"{one.name} takes {name} from {module}, which is not in the file")
