@@ -16,24 +16,16 @@ from torch import Tensor, nn
 
 from vlmc.builder.checkpoint import assign, cut, listed, owners
 from vlmc.builder.shards import INDEX, SINGLE, Stored, place, stored_tensors
+from vlmc.builder.stream import CACHE_LINE, Streamed, write_safetensors
 from vlmc.diagnostics import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000
-CACHE_LINE = 64
-"""Bytes."""
 
 LAYOUT = 2
 """Of the bytes on disk: another number means that equal weights lie elsewhere in their files."""
 
 Siblings = list[tuple[str, Tensor]]
 """Parameters that lie side by side, by name."""
-
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-}
 
 
 def save_weights(
@@ -132,28 +124,18 @@ def check_weights(model: nn.Module, folder: Path) -> dict[str, Stored]:
 
 
 def _write(file: BinaryIO, groups: Iterable[Siblings]) -> None:
-    """One safetensors file: the length of the header, the header, the values.
+    """One safetensors file.
 
     Wider types come first, so that every tensor is aligned to its own size, and among them groups
     that fill whole cache lines, so that large matrices are aligned to those too.
     """
     ordered = sorted(groups, key=lambda group: (-group[0][1].element_size(), _ragged(group)))
     tensors = [item for group in ordered for item in group]
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors:
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % CACHE_LINE)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in tensors:
-        flat = tensor.cpu().contiguous().reshape(-1)
-        file.write(flat.view(torch.uint8).numpy().data)
+    write_safetensors(file, [_streamed(name, tensor) for name, tensor in tensors])
+
+
+def _streamed(name: str, tensor: Tensor) -> Streamed:
+    return Streamed(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
 def _ragged(group: Siblings) -> bool:
