@@ -43,6 +43,7 @@ SECOND = '''"""Doubling."""
 from __future__ import annotations
 
 import absent_package as package
+from absent_package import Thing
 import math
 
 from vlmc.runtime.first import LIMIT
@@ -52,8 +53,12 @@ def doubled(number: float) -> float:
     return math.floor(number) * LIMIT
 
 
-def engine() -> None:
-    package.start()
+class Engine:
+    limit: Thing
+
+    @package.decorator(thing=1)
+    def start(self, thing: Thing) -> Thing | None:
+        return package.started(thing)
 '''
 
 
@@ -87,9 +92,29 @@ def test_the_same_text_every_time() -> None:
     assert bundle() == bundle()
 
 
+PACKAGE = """
+class Thing:
+    pass
+
+
+def decorator(thing):
+    return lambda function: lambda *given: ("decorated", function(*given))
+
+
+def started(thing):
+    return thing
+"""
+
+
 def test_a_package_of_one_engine_is_imported_when_it_is_used(tmp_path: Path) -> None:
-    assert run(tmp_path, bundle(closing="print(LIMIT)")).stdout == "2\n"
-    assert "No module named 'absent_package'" in run(tmp_path, bundle(closing="engine()")).stderr
+    assert run(tmp_path, bundle(closing="Engine()")).stderr == ""
+    use = "print(Engine().start(3), Engine().start(4), Engine.start.__name__)"
+    assert "No module named 'absent_package'" in run(tmp_path, bundle(closing=use)).stderr
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/absent_package.py").write_text(PACKAGE)
+    use = f"sys.path.append(str(Path(__file__).parent / 'elsewhere'))\n{use}"
+    done = run(tmp_path, bundle(closing=use))
+    assert done.stdout == "('decorated', 3) ('decorated', 4) start\n", done.stderr
 
 
 def test_a_folder_beside_it_is_no_package(tmp_path: Path) -> None:
@@ -112,7 +137,10 @@ def test_a_folder_beside_it_is_no_package(tmp_path: Path) -> None:
         ("runtime.first import", "runtime.third import", "which is not before it"),
         ("import LIMIT", "import ABSENT", "takes ABSENT from vlmc.runtime.first"),
         ("def doubled", "def sum", "sum is defined twice, or is a builtin"),
-        ("import absent_package as package", "from absent import package", "by its name alone"),
+        ("import absent_package as package", "import absent.package", "in the function that"),
+        ("limit: Thing", "limit = package.most", "package is used when the file is read"),
+        ("class Engine", "class Engine(package.Base)", "package is used when the file is read"),
+        ("started(thing)", "started(Thing)", "Thing is there for types alone"),
     ],
 )
 def test_what_would_mean_something_else_in_one_file_is_refused(

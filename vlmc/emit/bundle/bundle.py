@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from vlmc.emit.bundle.late import DEFINITIONS, NEEDED, deferring, is_late, stand_ins
 from vlmc.emit.bundle.portion import Portion, Taken, Unportable
 from vlmc.emit.inline.layout import LINE_LENGTH, formatted
-
-PRESENT = ("numpy", "PIL", "tokenizers")
-"""Packages that every engine needs; any other is imported when it is first used."""
-
-STANDARD = sys.stdlib_module_names
 
 RULE = "# " + "-" * (LINE_LENGTH - 2)
 
@@ -25,17 +19,6 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     del sys.path[0]
 """
 
-_LATE = '''\
-class _Late:
-    """A package that is imported when it is first used: each engine needs its own alone."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self.name), attribute)
-'''
-
 
 def bundled(header: str, portions: Sequence[Portion], closing: str) -> str:
     """The text of the file: `header` is its docstring, `closing` the code at its end.
@@ -43,10 +26,11 @@ def bundled(header: str, portions: Sequence[Portion], closing: str) -> str:
     Raises Unportable where a name means two things, or a module takes what does not stand before
     it.
     """
+    portions = [deferring(one) for one in portions]
     _check_names(portions)
     _check_order(portions)
     lines = {line for one in portions for line in one.imports} - set(_START)
-    late = sorted(line for line in lines if _is_late(line))
+    late = sorted(line for line in lines if is_late(line))
     types = sorted({*late, *(line for one in portions for line in one.for_types)})
     parts = [
         f'"""{header.rstrip()}\n"""',
@@ -56,40 +40,17 @@ def bundled(header: str, portions: Sequence[Portion], closing: str) -> str:
         "\n".join(sorted(lines.difference(late) | {"from typing import TYPE_CHECKING, Any"})),
     ]
     if late:
-        parts += ["import importlib", _LATE]
+        parts += ["\n".join(NEEDED), DEFINITIONS]
     if types:
         parts.append(f"if TYPE_CHECKING:\n{_indented(types)}")
     if late:
-        parts[-1] += f"\nelse:\n{_indented(_deferred(late))}"
+        parts[-1] += f"\nelse:\n{_indented(stand_ins(late))}"
     parts += [f"{_heading(one.about)}\n\n\n{one.body}" for one in portions]
     return formatted("\n\n".join((*parts, closing)) + "\n")
 
 
 def _indented(lines: Sequence[str]) -> str:
     return textwrap.indent("\n".join(lines), "    ")
-
-
-def _is_late(line: str) -> bool:
-    return any(package not in PRESENT and package not in STANDARD for package in _packages(line))
-
-
-def _packages(line: str) -> list[str]:
-    (node,) = ast.parse(line).body
-    if isinstance(node, ast.ImportFrom):
-        return [(node.module or "").split(".")[0]]
-    assert isinstance(node, ast.Import)
-    return [alias.name.split(".")[0] for alias in node.names]
-
-
-def _deferred(lines: Iterable[str]) -> list[str]:
-    """Stand-ins for packages that are imported late."""
-    made: list[str] = []
-    for line in lines:
-        (node,) = ast.parse(line).body
-        if not isinstance(node, ast.Import) or "." in node.names[0].name:
-            raise Unportable(f"{line}: an engine's own package is imported by its name alone")
-        made += [f'{alias.asname or alias.name} = _Late("{alias.name}")' for alias in node.names]
-    return made
 
 
 def _heading(about: str) -> str:

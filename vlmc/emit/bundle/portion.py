@@ -41,7 +41,7 @@ class Portion:
     @property
     def bound(self) -> dict[str, str]:
         """Names that its imports bind, with what each stands for."""
-        return {name: what for line in self.imports for name, what in _bound(line)}
+        return {name: what for line in self.imports for name, what in bound(line)}
 
 
 def portion(name: str, text: str) -> Portion:
@@ -144,7 +144,8 @@ def _code(node: cst.CSTNode) -> str:
     return cst.Module([]).code_for_node(node)
 
 
-def _bound(line: str) -> Iterator[tuple[str, str]]:
+def bound(line: str) -> Iterator[tuple[str, str]]:
+    """The names that an import binds, with what each stands for."""
     (node,) = ast.parse(line).body
     assert isinstance(node, ast.Import | ast.ImportFrom)
     for alias in node.names:
