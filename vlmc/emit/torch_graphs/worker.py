@@ -1,0 +1,95 @@
+"""A process that compiles exported programs into packages.
+
+It reads lines `[program, package]` and answers each with the CPU features that the code needs.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmc.emit.torch_graphs.archive import private_folders, rewrite
+from vlmc.emit.torch_graphs.cpu import features
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    # Only answers go to standard output: compilers write there too.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        program, package = map(Path, json.loads(line))
+        needed = compile_program(program, package, settings)
+        answers.write(json.dumps(needed) + "\n")
+        answers.flush()
+
+
+def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> list[str]:
+    """Compiles the program at `path` into `package`; the CPU features that its code needs."""
+    from torch._inductor import config as inductor_config
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    program: Any = torch.export.load(path)
+    if settings["device"] != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, settings["device"])
+    program._state_dict = {
+        name: nn.Parameter(_unfilled(value), requires_grad=False)
+        for name, value in program.state_dict.items()
+    }
+    program._example_inputs = (tuple(_inputs(program)), {})
+    chosen = {
+        "aot_inductor.package_constants_in_so": False,
+        "aot_inductor.enable_line_tables": False,
+        "aot_inductor.enable_frame_pointer": False,
+        # A constant of few numbers would otherwise become a literal in the code.
+        "always_keep_tensor_constants": True,
+        "cpp.march": settings["level"],
+    }
+    inductor: Any = torch._inductor
+    known: Any = inductor_config
+    with known.patch({k: v for k, v in chosen.items() if _known(known, k)}):
+        inductor.aoti_compile_and_package(program, package_path=str(package))
+        needed = features(settings["level"])
+    rewrite(package, private_folders(Path(cache_dir())))
+    return needed
+
+
+def _known(config: Any, key: str) -> bool:
+    """Whether this torch has the setting."""
+    for name in key.split("."):
+        if not hasattr(config, name):
+            return False
+        config = getattr(config, name)
+    return True
+
+
+def _unfilled(like: Tensor) -> Tensor:
+    """Memory for a weight, of which nothing is ever touched: the compiler looks at its shape."""
+    size = max(like.numel() * like.element_size(), 1)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    held = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.uint8)
+    return held[: like.numel() * like.element_size()].view(like.dtype).view(like.shape)
+
+
+def _inputs(program: Any) -> list[Any]:
+    """The program's own symbolic inputs; of them the compiler reads how many there are."""
+    names = set(program.graph_signature.user_inputs)
+    return [
+        node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    ]
+
+
+if __name__ == "__main__":
+    main()
