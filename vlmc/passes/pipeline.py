@@ -9,19 +9,34 @@ from vlmc.capture.graph import Graph
 from vlmc.capture.program import Draft
 from vlmc.passes.dead_constants import dead_constants
 from vlmc.passes.effect import Effect, Pass
+from vlmc.passes.fold_constants import fold_constants
+from vlmc.passes.last_token import last_token
 from vlmc.passes.merge_projections import merge_projections
+from vlmc.passes.no_ops import no_ops
+from vlmc.passes.runtime_checks import runtime_checks
+from vlmc.passes.shared_results import shared_results
 from vlmc.passes.verify import verify
 
 Target = Literal["onnx", "torch"]
 
-BOTH: tuple[Pass, ...] = (
+ONNX: tuple[Pass, ...] = (
     dead_constants,
+    no_ops,
+    runtime_checks,
+    shared_results,
+    fold_constants,
+    last_token,
     merge_projections,
 )
 
-ONNX: tuple[Pass, ...] = BOTH
-
-TORCH: tuple[Pass, ...] = BOTH
+TORCH: tuple[Pass, ...] = (
+    dead_constants,
+    no_ops,
+    shared_results,
+    fold_constants,
+    last_token,
+    merge_projections,
+)
 
 
 def optimise(graph: Graph, target: Target, tell: Callable[[Effect], None] | None = None) -> Graph:
