@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ def main() -> None:
 
 def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> list[str]:
     """Compiles the program at `path` into `package`; the CPU features that its code needs."""
-    from torch._inductor import config as inductor_config
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     program: Any = torch.export.load(path)
@@ -55,8 +55,8 @@ def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> list
         "always_keep_tensor_constants": True,
         "cpp.march": settings["level"],
     }
-    inductor: Any = torch._inductor
-    known: Any = inductor_config
+    inductor: Any = import_module("torch._inductor")
+    known: Any = import_module("torch._inductor.config")
     with known.patch({k: v for k, v in chosen.items() if _known(known, k)}):
         inductor.aoti_compile_and_package(program, package_path=str(package))
         needed = features(settings["level"])

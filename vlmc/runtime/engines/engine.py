@@ -39,9 +39,12 @@ class Engine(Protocol):
 
     name: str
     """eager, compile, aoti or onnx."""
-    capacity: int | None
-    """Tokens that the sequence of one row may have, prompt and answer together (of an
-    encoder-decoder: its decoder's); None where only the language model's positions bound it."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that the sequence of one row may have, prompt and answer together (of an
+        encoder-decoder: its decoder's); None where only the language model's positions bound it."""
+        ...
 
     def encode_images(self, pixels: Pixels) -> list[Feature]:
         """One feature for each image of [images, channels, height, width], or [images, frames,

@@ -1,0 +1,72 @@
+"""The weights of a build as tensors over its own files: nothing is copied where it need not be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmc.builder.located import Located, adjacent, located, located_in
+from vlmc.diagnostics.faults import EnvironmentFault
+from vlmc.runtime.engines.graph_files import GraphFile
+
+
+class MappedWeights:
+    """Weights by name, in the number format `dtype` and on `device`.
+
+    On the CPU a tensor is a view of the mapped file. On another device, or in another number format
+    than that on disk, it is a copy, made once.
+    """
+
+    def __init__(self, weights: Path, graphs: Path, dtype: torch.dtype, device: str) -> None:
+        self.places = located(weights)
+        extra = graphs / "constants.safetensors"
+        self.extra = located_in(extra) if extra.exists() else {}
+        self.dtype = dtype
+        self.device = device
+        self.files: dict[Path, Tensor] = {}
+        self.made: dict[Any, Tensor] = {}
+
+    def constants(self, graph: GraphFile) -> dict[str, Tensor]:
+        """The constants of a graph by name. Raises EnvironmentFault where a weight is missing."""
+        return {name: self.constant(parts) for name, parts in graph.constants.items()}
+
+    def constant(self, parts: tuple[str, ...] | str) -> Tensor:
+        """Weights joined along their first dimension, or a constant of the graphs' own."""
+        if parts not in self.made:
+            try:
+                if isinstance(parts, str):
+                    places = [self.extra[parts]]
+                else:
+                    places = [self.places[name] for name in parts]
+            except KeyError as error:
+                raise EnvironmentFault(
+                    f"the weights of this build lack {error}, which its graphs read; build it again"
+                ) from None
+            values = self._joined(places)
+            self.made[parts] = values.to(device=self.device, dtype=self.dtype)
+        return self.made[parts]
+
+    def _joined(self, places: Sequence[Located]) -> Tensor:
+        if not adjacent(places):
+            return torch.cat([self._joined([place]) for place in places])
+        first = places[0]
+        shape = first.shape
+        if len(places) > 1:
+            shape = (sum(place.shape[0] for place in places), *shape[1:])
+        kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
+        dtype = kinds.get(first.dtype, torch.bfloat16)
+        part = self._mapped(first.file)[first.begin : places[-1].end]
+        if first.begin % dtype.itemsize:
+            part = part.clone()
+        return part.view(dtype).view(shape)
+
+    def _mapped(self, file: Path) -> Tensor:
+        if file not in self.files:
+            size = file.stat().st_size
+            # A private mapping: what is read stays shared with every other process.
+            self.files[file] = torch.from_file(str(file), size=size, dtype=torch.uint8)
+        return self.files[file]
