@@ -1,0 +1,133 @@
+"""Scaled dot-product attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from vlmc.emit.onnx.lowering import Lowering
+from vlmc.emit.onnx.patterns import NATIVE, called, source
+from vlmc.emit.onnx.values import Value, shape_of
+
+aten: Any = torch.ops.aten
+
+
+def attention(low: Lowering, node: Node) -> Value:
+    """Attention over the heads of [batch, heads, tokens, head_dim]."""
+    parameters = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given: dict[str, Any] = {**dict(zip(parameters, node.args, strict=False)), **node.kwargs}
+    mask = low.argument(given.get("attn_mask"))
+    causal = bool(given.get("is_causal", False))
+    scale = given.get("scale")
+    query = low.argument(given["query"])
+    if low.builder.opset < NATIVE:
+        key, value = low.argument(given["key"]), low.argument(given["value"])
+        return low.like(node, _decomposed(low, query, key, value, mask, causal, scale))
+    key, value = (low.argument(_shared(given[name], query)) for name in ("key", "value"))
+    return _native(low, node, (query, key, value), mask, causal=causal, scale=scale)
+
+
+def _shared(node: Any, query: Value) -> Any:
+    """The heads of keys or values before they are repeated for each head of the queries."""
+    inner = source(node)
+    if called(inner, aten.repeat_interleave.self_int):
+        arguments = [*inner.args, *inner.kwargs.values()]
+        if arguments[2] == 1 and len(query.shape) == 4:
+            return inner.args[0]
+    return node
+
+
+def _native(
+    low: Lowering,
+    node: Node,
+    operands: tuple[Value, Value, Value],
+    mask: Value | None,
+    *,
+    causal: bool,
+    scale: float | None,
+) -> Value:
+    """One node. On [batch, tokens, heads * head_dim] where the operands are at hand so, and with
+    the cache as inputs and outputs of the node where one is."""
+    query, key, value = operands
+    call = low.builder.call
+    seen = "" if mask is None else _mask(low, mask, query)
+    made = Value(shape=shape_of(node.meta["val"]), dtype=query.dtype)
+    heads = {"q_num_heads": query.shape[1], "kv_num_heads": key.shape[1]}
+    common = {"is_causal": int(causal) or None, "scale": scale}
+    packed = [one.tokens for one in operands]
+    if all(one is not None for one in packed):
+        names = [low.name(one) for one in packed]
+        name = call("Attention", [*names, seen], **heads, **common)
+        made.tokens = _joined_heads(made, name)
+        return made
+    if query.tokens and _cached(key) and _cached(value) and not causal:
+        assert key.joined is not None
+        assert value.joined is not None
+        names = [
+            low.name(one) for one in (query.tokens, key.joined[1].tokens, value.joined[1].tokens)
+        ]
+        past = [low.name(key.joined[0]), low.name(value.joined[0])]
+        name, key.name, value.name = call(
+            "Attention", [*names, seen, *past], outputs=3, **heads, **common
+        )
+        made.tokens = _joined_heads(made, name)
+        return made
+    names = [low.name(one) for one in operands]
+    made.name = call("Attention", [*names, seen], **common)
+    return made
+
+
+def _mask(low: Lowering, mask: Value, query: Value) -> str:
+    """A mask with a row for each query: runtimes do not repeat a single one."""
+    name = low.name(mask)
+    if mask.shape[-2] != 1 or query.shape[2] == 1:
+        return name
+    wanted = low.extents.vector((1, 1, query.shape[2], 1)[-len(mask.shape) :])
+    return low.builder.call("Expand", [name, wanted])
+
+
+def _cached(value: Value) -> bool:
+    """Whether keys or values are a cache and newest tokens that nobody has joined yet."""
+    return value.joined is not None and not value.name and value.joined[1].tokens is not None
+
+
+def _joined_heads(made: Value, name: str) -> Value:
+    batch, heads, tokens, width = made.shape
+    return Value(shape=(batch, tokens, heads * width), dtype=made.dtype, name=name)
+
+
+def _decomposed(
+    low: Lowering,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Value | None,
+    causal: bool,
+    scale: float | None,
+) -> str:
+    """softmax(query . key * scale + mask) . value, for opsets without attention."""
+    call = low.builder.call
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scaled = low.name(query)
+    if factor != 1.0:
+        scaled = call("Mul", [scaled, low.builder.number(factor, torch.float32)])
+    scores = call("MatMul", [scaled, call("Transpose", [low.name(key)], perm=[0, 1, 3, 2])])
+    if mask is not None and mask.dtype != torch.bool:
+        scores = call("Add", [scores, low.name(mask)])
+    elif mask is not None:
+        scores = call("Add", [scores, _penalty(low, low.name(mask))])
+    elif causal:
+        places = [low.extents.scalar(one.shape[2]) for one in (query, key)]
+        zero, one = (low.builder.number(n, torch.int64) for n in (0, 1))
+        rows, columns = (call("Range", [zero, place, one]) for place in places)
+        column = call("Unsqueeze", [rows, low.builder.integers([1])])
+        scores = call("Add", [scores, _penalty(low, call("LessOrEqual", [columns, column]))])
+    return call("MatMul", [call("Softmax", [scores], axis=-1), low.name(value)])
+
+
+def _penalty(low: Lowering, seen: str) -> str:
+    """0 where a mask is True, minus infinity elsewhere."""
+    numbers = [low.builder.number(one, torch.float32) for one in (0.0, float("-inf"))]
+    return low.builder.call("Where", [seen, *numbers])

@@ -1,0 +1,176 @@
+"""A design's ONNX graphs, beside the weights that they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import helper
+from torch import Tensor
+
+from vlmc.builder.located import Located, located, located_in
+from vlmc.builder.shards import stored_tensors
+from vlmc.builder.stream import Streamed, write_safetensors
+from vlmc.capture.capture import capture
+from vlmc.capture.graph import Folded, Graph, Wire
+from vlmc.diagnostics import UsageError
+from vlmc.emit.artifact import Progress, silent
+from vlmc.emit.onnx.builder import TYPES, Builder
+from vlmc.emit.onnx.external import Initializer, Tables, link, of_weights
+from vlmc.emit.onnx.lowering import Lowering
+from vlmc.emit.onnx.operators import OPERATORS
+from vlmc.emit.onnx.options import OPSETS, OnnxOptions
+from vlmc.emit.onnx.quantise import Quantiser
+from vlmc.ir import Arch
+from vlmc.passes.effect import Effect
+from vlmc.passes.pipeline import optimise
+
+DIMS = {
+    "batch": "batch_size",
+    "text": "sequence_length",
+    "past": "past_sequence_length",
+    "total": "total_sequence_length",
+    "source": "encoder_sequence_length",
+    "visual": "visual_length",
+    "images": "num_images",
+    "frames": "num_frames",
+    "sequence": "sequence_length + visual_length",
+}
+"""Extents by the names that ONNX clients know; transformers.js looks for `batch_size`."""
+
+NUMBERS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
+
+WEIGHTS = "weights"
+CONSTANTS = "constants.safetensors"
+
+
+def write(
+    arch: Arch,
+    weights: Path,
+    folder: Path,
+    *,
+    options: OnnxOptions,
+    progress: Progress = silent,
+    tell: Callable[[Effect], None] | None = None,
+) -> None:
+    """Fills `folder` with a graph for each stage: vision, embed, encoder, decoder or model.
+
+    Graphs hold no weights: they point into the files of `weights`, which appear below `folder` as
+    hard links (as copies where the file system has none), since a runtime opens nothing outside
+    the graph's folder. `tell` hears what the passes do. Raises UsageError for an unknown opset and where quantisation costs more than the
+    options allow.
+    """
+    if options.opset not in OPSETS:
+        known = " or ".join(str(one) for one in OPSETS)
+        raise UsageError(f"ONNX opset {options.opset}: {known} is expected")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted({one.file for one in located(weights).values()}):
+        link(file, folder / WEIGHTS / file.name)
+    progress("onnx: capturing graphs")
+    graphs = [optimise(graph, "onnx", tell) for graph in capture(arch, cache="growing")]
+    plain = Writer(arch, weights, folder, options, progress)
+    plain.write(graphs)
+    if options.quantize is not None:
+        plain.write_quantised(graphs, "vision" if options.quantize_vision else None)
+
+
+class Writer:
+    """Writes graphs of one build."""
+
+    def __init__(
+        self, arch: Arch, weights: Path, folder: Path, options: OnnxOptions, progress: Progress
+    ) -> None:
+        self.image_tokens = arch.tokens.per_image
+        self.folder = folder
+        self.options = options
+        self.progress = progress
+        self.places = located(weights)
+        self.stored = stored_tensors(weights)
+        self.tables = Tables(CONSTANTS)
+
+    def read(self, name: str) -> Tensor:
+        """The values of a weight."""
+        return self.stored[name].read()
+
+    def write(self, graphs: Sequence[Graph]) -> None:
+        """Every graph as it is."""
+        made = [self._lowered(graph, None) for graph in graphs]
+        tables = [_streamed(name, values) for name, values in self.tables.values.items()]
+        written = self._streamed_into(CONSTANTS, tables)
+        for graph, builder, outputs in made:
+            self._save(f"{graph.name}.onnx", graph, builder, outputs, written)
+
+    def write_quantised(self, graphs: Sequence[Graph], extra: str | None) -> None:
+        """The graphs of the language model once more, with quantised weights."""
+        bits = self.options.quantize
+        assert bits is not None
+        for graph in graphs:
+            if graph.name not in ("encoder", "decoder", "model", extra):
+                continue
+            stem = f"{graph.name}.{bits}"
+            location = f"{stem}.safetensors"
+            quantiser = Quantiser(int(bits.removeprefix("int")), location, self.read)
+            _, builder, outputs = self._lowered(graph, quantiser)
+            written = dict(self._streamed_into(location, quantiser.streamed()))
+            constants = self.folder / CONSTANTS
+            written |= located_in(constants) if constants.exists() else {}
+            self._save(f"{stem}.onnx", graph, builder, outputs, written)
+
+    def _lowered(
+        self, graph: Graph, quantiser: Quantiser | None
+    ) -> tuple[Graph, Builder, list[str]]:
+        builder = Builder(graph.name, self.options.opset, self.tables)
+        constants = {target: self._constant(graph, target) for target in graph.constants}
+        return graph, builder, Lowering(graph, builder, constants, quantiser).run(OPERATORS)
+
+    def _constant(self, graph: Graph, target: str) -> list[Initializer]:
+        constant = graph.constants[target]
+        if isinstance(constant, Folded):
+            values = constant.compute(*(self.read(name).float() for name in constant.parts))
+            return [self.tables.add(graph.name, values.float())]
+        parts = [self.places[name] for name in constant.parts]
+        return of_weights(target.removeprefix("model."), parts, WEIGHTS)
+
+    def _streamed_into(self, name: str, tensors: Sequence[Streamed]) -> Mapping[str, Located]:
+        """Writes a file of constants, where there are any."""
+        place = self.folder / name
+        if not tensors:
+            return {}
+        self.progress(f"onnx/{name}")
+        with place.open("wb") as file:
+            write_safetensors(file, tensors)
+        return located_in(place)
+
+    def _save(
+        self,
+        name: str,
+        graph: Graph,
+        builder: Builder,
+        outputs: Sequence[str],
+        written: Mapping[str, Located],
+    ) -> None:
+        self.progress(f"onnx/{name}")
+        bounds = {DIMS[dim]: list(pair) for dim, pair in sorted(graph.bounds.items())}
+        model = builder.finish(
+            [_info(wire) for wire in graph.inputs],
+            [_info(wire) for wire in graph.outputs],
+            outputs,
+            {
+                "vlmc.bounds": json.dumps(bounds, sort_keys=True),
+                "vlmc.image_tokens": str(self.image_tokens),
+            },
+            written,
+        )
+        (self.folder / name).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _streamed(name: str, values: Tensor) -> Streamed:
+    return Streamed(name, values.dtype, tuple(values.shape), lambda: values)
+
+
+def _info(wire: Wire) -> Any:
+    dims = [DIMS[dim] if isinstance(dim, str) else dim for dim in wire.dims]
+    return helper.make_tensor_value_info(wire.name, TYPES[NUMBERS[wire.number]], dims)

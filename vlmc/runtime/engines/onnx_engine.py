@@ -1,0 +1,307 @@
+"""A build's ONNX graphs as an engine: needs onnxruntime and numpy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
+
+ONNX_RUNTIME = "1.23"
+"""The first ONNX Runtime with every operator of opset 23."""
+ONNX_ROOM = 256
+"""Tokens by which a cache has more room than it needs when it is made."""
+ONNX_NUMBERS: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxGraph:
+    """An open graph: what it takes and gives, and how far its extents may vary."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        runtime = onnx_runtime()
+        if not path.is_file():
+            raise EnvironmentFault(
+                f"{path}: there is no such graph; build it with --artifacts onnx"
+            )
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        try:
+            self.session: Any = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime's exceptions have no base of their own
+            raise EnvironmentFault(
+                f"{path}: ONNX Runtime {runtime.__version__} cannot open it (onnxruntime>="
+                f"{ONNX_RUNTIME} is needed, and every file as it was built): {error}"
+            ) from None
+        self.inputs: dict[str, Any] = {one.name: one for one in self.session.get_inputs()}
+        self.outputs: dict[str, Any] = {one.name: one for one in self.session.get_outputs()}
+        notes = self.session.get_modelmeta().custom_metadata_map
+        self.bounds = cast("dict[str, list[int]]", json.loads(notes["vlmc.bounds"]))
+        self.image_tokens = int(notes["vlmc.image_tokens"])
+
+    def run(self, given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Every output."""
+        return self.session.run(None, given)
+
+
+class OnnxState:
+    """A generation. Keys and values lie in two sets of buffers: a step reads one and writes the
+    other, so that it allocates none of them; a set grows by `ONNX_ROOM` tokens at a time."""
+
+    def __init__(self, graph: OnnxGraph, mask: NDArray[np.int64], limit: int) -> None:
+        self.graph = graph
+        self.mask = mask
+        """[batch, tokens so far]: 1 at tokens, 0 at padding."""
+        self.limit = limit
+        self.length = 0
+        """Tokens that the cache holds, padding included."""
+        self.outside: dict[str, NDArray[Any]] = {}
+        """What is read from outside the sequence, by the name of its input."""
+        self.pasts = [name for name in graph.inputs if name.startswith("past_key_values.")]
+        self.sets: list[list[NDArray[np.float32]]] = [[], []]
+        self.turn = 0
+        self.binding: Any = graph.session.io_binding()
+        width = graph.outputs["logits"].shape[-1]
+        self.logits = np.empty((len(mask), 1, width), np.float32)
+        self._bind_output("logits", self.logits, self.logits.shape)
+
+    def run(self, embeds: NDArray[np.float32]) -> Logits:
+        """Appends tokens [batch, tokens, width], which `mask` covers already; the logits [batch,
+        vocabulary] after the last that is no padding."""
+        total = self.length + embeds.shape[1]
+        if total > self.limit:
+            raise UsageError(
+                f"the sequence has {total} tokens, but the graphs are made for {self.limit}"
+            )
+        old, new = self.sets[self.turn], self._grown(1 - self.turn, total)
+        for index, name in enumerate(self.pasts):
+            shape, later = self._shape(name, self.length), self._shape(name, total)
+            self._bind_input(name, old[index] if old else new[index], shape)
+            self._bind_output(name.replace("past_key_values", "present"), new[index], later)
+        given = {"inputs_embeds": embeds, "attention_mask": self.mask, **self.outside}
+        held = [np.ascontiguousarray(one) for one in given.values()]
+        for name, one in zip(given, held, strict=True):
+            self._bind_input(name, one, one.shape)
+        self.graph.session.run_with_iobinding(self.binding)
+        self.turn, self.length = 1 - self.turn, total
+        return self.logits[:, 0].copy()
+
+    def _grown(self, turn: int, total: int) -> list[NDArray[np.float32]]:
+        """A set of buffers with room for `total` tokens; what it held is lost."""
+        shapes = [self._shape(name, total) for name in self.pasts]
+        found = self.sets[turn]
+        if not found or found[0].size < np.prod(shapes[0]):
+            room = min(self.limit, total + ONNX_ROOM)
+            sizes = [int(np.prod(self._shape(name, room))) for name in self.pasts]
+            self.sets[turn] = [np.empty(size, np.float32) for size in sizes]
+        return self.sets[turn]
+
+    def _shape(self, name: str, tokens: int) -> tuple[int, ...]:
+        heads, width = self.graph.inputs[name].shape[1], self.graph.inputs[name].shape[3]
+        return (len(self.mask), heads, tokens, width)
+
+    def _bind_input(self, name: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
+        self.binding.bind_input(name, "cpu", 0, values.dtype, shape, values.ctypes.data)
+
+    def _bind_output(self, name: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
+        self.binding.bind_output(name, "cpu", 0, values.dtype, shape, values.ctypes.data)
+
+
+class OnnxEngine:
+    """Runs the graphs below `folder`; a session for each is opened when it is first needed.
+
+    A feature is the vision graph's output for one image: [tokens, width], or keys and values
+    [heads, tokens, head_dim] for each block that looks at images. `variant` (int8, int4) runs
+    quantised graphs; of those that there are none of, the plain ones. Raises EnvironmentFault where
+    onnxruntime is missing or cannot open a graph.
+    """
+
+    name = "onnx"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        serving: str,
+        start_token: int | None = None,
+        variant: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self.serving = serving
+        self.start_token = start_token
+        self.variant = variant
+        self.threads = threads
+        self._open: dict[str, OnnxGraph] = {}
+        onnx_runtime()
+        last = "model" if serving == "single_pass" else "decoder"
+        if variant is not None and not (folder / f"{last}.{variant}.onnx").is_file():
+            raise EnvironmentFault(
+                f"{folder}: holds no {variant} graphs; build them with --quantize {variant}"
+            )
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that the sequence of one row may have."""
+        if self.serving == "single_pass":
+            return self.graph("model").bounds["sequence_length"][1]
+        return self.graph("decoder").bounds["past_sequence_length"][1] + 1
+
+    def graph(self, name: str) -> OnnxGraph:
+        """The graph of a stage, open."""
+        if name not in self._open:
+            path = self.folder / f"{name}.onnx"
+            chosen = self.folder / f"{name}.{self.variant}.onnx"
+            # Looking words up is not worth a pool of threads, which would stand in others' way.
+            threads = 1 if name == "embed" else self.threads
+            self._open[name] = OnnxGraph(chosen if chosen.is_file() else path, threads)
+        return self._open[name]
+
+    def encode_images(self, pixels: Pixels) -> list[Feature]:
+        """One feature for each image; see `Engine.encode_images`."""
+        graph = self.graph("vision")
+        (name,) = graph.inputs
+        found = graph.run({name: np.ascontiguousarray(pixels, np.float32)})
+        if self.serving != "cross_attention":
+            return list(found[0])
+        pairs = list(zip(found[::2], found[1::2], strict=True))
+        return [tuple((keys[i], values[i]) for keys, values in pairs) for i in range(len(pixels))]
+
+    def prefill(self, rows: Sequence[Row]) -> tuple[OnnxState, Logits]:
+        """Reads whole prompts; see `Engine.prefill`."""
+        ids, mask = self._padded(rows)
+        decoder = self.graph("decoder")
+        first = self.graph("encoder") if self.serving == "encoder_decoder" else decoder
+        self._check(first, ids, rows)
+        embeds = self._embedded(ids)
+        for index, row in enumerate(rows):
+            if row.visual.any():
+                embeds[index, np.flatnonzero(row.visual)] = np.concatenate(row.features)
+        if self.serving == "encoder_decoder":
+            memory = first.run({"inputs_embeds": embeds, "attention_mask": mask})
+            state = OnnxState(decoder, np.empty((len(rows), 0), np.int64), self._limit)
+            state.outside = dict(zip(first.outputs, memory, strict=True))
+            state.outside["memory_mask"] = mask
+            return state, self.step(state, np.full(len(rows), self.start_token, np.int64))
+        state = OnnxState(decoder, mask, self._limit)
+        if self.serving == "cross_attention":
+            state.outside = self._memory(decoder, rows, ids.shape[1])
+        logits = state.run(embeds)
+        if "seen" in state.outside:
+            # New tokens see what the last token of their row saw.
+            last = [(len(row.ids) - 1) for row in rows]
+            state.outside["seen"] = state.outside["seen"][np.arange(len(rows)), last][:, None]
+        return state, logits
+
+    def step(self, state: OnnxState, tokens: Ids) -> Logits:
+        """Appends a token to each row; see `Engine.step`."""
+        ids = np.asarray(tokens, np.int64)[:, None]
+        state.mask = np.concatenate((state.mask, np.ones_like(ids)), axis=1)
+        return state.run(self._embedded(ids))
+
+    def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
+        """The outputs of a design that answers in one pass."""
+        graph = self.graph("model")
+        ids, mask = self._padded(rows)
+        self._check(graph, ids, rows)
+        counts = [sum(len(one) for one in row.features) for row in rows]
+        shape = (len(rows), max(1, *counts), graph.inputs["image_features"].shape[2])
+        visual = np.zeros(shape, np.float32)
+        seen = np.zeros(shape[:2], np.int64)
+        for index, row in enumerate(rows):
+            if row.features:
+                visual[index, : counts[index]] = np.concatenate(row.features)
+                seen[index, : counts[index]] = 1
+        found = graph.run(
+            {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "image_features": visual,
+                "visual_mask": seen,
+            }
+        )
+        sizes = {ids.shape[1] + shape[1]: ids.shape[1] + max(counts)}
+        # Where no row has an image, what stood for one is no part of the answer.
+        return {
+            name: one[:, : sizes.get(one.shape[1])] if one.ndim == 3 else one
+            for name, one in zip(graph.outputs, found, strict=True)
+        }
+
+    @property
+    def _limit(self) -> int:
+        assert self.capacity is not None
+        return self.capacity
+
+    def _check(self, graph: OnnxGraph, ids: Ids, rows: Sequence[Row]) -> None:
+        """Raises UsageError for prompts that the graphs are not made for."""
+        bounds = graph.bounds
+        longest = bounds.get("encoder_sequence_length") or bounds["sequence_length"]
+        if ids.shape[1] > longest[1]:
+            raise UsageError(
+                f"a prompt has {ids.shape[1]} tokens, images included, but the graphs are made for "
+                f"{longest[1]}: shorten it, or raise token_budget and build again"
+            )
+        if len(rows) > bounds["batch_size"][1]:
+            raise UsageError(
+                f"{len(rows)} prompts at once, but the graphs are made for "
+                f"{bounds['batch_size'][1]}"
+            )
+
+    def _embedded(self, ids: Ids) -> NDArray[np.float32]:
+        return self.graph("embed").run({"input_ids": ids})[0]
+
+    def _padded(self, rows: Sequence[Row]) -> tuple[Ids, Ids]:
+        """Ids and mask [batch, text], padded on the right."""
+        longest = max(len(row.ids) for row in rows)
+        ids, mask = np.zeros((2, len(rows), longest), np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row.ids)] = row.ids
+            mask[index, : len(row.ids)] = 1
+        return ids, mask
+
+    def _memory(self, graph: OnnxGraph, rows: Sequence[Row], text: int) -> dict[str, NDArray[Any]]:
+        """Keys and values [batch, heads, images * tokens, head_dim] of each row's images, and who
+        sees which: [batch, text, images]. What fills up a row with fewer images is seen by nobody,
+        and so is the one image where there is none at all."""
+        names = [name for name in graph.inputs if name.startswith("memory.")]
+        most = max(1, *(len(row.features) for row in rows))
+        seen = np.zeros((len(rows), text, most), np.bool_)
+        tokens = graph.image_tokens
+        found: dict[str, NDArray[Any]] = {}
+        for index, name in enumerate(names):
+            _, heads, _, width = graph.inputs[name].shape
+            joined = np.zeros((len(rows), heads, most * tokens, width), np.float32)
+            for row, one in zip(joined, rows, strict=True):
+                for number, feature in enumerate(one.features):
+                    own = feature[index // 2][index % 2]
+                    row[:, number * tokens : number * tokens + own.shape[1]] = own
+            found[name] = joined
+        for row, one in zip(seen, rows, strict=True):
+            if one.seen is not None:
+                row[: len(one.ids), : one.seen.shape[1]] = one.seen
+        return {**found, "seen": seen}
+
+
+def onnx_runtime() -> Any:
+    """The package. Raises EnvironmentFault where it is missing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EnvironmentFault(
+            f"the engine onnx needs ONNX Runtime: pip install 'onnxruntime>={ONNX_RUNTIME}'"
+        ) from None
+    return onnxruntime
