@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.runtime.engines.graph_files import GraphFile
@@ -35,7 +35,10 @@ class CompiledProgram:
         module: Any = program.module(check_guards=False)
         values = weights.constants(graph)
         module.load_state_dict(
-            {name: nn.Parameter(value, requires_grad=False) for name, value in values.items()},
+            {
+                name: torch.nn.Parameter(value, requires_grad=False)
+                for name, value in values.items()
+            },
             assign=True,
         )
         self.report = report

@@ -15,7 +15,7 @@ from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
 from vlmc.runtime.engines.graph_files import GraphFile, GraphFolder
 
-TorchProgram = Callable[[list[Tensor]], list[Tensor]]
+TorchProgram = Callable[[list["Tensor"]], list["Tensor"]]
 
 
 class TorchState:
