@@ -15,34 +15,49 @@ from vlmc.version import __version__
 if TYPE_CHECKING:
     from vlmc.diagnostics import Diagnostic, EnvironmentFault, SpecError, UsageError
     from vlmc.emit.manifest import Manifest
+    from vlmc.emit.options import Options
     from vlmc.ir import Arch
-    from vlmc.pipeline import build, build_model, check, load_spec, resolve
+    from vlmc.pipeline import build, build_model, check, load_spec, resolve, verify
+    from vlmc.runtime.answer import Answer
+    from vlmc.runtime.session import Session
+    from vlmc.sessions import load
     from vlmc.spec.document import ModelSpec
 
 __all__ = [
+    "Answer",
     "Arch",
     "Diagnostic",
     "EnvironmentFault",
     "Manifest",
     "ModelSpec",
+    "Options",
+    "Session",
     "SpecError",
     "UsageError",
     "__version__",
     "build",
     "build_model",
     "check",
+    "load",
     "load_spec",
     "resolve",
+    "verify",
 ]
 
 _HOMES = {
-    **dict.fromkeys(("build", "build_model", "check", "load_spec", "resolve"), "vlmc.pipeline"),
+    **dict.fromkeys(
+        ("build", "build_model", "check", "load_spec", "resolve", "verify"), "vlmc.pipeline"
+    ),
     **dict.fromkeys(
         ("Diagnostic", "EnvironmentFault", "SpecError", "UsageError"), "vlmc.diagnostics"
     ),
+    "Answer": "vlmc.runtime.answer",
     "Arch": "vlmc.ir",
     "Manifest": "vlmc.emit.manifest",
     "ModelSpec": "vlmc.spec.document",
+    "Session": "vlmc.runtime.session",
+    "load": "vlmc.sessions",
+    "Options": "vlmc.emit.options",
 }
 
 

@@ -10,19 +10,22 @@ validated in a fraction of the time that importing torch takes.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmc.diagnostics import SpecError, UsageError
-from vlmc.ir import Arch, verify
+from vlmc.diagnostics.nearest import listing
+from vlmc.ir import Arch
+from vlmc.ir import verify as verified
 from vlmc.resolver import check as broken_rules
 from vlmc.resolver import flow
 from vlmc.resolver import resolve as infer
-from vlmc.spec.document import ModelSpec
+from vlmc.spec.document import ARTIFACTS, ModelSpec
 from vlmc.spec.loader import load
+from vlmc.spec.problems import planned
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
     from vlmc.emit.artifact import Build, Progress
     from vlmc.emit.check import Stale
     from vlmc.emit.manifest import Manifest
+    from vlmc.emit.options import Options
+    from vlmc.emit.verify.verdict import Verdict
+
+    Hear = Callable[[str], None]
 
 RESOLVED = "spec.resolved.yaml"
 
@@ -56,7 +63,7 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> ModelSpec:
 def resolve(spec: ModelSpec, *, mini: bool = False) -> Arch:
     """The design with everything inferred: widths, tokens, parameters; its laptop-size twin with
     `mini`. Needs no torch. Raises SpecError where a rule is broken."""
-    return verify(infer(spec, mini=mini))
+    return verified(infer(spec, mini=mini))
 
 
 def build_model(
@@ -101,20 +108,24 @@ def plan(
     *,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
+    options: Options | None = None,
     progress: Progress | None = None,
+    tell: Hear | None = None,
+    note: Hear | None = None,
 ) -> Build:
     """What the emitters are given: the options of `build`, and its stages as far as an `Arch`."""
-    from vlmc.emit.artifact import Build, silent
+    from vlmc.emit import options as choices
+    from vlmc.emit.artifact import Build, silent, unheard
     from vlmc.emit.manifest import Manifest
 
-    path, overrides, tell = Path(path), _overrides(overrides), progress or silent
+    path, overrides, stage = Path(path), _overrides(overrides), progress or silent
     _compatible(mini, checkpoint, seed)
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise UsageError(f"{checkpoint}: there is no such folder")
     again = Manifest.read(path) if path.is_dir() else None
-    tell("loading")
+    stage("loading")
     spec = load_spec(path, overrides)
-    tell("resolving")
+    stage("resolving")
     if again is not None and again.mini:  # its spec is the twin's already
         arch, spec_of_build, mini = replace(resolve(spec), mini=True), spec, True
     else:
@@ -124,6 +135,9 @@ def plan(
         output = Path("generated") / stem if again is None else path
     if seed is None and mini and checkpoint is None:
         seed = 0
+    chosen, parts = options or choices.Options(), spec_of_build.weight_folders
+    valued = seed is not None or checkpoint is not None or bool(parts)
+    choices.check(chosen, spec_of_build.artifacts, valued=valued)
     return Build(
         spec=spec_of_build,
         arch=arch,
@@ -131,9 +145,12 @@ def plan(
         mini=mini,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         seed=seed,
-        parts=spec_of_build.weight_folders,
+        parts=parts,
         folder=Path(output),
-        progress=tell,
+        options=chosen,
+        progress=stage,
+        tell=tell or unheard,
+        note=note or unheard,
     )
 
 
@@ -145,33 +162,76 @@ def build(
     mini: bool = False,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
+    artifacts: Iterable[str] | None = None,
+    options: Options | None = None,
     progress: Progress | None = None,
+    tell: Hear | None = None,
+    note: Hear | None = None,
 ) -> Manifest:
     """Compiles a spec file into a folder: every stage, in order.
 
     `output` is `generated/<spec>` by default (`generated/<spec>-mini` for the twin). Weights come
     from `checkpoint`, from the folders that the spec names, or from `seed` (0 for a twin);
-    otherwise they are deferred, and the manifest says so. `progress` is told each stage. A build
-    folder in the place of a spec file is built again from its own spec.
+    otherwise they are deferred, and the manifest says so. `artifacts` are made in place of those
+    that the spec names, as `options` say. Whatever can be executed is executed and compared with
+    eager fp32 before the build takes its place. A build folder in the place of a spec file is
+    built again from its own spec.
+
+    `progress` is told each stage, `tell` what each pass did to a graph, `note` what a user should
+    know though nothing failed.
 
     Raises SpecError (the design is wrong), UsageError (the call is), EnvironmentFault (this
-    machine cannot; what stood at `output` stands there still).
+    machine cannot, or an artifact is not what it should be; what stood at `output` stands there
+    still).
     """
+    from vlmc.emit.fresh import current, remember
+    from vlmc.emit.store import store
+
+    overrides = (*_overrides(overrides), *_artifacts(artifacts))
+    this = plan(
+        path,
+        output,
+        overrides,
+        mini,
+        checkpoint=checkpoint,
+        seed=seed,
+        options=options,
+        progress=progress,
+        tell=tell,
+        note=note,
+    )
+    words = ("vlmc build", shlex.quote(str(path)), *_sets(overrides))
+    to = "" if output is None else f" --output {shlex.quote(str(output))}"
+    kept = store(this.note)
+    standing = current(this, kept)
+    if standing is None:
+        standing, settled = _made(this)
+        if settled:
+            remember(this, standing, kept)
+    return standing.called(" ".join(words), to)
+
+
+def _made(this: Build) -> tuple[Manifest, bool]:
+    """The build, made or found to stand; and whether the next one could only be the same."""
     from vlmc.builder.model import instantiate
     from vlmc.emit import catalog
+    from vlmc.emit.artifact import Deferred
     from vlmc.emit.manifest import Manifest
+    from vlmc.emit.verify import verifier
     from vlmc.emit.writer import write
 
-    overrides = _overrides(overrides)
-    this = plan(path, output, overrides, mini, checkpoint=checkpoint, seed=seed, progress=progress)
     this.progress("building")
     instantiate(this.arch)  # on meta: each body is checked against its type
     this.progress("emitting")
     artifacts = [*catalog.texts(this), *catalog.uncommitted(this)]
-    manifest = write(this.folder, artifacts, partial(Manifest.of, this), progress=this.progress)
-    words = ("vlmc build", shlex.quote(str(path)), *_sets(overrides))
-    to = "" if output is None else f" --output {shlex.quote(str(output))}"
-    return manifest.called(" ".join(words), to)
+    manifest = write(
+        this.folder,
+        artifacts,
+        partial(Manifest.of, this),
+        verify=verifier(this),
+        progress=this.progress,
+    )
+    return manifest, not any(isinstance(one, Deferred) and one.by_host for one in artifacts)
 
 
 def check(
@@ -180,6 +240,7 @@ def check(
     *,
     overrides: Iterable[str] = (),
     mini: bool = False,
+    artifacts: Iterable[str] | None = None,
 ) -> list[Stale]:
     """What of the committed outputs of a spec is not what a build of today would write, each with
     the command that refreshes it.
@@ -188,10 +249,30 @@ def check(
     """
     from vlmc.emit.check import compare
 
-    overrides = _overrides(overrides)
+    overrides = (*_overrides(overrides), *_artifacts(artifacts))
     words = ["vlmc build", shlex.quote(str(path)), *(["--mini"] if mini else []), *_sets(overrides)]
     words += ["--output", shlex.quote(str(output))] if output is not None else []
     return compare(plan(path, output, overrides, mini), " ".join(words))
+
+
+def verify(
+    folder: str | Path, *, progress: Progress | None = None, note: Hear | None = None
+) -> Verdict:
+    """Hashes every file of a build, then executes its artifacts and compares them with eager fp32;
+    writes what it measured into the folder's verification.json.
+
+    Raises UsageError where there is no build at `folder`, EnvironmentFault where an artifact cannot
+    be executed.
+    """
+    from vlmc.emit.manifest import Manifest
+    from vlmc.emit.verify.verdict import examine
+
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder}: there is no such folder; `vlmc verify` takes a build folder")
+    manifest = Manifest.read(Path(folder))
+    return examine(
+        manifest, partial(plan, folder, folder, (), mini=False, progress=progress, note=note)
+    )
 
 
 def _overrides(given: Iterable[str]) -> tuple[str, ...]:
@@ -200,6 +281,24 @@ def _overrides(given: Iterable[str]) -> tuple[str, ...]:
     if isinstance(given, str):
         raise UsageError(f"overrides are a list of texts, such as [{given[:60]!r}], and not a text")
     return tuple(given)
+
+
+def _artifacts(given: Iterable[str] | None) -> tuple[str, ...]:
+    """The artifacts that a call asks for, as an override. Raises UsageError for an unknown one."""
+    if given is None:
+        return ()
+    words = [given] if isinstance(given, str) else list(given)
+    for word in words:
+        if word in ARTIFACTS:
+            continue
+        about = planned()["words"]["artifacts"].get(word)
+        why = f"this release cannot make it ({about})" if about else "there is no such artifact"
+        raise UsageError(
+            f"--artifacts {word[:60]}: {why}; {listing(word, ARTIFACTS)} is expected, several of "
+            "them with commas between"
+        )
+    wanted = {"model", *words}
+    return (f"artifacts=[{','.join(name for name in ARTIFACTS if name in wanted)}]",)
 
 
 def _sets(overrides: Iterable[str]) -> list[str]:

@@ -106,6 +106,7 @@ training:
     - {name: align, train: [adapter], objective: next_token, lr: 1e-3, batch: 256, epochs: 1}
     - {name: instruct, train: [adapter, language], objective: next_token, lr: 2e-5, batch: 128,
        epochs: 3}""",
+    "graphs": "adapter: mlp\nartifacts: [model, onnx, aoti, compile]",
     "artifacts": "adapter: mlp\nartifacts: [model, onnx, aoti, plan, triton, kubernetes, kubeflow]",
     "auto queries": "adapter: {kind: qformer, queries: auto}",
     "auto image size": "encoder: {preset: clip-vit-l-14-336, image_size: auto}\nadapter: mlp",
@@ -122,7 +123,7 @@ target: {hardware: a100-80gb, parallel: {tensor: auto, pipeline: auto, data: aut
 
 SOUND = {
     "llava-1.0", "llava-1.5", "yi-vl", "identity", "prefix", "blip-2 opt", "blip-2 flan-t5",
-    "flamingo", "visualbert", "stages", "auto degrees",
+    "flamingo", "visualbert", "stages", "graphs", "auto degrees",
 }  # fmt: skip
 """The excerpts that this release builds."""
 

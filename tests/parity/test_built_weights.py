@@ -24,7 +24,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def spec_file(folder: Path, **weights: Path) -> Path:
-    document = {"name": "small", **DOCUMENT}
+    document = {"name": "small", "artifacts": ["model"], **DOCUMENT}
     for part, place in weights.items():
         document[part] = {**document[part], "weights": str(place)}
     path = folder / "small.yaml"

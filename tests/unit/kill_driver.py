@@ -64,7 +64,7 @@ def main(folder: Path, moments: str, way: str) -> dict[str, int]:
 
 def maker(folder: Path, *, mini: bool) -> Make:
     """A function that writes one of the two builds: texts alone, or the twin with its weights."""
-    plan = pipeline.plan(SPEC, folder, (), mini)
+    plan = pipeline.plan(SPEC, folder, ("artifacts=[model]",), mini)
     artifacts: list[Artifact] = [*catalog.texts(plan), *catalog.uncommitted(plan)]
     if isinstance(artifacts[-1], Weights):  # drawn once, so that the time goes into writing
         model = valued(plan.arch)

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import vlmc
 from vlmc.commands import app
 from vlmc.runtime import placement
-from vlmc.runtime.answer import ask
-from vlmc.runtime.session import start
+from vlmc.runtime.engines.eager_engine import EagerEngine
+from vlmc.runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
 SPECS = sorted((ROOT / "specs").glob("*.yaml"))
@@ -186,13 +186,18 @@ def test_half_precision(tmp_path: Path) -> None:
     for spec in (LLAVA, BLIP2):
         said = answer(spec, "--mini", "--image", PICTURE, "--dtype", "bf16")
         assert said["tokens"]
-    twin = start(vlmc.load_spec(LLAVA), mini=True, dtype="bf16")
-    assert {p.dtype for p in twin.model.parameters()} == {torch.bfloat16}
+    twin = vlmc.load(LLAVA, mini=True, dtype="bf16")
+    assert {p.dtype for p in model_of(twin).parameters()} == {torch.bfloat16}
+
+
+def model_of(session: Session) -> Any:
+    assert isinstance(session.engine, EagerEngine)
+    return session.engine.model
 
 
 def test_the_builds_of_twins_run_too(tmp_path: Path) -> None:
     folder = tmp_path / "twin"
-    vlmc.build(LLAVA, folder, mini=True)
+    vlmc.build(LLAVA, folder, mini=True, artifacts=["model"])
     built = answer(folder, "--image", PICTURE)
     direct = answer(LLAVA, "--mini", "--image", PICTURE)
     assert built["tokens"]
@@ -249,9 +254,9 @@ def test_masked_words_are_filled() -> None:
 
 
 def test_the_likeliest_word_stands_in_the_place_of_each_mask() -> None:
-    twin = start(vlmc.load_spec(VISUALBERT, ["head={kind: masked_lm}"]), mini=True)
-    twin.model.get_parameter("head.bias")[ord("X")] = 100.0
-    said = ask(twin, "a [MASK] b [MASK].", [PICTURE])
+    twin = vlmc.load(VISUALBERT, mini=True, overrides=["head={kind: masked_lm}"])
+    model_of(twin).get_parameter("head.bias")[ord("X")] = 100.0
+    said = twin.generate("a [MASK] b [MASK].", [PICTURE])
     assert said.text == "a X b X."
     assert said.choices[0].index == ord("X")
     assert said.choices[0].probability > 0.99

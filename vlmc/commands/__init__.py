@@ -15,10 +15,12 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 import typer
 
 from vlmc.commands.build import build
+from vlmc.commands.cache import cache
 from vlmc.commands.explain import explain
 from vlmc.commands.run import run
 from vlmc.commands.schema import schema
 from vlmc.commands.validate import validate
+from vlmc.commands.verify import verify
 from vlmc.commands.version import version
 
 app = typer.Typer(
@@ -29,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (validate, build, run, explain, schema):
+for command in (validate, build, run, verify, cache, explain, schema):
     app.command()(command)
 app.callback()(version)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vlmc.commands.guard import Format, guarded
 from vlmc.commands.options import MAX_SEED, Checkpoint, Json, Mini, Overrides, Specs
-from vlmc.commands.progress import shown
+from vlmc.commands.progress import shown, timed
 from vlmc.diagnostics import UsageError
 
 
@@ -30,25 +30,75 @@ def build(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; say which committed outputs are stale.")
     ] = False,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="What to make in place of what the spec says: model, compile, onnx, aoti.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option(help="Number format of the written weights (default: the checkpoint's)."),
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX operators: 23 or 20.")] = 23,
+    quantize: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(help="Write ONNX graphs with the language model's weights in so many bits."),
+    ] = None,
+    quantize_vision: Annotated[
+        bool, typer.Option("--quantize-vision", help="Quantise the vision graph, too.")
+    ] = False,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean error of quantised logits, relative to their standard deviation, above "
+            "which the build is refused (default: 0.05 for int8, 0.35 for int4)."
+        ),
+    ] = None,
+    layout: Annotated[
+        Literal["transformers.js"] | None,
+        typer.Option(help="Write the ONNX graphs under another client's names, too."),
+    ] = None,
     overrides: Overrides = None,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Say what each pass does to each graph, and what takes time."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compile designs into folders: model.py, arch.txt, spec.resolved.yaml, README.md,
-    manifest.json, and weights where there are any."""
+    manifest.json; where there are weights those and graphs, executed and compared with eager."""
     style: Format = "json" if as_json else "text"
     with guarded(style):
         if output is not None and len(specs) > 1:
             raise UsageError("--output names one folder, but several specs are given")
+        from vlmc.emit.options import Options
+
+        options = Options(
+            dtype=dtype,
+            opset=opset,
+            quantize=quantize,
+            quantize_vision=quantize_vision,
+            max_error=max_error,
+            layout=layout,
+        )
+        wanted = None if artifacts is None else [word.strip() for word in artifacts.split(",")]
         if check:
-            if checkpoint is not None or seed is not None:
-                raise UsageError("--check compares text outputs: it takes no weights")
-            _check(specs, output, overrides or (), mini=mini, as_json=as_json)
+            if checkpoint is not None or seed is not None or options.given():
+                raise UsageError(
+                    "--check compares text outputs: it takes no weights, and no option of graphs"
+                )
+            _check(specs, output, overrides or (), mini=mini, wanted=wanted, as_json=as_json)
             return
         from vlmc import pipeline
 
         manifests: list[dict[str, Any]] = []
         for path in specs:
-            with shown(str(path), quiet=as_json) as progress:
+            with shown(str(path), quiet=as_json) as stage:
+                progress = timed(stage) if verbose else stage
                 manifest = pipeline.build(
                     path,
                     output,
@@ -56,8 +106,13 @@ def build(
                     mini=mini,
                     checkpoint=checkpoint,
                     seed=seed,
+                    artifacts=wanted,
+                    options=options,
                     progress=progress,
+                    tell=_line if verbose else None,
+                    note=_note,
                 )
+                progress("done")
             manifests.append(manifest.to_json())
             if not as_json:
                 typer.echo(manifest.summary())
@@ -65,8 +120,22 @@ def build(
             typer.echo(json.dumps({"version": 1, "builds": manifests}))
 
 
+def _line(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _note(note: str) -> None:
+    typer.echo(f"note: {note}", err=True)
+
+
 def _check(
-    specs: list[Path], output: Path | None, overrides: Sequence[str], *, mini: bool, as_json: bool
+    specs: list[Path],
+    output: Path | None,
+    overrides: Sequence[str],
+    *,
+    mini: bool,
+    wanted: list[str] | None,
+    as_json: bool,
 ) -> None:
     """Ends with 1 where a committed output is not what a build of today would write."""
     from vlmc import pipeline
@@ -74,7 +143,7 @@ def _check(
     stale = [
         found
         for path in specs
-        for found in pipeline.check(path, output, overrides=overrides, mini=mini)
+        for found in pipeline.check(path, output, overrides=overrides, mini=mini, artifacts=wanted)
     ]
     if as_json:
         rows = [{"path": str(s.path), "state": s.state, "command": s.command} for s in stale]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -11,6 +12,21 @@ Tell = Callable[..., None]
 
 def _silent(stage: str, done: int = 0, total: int = 0) -> None:
     return None
+
+
+def timed(tell: Tell) -> Tell:
+    """`tell`, and a line on stderr for each stage that is over, with what it took."""
+    begun: list[tuple[str, float]] = []
+
+    def say(stage: str, done: int = 0, total: int = 0) -> None:
+        now = time.perf_counter()
+        if not begun or begun[-1][0] != stage:
+            if begun:
+                print(f"{now - begun[-1][1]:8.2f} s  {begun[-1][0]}", file=sys.stderr)
+            begun[:] = [(stage, now)]
+        tell(stage, done, total)
+
+    return say
 
 
 @contextmanager

@@ -1,13 +1,15 @@
-"""What one build leaves: texts, weights, and what had to be put off."""
+"""What one build leaves: texts, weights, graphs, and what had to be put off."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vlmc.emit.record import Status
+from vlmc.emit.options import Options
+from vlmc.emit.record import File, Status
 from vlmc.ir import Arch, Role
 from vlmc.spec.document import ModelSpec
 
@@ -19,6 +21,10 @@ class Progress(Protocol):
 
 
 def silent(stage: str, done: int = 0, total: int = 0) -> None:
+    """Tells nobody."""
+
+
+def unheard(line: str) -> None:
     """Tells nobody."""
 
 
@@ -39,10 +45,16 @@ class Build:
     """Where it will be written."""
     parts: Mapping[Role, Path] = field(default_factory=dict[Role, Path])
     """The checkpoint folder of each part that has one of its own."""
+    options: Options = field(default_factory=Options)
+    """How its artifacts are made. No text depends on them."""
     progress: Progress = silent
+    tell: Callable[[str], None] = unheard
+    """Told what each pass over a graph did, a line each."""
+    note: Callable[[str], None] = unheard
+    """Told what a user should know though nothing failed."""
 
     def command(self, *options: str) -> str:
-        """The command that makes this build, with more options."""
+        """The command that makes the texts of this build, with more options."""
         given = (option for option in options if option)
         return " ".join(("vlmc build", self.origin, *(["--mini"] * self.mini), *given))
 
@@ -73,6 +85,40 @@ class Weights:
     """Whether a folder holds the tensors of this design, by their names and shapes."""
 
 
+Needed = Mapping[str, File]
+"""The files that an artifact is made from, by their paths in the build, with their hashes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graphs:
+    """A folder that is made from the design and from artifacts of the same build, which lie beside
+    it when it is made. It is made again only when what it is made from has changed. Never
+    committed."""
+
+    path: str
+    recipe: str
+    """A hash of everything that it depends on beside the files that it needs."""
+    needs: tuple[str, ...] = ("weights",)
+    """Artifacts of the same build, earlier in the list. Where one is put off, so is this."""
+    make: Callable[[Path, Needed], None]
+    """Fills an empty folder."""
+    keep: Callable[[Path, Needed], None] = lambda folder, needed: None
+    """Told of a folder that was made and found good."""
+
+    def put_off(self, statuses: Mapping[str, Status]) -> Status | None:
+        """Its status where something that it needs is deferred; None where it can be made."""
+        for path in self.needs:
+            if statuses[path].status == "deferred":
+                command = statuses[path].command
+                return Status(status="deferred", reason=f"it needs {path}", command=command)
+        return None
+
+    def inputs(self, needed: Needed) -> str:
+        """The hash of all that the folder follows from."""
+        lines = [self.recipe, *(f"{name} {file.sha256}" for name, file in sorted(needed.items()))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deferred:
     """An artifact that this build does not make, with the reason and the command that does."""
@@ -80,8 +126,11 @@ class Deferred:
     path: str
     reason: str
     command: str
-    fits: Callable[[Path], bool]
+    fits: Callable[[Path], bool] = lambda folder: False
     """Whether what an earlier build left at `path` belongs to this design, so that it may stay."""
+    by_host: bool = False
+    """Whether it is the present machine that stands in the way, which may have changed by the next
+    build."""
 
     @property
     def status(self) -> Status:
@@ -89,7 +138,7 @@ class Deferred:
         return Status(status="deferred", reason=self.reason, command=self.command)
 
 
-Artifact = Text | Weights | Deferred
+Artifact = Text | Weights | Graphs | Deferred
 
 
 class Emitter(Protocol):

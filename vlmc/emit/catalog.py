@@ -6,7 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlmc.emit.artifact import Artifact, Build, Emitter, Text
-from vlmc.emit.backends import arch_txt, model_py, readme, spec_resolved, weights
+from vlmc.emit.backends import (
+    aoti,
+    arch_txt,
+    compile_graphs,
+    layout,
+    model_py,
+    onnx,
+    readme,
+    spec_resolved,
+    weights,
+)
+from vlmc.spec.document import ArtifactName
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +37,13 @@ TEXTS: tuple[TextBackend, ...] = (
     TextBackend("arch.txt", lambda build: arch_txt.source(build.arch)),
     TextBackend("spec.resolved.yaml", spec_resolved.source),
 )
-UNCOMMITTED: tuple[Emitter, ...] = (weights.emit,)
+UNCOMMITTED: tuple[tuple[ArtifactName, Emitter], ...] = (
+    ("model", weights.emit),
+    ("compile", compile_graphs.emit),
+    ("onnx", onnx.emit),
+    ("aoti", aoti.emit),
+)
+"""In the order in which they are made, each with the word of the language that asks for it."""
 
 
 def texts(build: Build) -> list[Text]:
@@ -36,4 +53,7 @@ def texts(build: Build) -> list[Text]:
 
 def uncommitted(build: Build) -> list[Artifact]:
     """What depends on the machine or on files beside the spec."""
-    return [emitter(build) for emitter in UNCOMMITTED]
+    asked = [emitter for name, emitter in UNCOMMITTED if name in build.spec.artifacts]
+    if build.options.layout is not None:
+        asked.append(layout.emit)
+    return [emitter(build) for emitter in asked]

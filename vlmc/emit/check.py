@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmc.emit import catalog
-from vlmc.emit.artifact import Build, Deferred
+from vlmc.emit.artifact import Build, Deferred, Graphs
 from vlmc.emit.faults import explained
 from vlmc.emit.manifest import NAME, Manifest, UnreadableManifest
 from vlmc.emit.record import File, Status
@@ -46,7 +46,10 @@ def compare(build: Build, command: str) -> list[Stale]:
     statuses = {path: Status(status="built", files=(path,)) for path in fresh}
     for artifact in catalog.uncommitted(build):
         status = None if old is None else old.artifacts.get(artifact.path)
-        if old is not None and status is not None and status.status == "built":
+        off = artifact.put_off(statuses) if isinstance(artifact, Graphs) else None
+        if off is not None:
+            statuses[artifact.path] = off
+        elif old is not None and status is not None and status.status == "built":
             statuses[artifact.path] = status
             files |= {name: old.files[name] for name in status.files if name in old.files}
         elif isinstance(artifact, Deferred):

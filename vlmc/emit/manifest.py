@@ -19,6 +19,8 @@ from vlmc.ir import Arch
 from vlmc.version import __version__
 
 NAME = "manifest.json"
+MEASURED = "verification.json"
+"""What was measured of a build on the present machine: not part of what it is."""
 SCHEMA = 1
 MAX_BYTES = 16_000_000
 
@@ -146,18 +148,31 @@ class Manifest(Record):
         for path, artifact in self.artifacts.items():
             if artifact.status == "deferred":
                 lines.append(f"  {path} deferred: {artifact.reason}")
-                lines.append(f"    {self.typed(artifact.command or '')}")
+                command = f"    {self.typed(artifact.command or '')}"
+                lines = [line for line in lines if line != command]
+                lines.append(command)
         return "\n".join(lines)
 
     def verify(self, folder: Path) -> list[str]:
-        """What is wrong with the files of a build: missing ones and changed ones, by their hash."""
+        """What is wrong with the files of a build: those that are missing, changed (by their hash),
+        or have been put among those of an artifact."""
         faults: list[str] = []
+        hashes: dict[tuple[int, int], File] = {}
         for name, record in self.files.items():
             try:
-                if (found := hashed(folder / name)) != record:
+                stat = (folder / name).stat()
+                identity = (stat.st_dev, stat.st_ino)
+                if identity not in hashes:  # a file may have several names here
+                    hashes[identity] = hashed(folder / name)
+                if (found := hashes[identity]) != record:
                     faults.append(f"{name} has changed since it was built: {found.size:,} bytes")
             except OSError as error:
                 faults.append(f"{name} cannot be read: {error.strerror}")
+        for artifact in self.artifacts:
+            for path in sorted((folder / artifact).rglob("*")):
+                name = path.relative_to(folder).as_posix()
+                if not path.is_dir() and name not in self.files:
+                    faults.append(f"{name} was put there since it was built")
         return faults
 
     @staticmethod

@@ -9,15 +9,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
-def _inside(path: str) -> str:
-    """Refuses a path that could lead out of the folder: a manifest names what may be deleted."""
+def inside(path: str) -> str:
+    """The path, unless it could lead out of the folder: a manifest names what may be deleted.
+    Raises ValueError."""
     parts = path.split("/")
     if not path or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise ValueError("not a relative path inside the build")
     return path
 
 
-Inside = Annotated[str, AfterValidator(_inside)]
+Inside = Annotated[str, AfterValidator(inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -46,6 +47,8 @@ class Status(Record):
     files: tuple[Inside, ...] = ()
     source: str | None = None
     """Where the values of weights come from."""
+    inputs: Sha256 | None = None
+    """The hash of everything that graphs were made from."""
     reason: str | None = None
     """Why it was deferred."""
     command: str | None = None

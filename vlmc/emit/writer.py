@@ -14,16 +14,26 @@ from pathlib import Path
 
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit import swap
-from vlmc.emit.artifact import Artifact, Deferred, Progress, Text, silent
-from vlmc.emit.carry import carry, link
+from vlmc.emit.artifact import Artifact, Progress, silent
+from vlmc.emit.carry import carry
 from vlmc.emit.claim import earlier, located
 from vlmc.emit.faults import explained
 from vlmc.emit.lock import locked
-from vlmc.emit.manifest import NAME, Manifest
-from vlmc.emit.record import File, Status, hashed
+from vlmc.emit.manifest import MEASURED, NAME, Manifest
+from vlmc.emit.record import File, Status
+from vlmc.emit.staging import Staging, holds
+from vlmc.emit.staging import write as put
 
 Describe = Callable[[dict[str, File], dict[str, Status]], Manifest]
 """From the files and artifacts of a build to its manifest."""
+
+Verify = Callable[[Path, Manifest, bytes | None], bytes | None]
+"""From a whole build, its manifest and what was measured of the build before it to what was
+measured of it, if anything was. Raises where an artifact is not what it should be."""
+
+
+def unverified(folder: Path, manifest: Manifest, before: bytes | None) -> None:
+    """Measures nothing."""
 
 
 def write(
@@ -31,12 +41,14 @@ def write(
     artifacts: Sequence[Artifact],
     describe: Describe,
     *,
+    verify: Verify = unverified,
     progress: Progress = silent,
 ) -> Manifest:
     """Makes `folder` the build of `artifacts`. Touches nothing where it is that already.
 
     Files in it that no build wrote stay. Raises EnvironmentFault where the folder is not vlmc's
-    own, another process builds it, or the system refuses; the folder is then as it was.
+    own, another process builds it, or the system refuses, and what `verify` raises; the folder is
+    then as it was.
     """
     with explained(folder):
         real = located(folder)
@@ -48,7 +60,7 @@ def write(
             remove(places.former)
             old = earlier(real)
             try:
-                manifest = _stage(places, old, artifacts, describe, progress)
+                manifest = _stage(places, old, artifacts, describe, verify, progress)
                 if manifest is None:
                     assert old is not None
                     return old.at(folder, unchanged=True)
@@ -66,24 +78,27 @@ def _stage(
     old: Manifest | None,
     artifacts: Sequence[Artifact],
     describe: Describe,
+    verify: Verify,
     progress: Progress,
 ) -> Manifest | None:
     """The whole new build at `staging`, on disk to the last byte; None where it would be the old
     one again."""
-    staged = _Staging(places.staging, places.folder, old)
+    staged = Staging(places.staging, places.folder, old, progress)
     places.staging.mkdir()
     for artifact in artifacts:
-        if isinstance(artifact, Text):
-            staged.text(artifact)
-        else:
-            staged.weights(artifact, progress)
+        staged.add(artifact)
     manifest = describe(staged.files, staged.statuses)
     text = manifest.text().encode()
-    if not staged.fresh and _holds(places.folder / NAME, text):
+    put(places.staging / NAME, text)
+    before = None if old is None else _read(places.folder / MEASURED)
+    measured = verify(places.staging, manifest, before)
+    staged.keep()
+    if not staged.fresh and measured == before and holds(places.folder / NAME, text):
         remove(places.staging)
         return None
     progress("writing")
-    _write(places.staging / NAME, text)
+    if measured is not None:
+        put(places.staging / MEASURED, measured)
     if places.folder.exists():
         shutil.copymode(places.folder, places.staging)
         carry(places.folder, places.staging, _owned(old), strict=True)
@@ -92,110 +107,15 @@ def _stage(
     return manifest
 
 
-class _Staging:
-    """A build as it grows: its files, its artifacts, and whether any of it is new."""
-
-    def __init__(self, folder: Path, former: Path, old: Manifest | None) -> None:
-        self.folder = folder
-        self.former = former
-        self.old = old
-        self.files: dict[str, File] = {}
-        self.statuses: dict[str, Status] = {}
-        self.fresh = False
-
-    def text(self, artifact: Text) -> None:
-        """Writes a text, or links it where it stands already."""
-        target = self.folder / artifact.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.files[artifact.path] = File.of(artifact.data)
-        self.statuses[artifact.path] = Status(status="built", files=(artifact.path,))
-        former = self.former / artifact.path
-        if self.old and artifact.path in self.old.files and _holds(former, artifact.data):
-            link(former, target)
-        else:
-            self.fresh = True
-            _write(target, artifact.data)
-
-    def weights(self, artifact: Artifact, progress: Progress) -> None:
-        """Keeps the weights of an earlier build where they still are the right ones, writes them
-        otherwise."""
-        assert not isinstance(artifact, Text)
-        kept = self._kept(artifact)
-        if kept is not None:
-            for name in kept.files:
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                link(self.former / name, self.folder / name)
-                assert self.old is not None
-                self.files[name] = self.old.files[name]
-            self.statuses[artifact.path] = kept
-            return
-        if isinstance(artifact, Deferred):
-            self.statuses[artifact.path] = artifact.status
-            return
-        self.fresh = True
-        target = self.folder / artifact.path
-        target.mkdir(parents=True)
-        artifact.write(target)
-        names: list[str] = []
-        for path in sorted(target.rglob("*")):
-            if path.is_file():
-                progress(f"hashing {path.name}")
-                name = path.relative_to(self.folder).as_posix()
-                self.files[name] = hashed(path)
-                _sync(path)
-                names.append(name)
-        self.statuses[artifact.path] = Status(
-            status="built", files=tuple(names), source=artifact.source
-        )
-
-    def _kept(self, artifact: Artifact) -> Status | None:
-        assert not isinstance(artifact, Text)
-        status = None if self.old is None else self.old.artifacts.get(artifact.path)
-        if self.old is None or status is None or status.status != "built":
-            return None
-        if not isinstance(artifact, Deferred) and artifact.source != status.source:
-            return None
-        written = (self.former / NAME).stat().st_mtime_ns
-        for name in status.files:
-            record = self.old.files.get(name)
-            if record is None or not _intact(self.former / name, record, written):
-                return None
-        return status if artifact.fits(self.former / artifact.path) else None
-
-
-def _intact(path: Path, record: File, written: int) -> bool:
-    """Whether a file is as recorded. One that was not touched since the manifest was written needs
-    no second hash: weights are large."""
+def _read(path: Path) -> bytes | None:
     try:
-        found = path.stat(follow_symlinks=False)
-        if found.st_size != record.size:
-            return False
-        return found.st_mtime_ns <= written or hashed(path) == record
+        return None if path.is_symlink() else path.read_bytes()
     except OSError:
-        return False
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    try:
-        return not path.is_symlink() and path.read_bytes() == data
-    except OSError:
-        return False
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        return None
 
 
 def _owned(old: Manifest | None) -> frozenset[str]:
-    return frozenset() if old is None else old.owned
+    return frozenset() if old is None else old.owned | {MEASURED}
 
 
 def _retire(places: swap.Places, old: Manifest | None) -> None:

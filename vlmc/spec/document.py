@@ -22,6 +22,7 @@ from vlmc.spec.source import SourceMap
 SCHEMA_VERSION = 1
 
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4"]
+ArtifactName = Literal["model", "compile", "onnx", "aoti"]
 Part = Literal["encoder", "adapter", "fusion", "language", "head"]
 PARTS: tuple[Part, ...] = ("encoder", "adapter", "fusion", "language", "head")
 Auto = Literal["auto"]
@@ -136,6 +137,22 @@ class Training(Described):
     )
 
 
+class Outputs(Described):
+    """What a build makes."""
+
+    artifacts: Annotated[tuple[ArtifactName, ...], Field(strict=False)] = Field(
+        default=("model", "onnx"),
+        json_schema_extra={"uniqueItems": True},
+        description="What a build makes: `model` (texts and weights, always made), `compile` "
+        "(graphs for torch.compile), `onnx` (graphs for ONNX Runtime), `aoti` (graphs compiled "
+        "ahead of time by AOTInductor).",
+    )
+
+
+ARTIFACTS: tuple[ArtifactName, ...] = ("model", "compile", "onnx", "aoti")
+"""Every artifact, in the order in which they are made."""
+
+
 class ModelSpec(Described):
     """A whole design, as a spec file states it: presets and defaults filled in, nothing derived."""
 
@@ -149,6 +166,7 @@ class ModelSpec(Described):
     token_budget: TokenBudget = TokenBudget.model_construct()
     target: Target | None = None
     training: Training | None = None
+    artifacts: tuple[ArtifactName, ...] = ("model", "onnx")
     _source: SourceMap | None = PrivateAttr(default=None)
 
     @property

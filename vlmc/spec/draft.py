@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from vlmc.components.catalog import joining, kinds
 from vlmc.components.contract import ComponentSpec
@@ -13,7 +13,15 @@ from vlmc.diagnostics import Diagnostic, Problem, Severity
 from vlmc.diagnostics.nearest import listing
 from vlmc.ir import Role
 from vlmc.spec import presets
-from vlmc.spec.document import SCHEMA_VERSION, ModelSpec, Target, TokenBudget, Training
+from vlmc.spec.document import (
+    ARTIFACTS,
+    SCHEMA_VERSION,
+    ModelSpec,
+    Outputs,
+    Target,
+    TokenBudget,
+    Training,
+)
 from vlmc.spec.merge import COMPONENTS, on_preset, spelled_out
 from vlmc.spec.problems import bad_word, not_yet, planned, unknown_key, unknown_name, wrong_type
 from vlmc.spec.source import SourceMap
@@ -21,7 +29,7 @@ from vlmc.spec.tree import Mapping, Scalar, Sequence, Tree, plain
 from vlmc.spec.validate import validate
 
 SECTIONS = {"token_budget": TokenBudget, "target": Target, "training": Training}
-HEADINGS = ("schema", "name", "about", "extends", *COMPONENTS, *SECTIONS)
+HEADINGS = ("schema", "name", "about", "extends", *COMPONENTS, *SECTIONS, "artifacts")
 DEFAULT_KINDS = {"encoder": "vit", "language": "decoder", "adapter": "identity"}
 POINTS = ("early", "mid", "late")
 
@@ -101,7 +109,33 @@ def draft(tree: Tree, file: str, *, default_name: str, faults: Iterable[Diagnost
         result.problems.extend(problems)
         if value is not None:
             result.sections[name] = value
+    _artifacts(tree, result)
     return result
+
+
+def _artifacts(tree: Mapping, result: Draft) -> None:
+    """What the build makes, in the order in which it is made, `model` among it."""
+    words = plain(tree.entries["artifacts"]) if "artifacts" in tree.entries else None
+    if words is None:
+        return
+    value, problems = validate(Outputs, {"artifacts": words}, ())
+    result.problems.extend(problems)
+    given = cast("list[object]", words) if isinstance(words, list) else []
+    for index, word in enumerate(given):
+        if word in given[:index]:
+            result.problems.append(
+                Problem(
+                    code="VLMC012",
+                    path=("artifacts", index),
+                    message=f"`artifacts` names {str(word)[:60]!r} twice",
+                    expected="each artifact once",
+                    got=str(word)[:60],
+                    help="remove it",
+                )
+            )
+    if value is not None:
+        wanted = {"model", *value.artifacts}
+        result.sections["artifacts"] = tuple(name for name in ARTIFACTS if name in wanted)
 
 
 def _headings(tree: Mapping, result: Draft, default_name: str) -> None:

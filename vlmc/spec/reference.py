@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from vlmc.components.catalog import kinds
 from vlmc.hardware import device
@@ -100,6 +100,8 @@ def _default(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, list):
+        return f"`[{', '.join(map(str, cast('list[object]', value)))}]`"
     return "see its keys" if isinstance(value, dict) else f"`{value}`"
 
 

@@ -21,7 +21,7 @@ from vlmc.components.contract import (
 from vlmc.hardware import names as devices
 from vlmc.ir import Role
 from vlmc.spec import presets
-from vlmc.spec.document import SCHEMA_VERSION, Target, TokenBudget, Training
+from vlmc.spec.document import SCHEMA_VERSION, Outputs, Target, TokenBudget, Training
 from vlmc.spec.draft import DEFAULT_KINDS, NAME, POINTS
 
 Schema = dict[str, Any]
@@ -74,6 +74,7 @@ def json_schema() -> Schema:
         "anyOf": [{"enum": list(devices())}, target],
     }
     properties["training"] = _section(Training)
+    properties |= _section(Outputs)["properties"]
     return {
         "$schema": DIALECT,
         "title": "A vlmc spec",

@@ -26,6 +26,7 @@ def source(build: Build) -> str:
             document[name] = value.model_dump(mode="json")
         elif value is not None:
             document[name] = value
+    document["artifacts"] = list(build.spec.artifacts)
     text = yaml.dump(
         document,
         Dumper=_Dumper,

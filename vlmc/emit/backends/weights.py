@@ -15,6 +15,7 @@ from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.diagnostics.amount import volume
 from vlmc.emit.artifact import Artifact, Build, Deferred, Weights
 from vlmc.hardware.host import free_disk, free_memory
+from vlmc.runtime.placement import dtype_of
 
 PATH = "weights"
 SLACK = 256 * 2**20
@@ -46,12 +47,12 @@ def emit(build: Build) -> Artifact:
     check_values(build.arch, checkpoint=build.checkpoint, parts=build.parts)
     size, free = _bytes(build, folders), free_memory()
     if size > free:
-        return _deferred(build, f"{volume(size)} of memory are not free here", option)
+        return _deferred(build, f"{volume(size)} of memory are not free here", option, by_host=True)
     if size + SLACK > free:
         beside = f"{volume(size)} of memory and {volume(SLACK)} beside them"
-        return _deferred(build, f"{beside} are not free here", option)
+        return _deferred(build, f"{beside} are not free here", option, by_host=True)
     if size > free_disk(build.folder):
-        return _deferred(build, f"{volume(size)} of disk are not free here", option)
+        return _deferred(build, f"{volume(size)} of disk are not free here", option, by_host=True)
     carried = _carried(build)
     return Weights(
         path=PATH,
@@ -81,11 +82,12 @@ def _seed_option(build: Build) -> str:
     return "" if build.seed == usual else f"--seed {build.seed}"
 
 
-def _deferred(build: Build, reason: str, option: str) -> Deferred:
+def _deferred(build: Build, reason: str, option: str, *, by_host: bool = False) -> Deferred:
     return Deferred(
         path=PATH,
         reason=reason,
-        command=build.command(option),
+        command=build.command(option, *build.options.given()),
+        by_host=by_host,
         fits=lambda folder: _fits(build, folder),
     )
 
@@ -93,15 +95,20 @@ def _deferred(build: Build, reason: str, option: str) -> Deferred:
 def _bytes(build: Build, folders: list[Path]) -> int:
     """Bytes of the weights: those of the checkpoint's own files, fp32 where (in part) seeded."""
     stored = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    return stored if build.checkpoint and stored else 4 * build.arch.parameters
+    number = 4 if build.options.dtype is None else dtype_of(build.options.dtype).itemsize
+    asked = number * build.arch.parameters
+    return stored if build.checkpoint and stored and build.options.dtype is None else asked
 
 
 def _source(build: Build) -> str:
     """What the values come from, and how they lie on disk."""
+    written = f"layout {LAYOUT}"
+    if build.options.dtype is not None:
+        written += f"; {build.options.dtype}"
     if build.checkpoint is not None:
-        return f"checkpoint {_digest(build, build.checkpoint)}; layout {LAYOUT}"
+        return f"checkpoint {_digest(build, build.checkpoint)}; {written}"
     named = [f"{role} {_digest(build, folder)}" for role, folder in build.parts.items()]
-    return ", ".join([*named, f"seed {build.seed or 0}; layout {LAYOUT}"])
+    return ", ".join([*named, f"seed {build.seed or 0}; {written}"])
 
 
 def _digest(build: Build, folder: Path) -> str:
@@ -117,7 +124,13 @@ def _digest(build: Build, folder: Path) -> str:
 
 def _write(build: Build, folder: Path, carried: list[Path]) -> None:
     build.progress("reading weights" if build.checkpoint or build.parts else "drawing weights")
-    model = valued(build.arch, checkpoint=build.checkpoint, parts=build.parts, seed=build.seed or 0)
+    model = valued(
+        build.arch,
+        checkpoint=build.checkpoint,
+        parts=build.parts,
+        seed=build.seed or 0,
+        dtype=None if build.options.dtype is None else dtype_of(build.options.dtype),
+    )
     build.progress("writing weights")
     save_weights(model, folder)
     for file in carried:

@@ -1,0 +1,53 @@
+"""`vlmc cache`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from vlmc.commands.guard import Format, guarded
+from vlmc.commands.options import Json
+from vlmc.diagnostics.amount import volume
+
+
+def cache(
+    action: Annotated[
+        Literal["show", "clear"], typer.Argument(help="clear removes everything in it.")
+    ] = "show",
+    as_json: Json = False,
+) -> None:
+    """Where finished graphs of earlier builds are kept, and how much that is. `clear` removes them;
+    they are then made again when they are wanted."""
+    style: Format = "json" if as_json else "text"
+    with guarded(style):
+        from vlmc.emit.store import store
+
+        found = store()
+        if action == "clear":
+            count, size = found.clear()
+            if as_json:
+                typer.echo(json.dumps({"version": 1, "cleared": count, "bytes": size}))
+            else:
+                typer.echo(f"{found.root}: {count} artifacts removed, {volume(size)}")
+            return
+        entries = found.entries()
+        size = sum(entry.size for entry in entries)
+        if as_json:
+            rows = [{"about": e.about, "bytes": e.size, "key": e.folder.name} for e in entries]
+            document = {
+                "version": 1,
+                "folder": str(found.root),
+                "bytes": size,
+                "limit": found.limit,
+                "entries": rows,
+            }
+            typer.echo(json.dumps(document))
+            return
+        typer.echo(
+            f"{found.root}: {len(entries)} artifacts, {volume(size)} of at most "
+            f"{volume(found.limit)}"
+        )
+        for entry in reversed(entries):
+            typer.echo(f"  {entry.about}, {volume(entry.size)}")

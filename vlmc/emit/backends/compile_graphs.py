@@ -1,0 +1,21 @@
+"""compile/: graphs for torch.compile, without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmc.emit.artifact import Artifact, Build
+from vlmc.emit.backends.graphs import graphs
+
+PATH = "compile"
+
+
+def emit(build: Build) -> Artifact:
+    """The exported graphs of a build."""
+
+    def fill(weights: Path, folder: Path) -> None:
+        from vlmc.emit.torch_graphs import write_compile
+
+        write_compile(build.arch, weights, folder, progress=build.progress)
+
+    return graphs(build, PATH, fill, sources=("emit/torch_graphs",), packages=(), options={})

@@ -1,0 +1,94 @@
+"""What the folders of graphs have in common: a recipe, and the store that may have them already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from vlmc.emit.artifact import Build, Graphs, Needed
+from vlmc.emit.recipe import GRAPH_SOURCES, digest, source, versions
+from vlmc.emit.store import store
+
+WEIGHTS = "weights"
+VALUES = ".safetensors"
+"""Files of a folder of graphs that hold numbers, computed from the weights."""
+
+Fill = Callable[[Path, Path], None]
+"""From the folder of the weights and an empty one to the graphs in it."""
+
+
+def graphs(
+    build: Build,
+    path: str,
+    fill: Fill,
+    *,
+    sources: Sequence[str],
+    packages: Sequence[str],
+    options: Mapping[str, object],
+    needs: tuple[str, ...] = (WEIGHTS,),
+    cached: bool = True,
+) -> Graphs:
+    """The folder `path` of a build, as `fill` makes it.
+
+    It follows from the design, from `sources` of vlmc and `packages`, from `options` and from the
+    weights. `cached` is whether a copy of it may be kept for other builds.
+    """
+    recipe = digest(
+        path,
+        repr(build.arch),
+        source(*GRAPH_SOURCES, *sources),
+        versions("torch", *packages),
+        sorted(options.items()),
+    )
+    kept = store(build.note)
+    about = f"{path} of {build.arch.name}"
+
+    def make(folder: Path, needed: Needed) -> None:
+        weights = _weights(folder, needed, path)
+        for key in (_by_values(recipe, needed), _by_shapes(recipe, weights)):
+            build.progress(f"{path}: looking into the cache")
+            if cached and kept.fetch(key, folder, weights):
+                return
+        fill(_above(folder, path) / WEIGHTS, folder)
+
+    def keep(folder: Path, needed: Needed) -> None:
+        weights = _weights(folder, needed, path)
+        own = (p for p in folder.rglob(f"*{VALUES}") if not _is_one_of(p, weights))
+        computed = any(own)
+        key = _by_values(recipe, needed) if computed else _by_shapes(recipe, weights)
+        if cached:
+            kept.keep(key, folder, weights, about)
+
+    return Graphs(path=path, recipe=recipe, needs=needs, make=make, keep=keep)
+
+
+def _above(folder: Path, path: str) -> Path:
+    """The build that `folder` is the artifact `path` of."""
+    return folder.parents[path.count("/")]
+
+
+def _weights(folder: Path, needed: Needed, path: str) -> dict[str, Path]:
+    return {name: _above(folder, path) / name for name in needed if name.endswith(VALUES)}
+
+
+def _is_one_of(path: Path, weights: Mapping[str, Path]) -> bool:
+    size = path.stat().st_size
+    return any(path.samefile(w) or size == w.stat().st_size for w in weights.values())
+
+
+def _by_values(recipe: str, needed: Needed) -> str:
+    """The key of graphs that hold numbers which follow from the weights."""
+    return digest(recipe, "values", sorted((name, file.sha256) for name, file in needed.items()))
+
+
+def _by_shapes(recipe: str, weights: Mapping[str, Path]) -> str:
+    """The key of graphs that only say where in the weights' files each tensor lies: the same for
+    other weights of the design."""
+    return digest(recipe, "shapes", sorted((n, _header(path)) for n, path in weights.items()))
+
+
+def _header(path: Path) -> bytes:
+    """The head of a safetensors file: names, shapes, types and places."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(length)

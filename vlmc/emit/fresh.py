@@ -1,0 +1,95 @@
+"""Whether a build stands as it would be made now, without making any of it, nor loading torch.
+
+After a build, what it followed from and its files as they lay (size, time, inode) are noted in the
+user's cache. While neither has changed, there is nothing to build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vlmc.emit.artifact import Build
+from vlmc.emit.backends import spec_resolved
+from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
+from vlmc.emit.recipe import digest, source, stats, versions
+from vlmc.emit.store import Store
+
+PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "libcst", "ruff", "numpy")
+
+
+def current(build: Build, store: Store) -> Manifest | None:
+    """The build that stands at the folder of `build`, if it is what would be made now."""
+    try:
+        note: Any = json.loads(_note(build, store).read_bytes())
+        if note["follows_from"] != _cause(build):
+            return None
+        if note["files"] != _files(build.folder, note["files"]):
+            return None
+        return Manifest.read(build.folder).at(build.folder, unchanged=True)
+    except (OSError, ValueError, KeyError, TypeError, UnreadableManifest):
+        return None
+
+
+def remember(build: Build, manifest: Manifest, store: Store) -> None:
+    """Notes that `manifest` stands at the folder of `build`. Where the cache cannot be written, the
+    next build looks at everything again."""
+    note = _note(build, store)
+    with suppress(OSError):
+        files = _files(build.folder, (*manifest.files, NAME, MEASURED))
+        text = json.dumps({"follows_from": _cause(build), "files": files})
+        note.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=note.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(draft, note)
+
+
+def _note(build: Build, store: Store) -> Path:
+    return store.root / "builds" / f"{digest(os.path.realpath(build.folder))}.json"
+
+
+def _cause(build: Build) -> str:
+    """The hash of everything that a build follows from: the design and how it is called, vlmc and
+    what it works with, the values that it reads, and the machine."""
+    folders = [build.checkpoint, *build.parts.values()]
+    return digest(
+        source(),
+        versions(*PACKAGES),
+        sys.version,
+        spec_resolved.source(build),
+        build.origin,
+        build.mini,
+        build.seed,
+        build.options,
+        [None if folder is None else stats(folder) for folder in folders],
+        machine(),
+    )
+
+
+def machine() -> str:
+    """What artifacts made here may depend on: the processor's features, and whether there is a GPU
+    at all."""
+    flags = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+        flags = next((ln for ln in lines if ln.startswith(("flags", "Features"))), "")
+    return digest(platform.system(), platform.machine(), flags, Path("/dev/nvidiactl").exists())
+
+
+def _files(folder: Path, names: Iterable[str]) -> dict[str, list[int] | None]:
+    found: dict[str, list[int] | None] = {}
+    for name in names:
+        try:
+            stat = (folder / name).stat(follow_symlinks=False)
+            found[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        except FileNotFoundError:
+            found[name] = None
+    return found

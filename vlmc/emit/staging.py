@@ -1,0 +1,167 @@
+"""A build as it grows in a folder of its own, taking over from the one before what still holds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vlmc.emit.artifact import Artifact, Deferred, Graphs, Progress, Text, Weights
+from vlmc.emit.carry import link
+from vlmc.emit.manifest import NAME, Manifest
+from vlmc.emit.record import File, Status, hashed
+
+
+class Staging:
+    """A build as it grows: its files, its artifacts, and whether any of it is new."""
+
+    def __init__(
+        self, folder: Path, former: Path, old: Manifest | None, progress: Progress
+    ) -> None:
+        self.folder = folder
+        self.former = former
+        self.old = old
+        self.files: dict[str, File] = {}
+        self.statuses: dict[str, Status] = {}
+        self.fresh = False
+        self.progress = progress
+        self._placed: dict[File, Path] = {}
+        self._hashes: dict[tuple[int, int], File] = {}
+        self._made: list[tuple[Graphs, Path, dict[str, File]]] = []
+
+    def add(self, artifact: Artifact) -> None:
+        """Writes an artifact, or takes it over from the build before."""
+        if isinstance(artifact, Text):
+            self.text(artifact)
+        else:
+            self.folder_of(artifact)
+
+    def text(self, artifact: Text) -> None:
+        """Writes a text, or links it where it stands already."""
+        target = self.folder / artifact.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.files[artifact.path] = File.of(artifact.data)
+        self.statuses[artifact.path] = Status(status="built", files=(artifact.path,))
+        former = self.former / artifact.path
+        if self.old and artifact.path in self.old.files and holds(former, artifact.data):
+            link(former, target)
+        else:
+            self.fresh = True
+            write(target, artifact.data)
+
+    def folder_of(self, artifact: Weights | Graphs | Deferred) -> None:
+        """Keeps a folder of an earlier build where it still is the right one, makes it
+        otherwise."""
+        needed: dict[str, File] = {}
+        inputs = None
+        if isinstance(artifact, Graphs):
+            if (off := artifact.put_off(self.statuses)) is not None:
+                self.statuses[artifact.path] = off
+                return
+            names = (name for path in artifact.needs for name in self.statuses[path].files)
+            needed = {name: self.files[name] for name in names}
+            inputs = artifact.inputs(needed)
+        kept = self._kept(artifact, inputs)
+        if kept is not None:
+            self._link(kept)
+            self.statuses[artifact.path] = kept
+            return
+        if isinstance(artifact, Deferred):
+            self.statuses[artifact.path] = artifact.status
+            return
+        self.fresh = True
+        target = self.folder / artifact.path
+        target.mkdir(parents=True)
+        if isinstance(artifact, Graphs):
+            artifact.make(target, needed)
+            self._made.append((artifact, target, needed))
+        else:
+            artifact.write(target)
+        names = self._record(target)
+        source = artifact.source if isinstance(artifact, Weights) else None
+        self.statuses[artifact.path] = Status(
+            status="built", files=names, source=source, inputs=inputs
+        )
+
+    def keep(self) -> None:
+        """Tells each folder of graphs that was made that it was found good."""
+        for graphs, target, needed in self._made:
+            graphs.keep(target, needed)
+
+    def _link(self, kept: Status) -> None:
+        """Takes over the files of an earlier build; what is in this build already under another
+        name stays one file."""
+        assert self.old is not None
+        for name in kept.files:
+            record = self.old.files[name]
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            link(self._placed.get(record, self.former / name), self.folder / name)
+            self._place(name, record)
+
+    def _place(self, name: str, record: File) -> None:
+        self.files[name] = record
+        self._placed.setdefault(record, self.folder / name)
+
+    def _record(self, target: Path) -> tuple[str, ...]:
+        """Hashes the files of a folder that was just made, a file of several names once."""
+        for path in sorted(target.rglob("*")):
+            if not path.is_file():
+                continue
+            name = path.relative_to(self.folder).as_posix()
+            found = path.stat()
+            identity = (found.st_dev, found.st_ino)
+            if identity not in self._hashes:
+                self.progress(f"hashing {name}")
+                self._hashes[identity] = hashed(path)
+                _sync(path)
+            self._place(name, self._hashes[identity])
+        below = target.relative_to(self.folder).as_posix() + "/"
+        return tuple(name for name in self.files if name.startswith(below))
+
+    def _kept(self, artifact: Weights | Graphs | Deferred, inputs: str | None) -> Status | None:
+        status = None if self.old is None else self.old.artifacts.get(artifact.path)
+        if self.old is None or status is None or status.status != "built":
+            return None
+        if isinstance(artifact, Weights) and artifact.source != status.source:
+            return None
+        if isinstance(artifact, Graphs) and inputs != status.inputs:
+            return None
+        written = (self.former / NAME).stat().st_mtime_ns
+        for name in status.files:
+            record = self.old.files.get(name)
+            if record is None or not _intact(self.former / name, record, written):
+                return None
+        fits = isinstance(artifact, Graphs) or artifact.fits(self.former / artifact.path)
+        return status if fits else None
+
+
+def _intact(path: Path, record: File, written: int) -> bool:
+    """Whether a file is as recorded. One that was not touched since the manifest was written needs
+    no second hash: weights are large."""
+    try:
+        found = path.stat(follow_symlinks=False)
+        if found.st_size != record.size:
+            return False
+        return found.st_mtime_ns <= written or hashed(path) == record
+    except OSError:
+        return False
+
+
+def holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there, and holds exactly that."""
+    try:
+        return not path.is_symlink() and path.read_bytes() == data
+    except OSError:
+        return False
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a new file to the disk. Raises OSError where there is one."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

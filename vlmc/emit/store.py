@@ -1,0 +1,216 @@
+"""The store: finished graphs of earlier builds, by the hash of all that they follow from.
+
+It is a cache beside all builds and may vanish at any time: whatever is missing or damaged is made
+again, and where the folder cannot be used, builds go on without it. It holds no weights: a file of
+an artifact that is one of the build's weights is kept by name alone and linked again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmc.diagnostics import EnvironmentFault, UsageError
+from vlmc.emit.artifact import unheard
+from vlmc.emit.carry import link
+from vlmc.emit.record import File, hashed, inside
+
+FOLDER = "VLMC_CACHE"
+BYTES = "VLMC_CACHE_BYTES"
+LIMIT = 10_000_000_000
+ENTRY = "entry.json"
+ABANDONED = 86_400
+"""Seconds after which a half-made entry is nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One artifact in the store."""
+
+    folder: Path
+    about: str
+    size: int
+    used: float
+    """When it was used last, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """A folder of entries, `limit` bytes at most; those that were used least recently go first."""
+
+    root: Path
+    limit: int = LIMIT
+    note: Callable[[str], None] = unheard
+    """Told why something could not be kept or used."""
+
+    @property
+    def graphs(self) -> Path:
+        """Where the entries lie, each in a folder named by its key."""
+        return self.root / "graphs"
+
+    def fetch(self, key: str, target: Path, weights: Mapping[str, Path]) -> bool:
+        """Fills the empty folder `target` from the entry `key`; False where there is none that is
+        whole. `weights` are the build's weight files by their names in it."""
+        entry = self.graphs / key
+        try:
+            files = _files(entry)
+            for name, kept in files.items():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(kept, str):
+                    link(weights[kept], target / name)
+                    continue
+                shutil.copyfile(entry / "files" / name, target / name)
+                if hashed(target / name) != kept:
+                    raise ValueError(f"{name} is damaged")
+            os.utime(entry / ENTRY)
+            return True
+        except FileNotFoundError as error:
+            if entry.exists() and (entry / ENTRY).exists():
+                self._drop(entry, f"{error.filename} is missing")
+        except (KeyError, TypeError, ValueError) as error:
+            self._drop(entry, str(error))
+        except OSError as error:
+            self.note(f"the cache at {self.root} cannot be read: {error.strerror or error}")
+        for left in target.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return False
+
+    def keep(self, key: str, source: Path, weights: Mapping[str, Path], about: str) -> None:
+        """Copies the finished folder `source` into the entry `key`, unless another process was
+        first. Files that are one of `weights` are kept by name."""
+        try:
+            self._keep(key, source, weights, about)
+        except OSError as error:
+            self.note(
+                f"{about} was not cached: {self.root} cannot be written "
+                f"({error.strerror or error}); set ${FOLDER} to a folder that can"
+            )
+
+    def _keep(self, key: str, source: Path, weights: Mapping[str, Path], about: str) -> None:
+        names = [path for path in sorted(source.rglob("*")) if path.is_file()]
+        same = {path: _weights_of(path, weights) for path in names}
+        size = sum(path.stat().st_size for path in names if same[path] is None)
+        if size > self.limit or (self.graphs / key).exists():
+            return
+        halves = self.root / "unfinished"
+        halves.mkdir(parents=True, exist_ok=True)
+        self.graphs.mkdir(exist_ok=True)
+        half = Path(tempfile.mkdtemp(dir=halves))
+        try:
+            files: dict[str, object] = {}
+            for path in names:
+                name = path.relative_to(source).as_posix()
+                if same[path] is None:
+                    place = half / "files" / name
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, place)
+                    files[name] = hashed(place).model_dump()
+                else:
+                    files[name] = same[path]
+            document = {"schema": 1, "about": about, "bytes": size, "files": files}
+            (half / ENTRY).write_text(json.dumps(document, indent=2), encoding="utf-8")
+            with suppress(FileExistsError):
+                os.rename(half, self.graphs / key)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+        self.trim()
+
+    def entries(self) -> list[Entry]:
+        """What is there, least recently used first."""
+        found: list[Entry] = []
+        for folder in _children(self.graphs):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                document: Any = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+                used = (folder / ENTRY).stat().st_mtime
+                found.append(Entry(folder, str(document["about"]), int(document["bytes"]), used))
+        return sorted(found, key=lambda entry: entry.used)
+
+    def trim(self) -> None:
+        """Removes what was used least recently, until the rest is within the limit, and what
+        killed processes left."""
+        entries = self.entries()
+        over = sum(entry.size for entry in entries) - self.limit
+        for entry in entries:
+            if over <= 0:
+                break
+            _remove(entry.folder, self.root)
+            over -= entry.size
+        for half in _children(self.root / "unfinished"):
+            with suppress(OSError):
+                if half.stat().st_mtime < time.time() - ABANDONED:
+                    shutil.rmtree(half, ignore_errors=True)
+
+    def clear(self) -> tuple[int, int]:
+        """Removes everything; the number of entries and of bytes that were there. Raises
+        EnvironmentFault where the system refuses."""
+        entries = self.entries()
+        for place in ("graphs", "builds", "unfinished"):
+            try:
+                if (self.root / place).exists():
+                    shutil.rmtree(self.root / place)
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"{self.root} was not cleared: {error.strerror} (at {error.filename})"
+                ) from None
+        return len(entries), sum(entry.size for entry in entries)
+
+    def _drop(self, entry: Path, why: str) -> None:
+        self.note(f"a cached artifact is made again: {why}")
+        _remove(entry, self.root)
+
+
+def store(note: Callable[[str], None] = unheard) -> Store:
+    """The store of this user: at $VLMC_CACHE, else where the system keeps caches.
+
+    Raises UsageError where $VLMC_CACHE_BYTES is no number of bytes.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = Path(os.environ.get(FOLDER) or os.path.join(home, "vlmc"))
+    text = os.environ.get(BYTES, "")
+    if text and not text.isdecimal():
+        raise UsageError(f"${BYTES} is {text[:40]!r}: a whole number of bytes is expected")
+    return Store(root=root.absolute(), limit=int(text) if text else LIMIT, note=note)
+
+
+def _files(entry: Path) -> dict[str, File | str]:
+    """The files of an entry: its own by their records, the build's weights by their names."""
+    document: Any = json.loads((entry / ENTRY).read_text(encoding="utf-8"))
+    files: dict[str, Any] = document["files"]
+    return {
+        inside(name): found if isinstance(found, str) else File.model_validate(found)
+        for name, found in files.items()
+    }
+
+
+def _weights_of(path: Path, weights: Mapping[str, Path]) -> str | None:
+    """The name of the weight file that a file is, by a link or as a copy."""
+    for name, other in weights.items():
+        if path.samefile(other):
+            return name
+    size = path.stat().st_size
+    for name, other in weights.items():
+        if size == other.stat().st_size and hashed(path) == hashed(other):
+            return name
+    return None
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    with suppress(OSError):
+        yield from sorted(folder.iterdir())
+
+
+def _remove(entry: Path, root: Path) -> None:
+    """Takes an entry away in one step, so that nobody finds half of it."""
+    with suppress(OSError):
+        (root / "unfinished").mkdir(exist_ok=True)
+        gone = Path(tempfile.mkdtemp(dir=root / "unfinished"))
+        os.rename(entry, gone / "entry")
+        shutil.rmtree(gone, ignore_errors=True)

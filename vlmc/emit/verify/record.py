@@ -1,0 +1,83 @@
+"""verification.json: what was measured of a build on the present machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vlmc.emit.record import Record
+
+SCHEMA = 1
+DEFINITIONS = {
+    "reference": "the model itself in torch, eager, its weights converted to fp32",
+    "max_abs": "the largest absolute difference of any number from the reference's",
+    "max_relative": "max_abs divided by the largest magnitude of the reference in the same case",
+    "tokens": "the share of positions whose likeliest token is the reference's; every engine is "
+    "given the reference's tokens to go on with",
+    "measured": "full: the design itself; twin: its laptop-size twin, where this machine cannot "
+    "hold the design twice",
+}
+
+
+class Measured(Record, ser_json_inf_nan="strings"):
+    """One case on one part of an artifact."""
+
+    case: str
+    graph: Literal["vision", "language"]
+    """language is everything after the vision graph."""
+    lengths: tuple[int, ...]
+    """Tokens of each row."""
+    images: tuple[int, ...]
+    """Images of each row."""
+    steps: int
+    """Tokens by which the cache was continued."""
+    max_abs: float
+    max_relative: float
+    tokens: float | None
+
+
+class Verified(Record, ser_json_inf_nan="strings"):
+    """One engine of one artifact."""
+
+    artifact: str
+    inputs: str | None
+    """The hash of what the artifact was made from."""
+    measured: Literal["full", "twin"]
+    tolerance: float
+    """The largest relative error that is let through."""
+    max_abs: float
+    max_relative: float
+    tokens: float
+    runtime: Mapping[str, str]
+    """Versions of what executed it."""
+    cases: tuple[Measured, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether it is within its tolerance."""
+        return self.max_relative <= self.tolerance
+
+
+class Verification(Record, ser_json_inf_nan="strings"):
+    """All that was measured of a build."""
+
+    version_of_schema: Literal[1] = Field(default=SCHEMA, alias="schema")
+    definitions: Mapping[str, str] = DEFINITIONS
+    host: Mapping[str, str]
+    engines: Mapping[str, Verified]
+
+    def text(self) -> str:
+        """The text of verification.json. Raises nothing for errors that are not finite."""
+        document: Any = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def parse(data: bytes | None) -> Verification | None:
+        """What `text` wrote; None for anything else."""
+        try:
+            return None if data is None else Verification.model_validate_json(data)
+        except ValueError:
+            return None
