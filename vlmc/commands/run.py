@@ -62,6 +62,21 @@ def run(
         int | None, typer.Option(help="Draw from this many of the likeliest tokens.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0, max=MAX_SEED)] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that ends the answer and is no part of it. Repeat it for more."),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Put the prompt into the chat template of the weights."),
+    ] = False,
+    engine: Annotated[
+        Literal["eager", "compile", "aoti", "onnx"],
+        typer.Option(help="What runs it: the model itself, or the graphs of a build folder."),
+    ] = "eager",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads to compute in (default: the engine's own choice).")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,
@@ -74,43 +89,44 @@ def run(
     twin (--mini), whose seeded weights have learnt nothing."""
     style: Format = "json" if as_json else "text"
     with guarded(style):
-        from vlmc.pipeline import load_spec
+        from vlmc.sessions import load
 
-        design = load_spec(spec, overrides or ())
         with shown(str(spec), quiet=as_json) as report:
-            report("loading torch")
-            from vlmc.runtime.answer import ask
-            from vlmc.runtime.generate import Sampling
-            from vlmc.runtime.session import start
-
-            sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-            session = start(
-                design,
+            session = load(
+                spec,
+                engine,
                 mini=mini,
                 checkpoint=checkpoint,
-                build=spec if spec.is_dir() else None,
                 tokenizer=tokenizer,
+                overrides=overrides or (),
                 device=device,
                 dtype=dtype,
+                threads=threads,
                 report=report,
             )
-        answer = ask(
-            session,
-            prompt,
+        stream = session.generate(
+            session.chatted(prompt, len(image or ())) if chat else prompt,
             image or (),
             features=features,
             max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            on_note=lambda note: None if as_json else typer.echo(f"note: {note}", err=True),
-            on_text=lambda text: None if as_json else _write(text),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
+            stream=True,
         )
         if as_json:
-            typer.echo(json.dumps(answer.to_json(session)))
+            typer.echo(json.dumps(session.to_json(stream.finished().answer)))
             return
+        for note in stream.notes:
+            typer.echo(f"note: {note}", err=True)
+        for text in stream:
+            _write(text)
         typer.echo()
-        for choice in answer.choices:
+        for choice in stream.answer.choices:
             _write(f"{choice}\n")
-        typer.echo(answer.summary(), err=True)
+        typer.echo(stream.answer.summary(), err=True)
 
 
 def _write(text: str) -> None:

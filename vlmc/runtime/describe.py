@@ -51,6 +51,7 @@ def describe(spec: ModelSpec, arch: Arch) -> Design:
         boxes=regions is not None and regions.boxes,
         start_token=_token(language.get("start_token")),
         cache_elements=spec.language.cache_elements_per_token(),
+        parts=tuple(node.role for node in arch.nodes if node.count),
     )
 
 

@@ -70,6 +70,8 @@ class Design:
     """What the decoder of an encoder-decoder begins with; None where there is none."""
     cache_elements: int
     """Numbers that the key/value cache keeps for one token."""
+    parts: tuple[str, ...] = ()
+    """The parts that have weights: encoder, adapter, ..."""
 
     @property
     def frames(self) -> int:

@@ -42,9 +42,11 @@ def token_ids(
     place: Place,
     images: Sequence[int],
     vocabulary: int,
+    surrounded: bool = False,
 ) -> list[int]:
     """Ids of a prompt with `images[i]` placeholders for image i: each at its marker, or all in
-    front where the prompt has no marker.
+    front where the prompt has no marker. `surrounded` says that the text itself holds what stands
+    around a prompt, as one does that a chat template made.
 
     Raises UsageError where markers and images do not match, where the text itself reads as a
     placeholder, or where the tokenizer knows words that the model does not.
@@ -64,14 +66,15 @@ def token_ids(
     front = 0
     while place.leading and front < len(images) and not texts[front]:
         front += 1
+    start, end = ((), ()) if surrounded else (tokenizer.start, tokenizer.end)
     ids: list[int] = []
     for index, text in enumerate(texts):
         if index == front:
-            ids.extend(tokenizer.start)
+            ids.extend(start)
         ids.extend(text)
         if index < len(images) and place.token is not None:
             _put(ids, [place.token] * images[index], tokenizer.id(FENCE))
-    return [*ids, *tokenizer.end]
+    return [*ids, *end]
 
 
 def _put(ids: list[int], image: list[int], fence: int | None) -> None:

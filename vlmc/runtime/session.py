@@ -1,200 +1,268 @@
-"""A model that is ready to answer: weights, tokenizer and image processor of one design."""
+"""A model that is ready to answer, whatever engine runs it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
 
-from vlmc.builder.shards import read_json
-from vlmc.builder.values import valued
-from vlmc.diagnostics import UsageError
-from vlmc.ir import Arch, Role
-from vlmc.resolver import resolve
-from vlmc.runtime.byte_tokenizer import byte_tokenizer
-from vlmc.runtime.placement import DTYPES, check_memory, device_of
-from vlmc.runtime.processor import (
-    ImageProcessor,
-    check_size,
-    from_checkpoint,
-    from_spec,
-    has_processor,
-)
-from vlmc.runtime.tokenizer import Tokenizer, load_tokenizer
-from vlmc.spec.document import ModelSpec
+from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.runtime.answer import Answer
+from vlmc.runtime.chat import ChatTemplate
+from vlmc.runtime.choices import check_masks, judged
+from vlmc.runtime.design import Design
+from vlmc.runtime.engines.engine import Engine, Pixels, Row
+from vlmc.runtime.features import Encoded, FeatureStore
+from vlmc.runtime.media import listed
+from vlmc.runtime.processor import ImageProcessor
+from vlmc.runtime.questions import Asker, Question
+from vlmc.runtime.rows import Layout, check_context, check_images, laid_out
+from vlmc.runtime.sampling import Sampling
+from vlmc.runtime.sight import Sight
+from vlmc.runtime.speaker import Cancel, Speaker
+from vlmc.runtime.stopping import stop_strings
+from vlmc.runtime.stream import Stream
+from vlmc.runtime.tokenizer import Tokenizer
 
-Report = Callable[[str], None]
-"""Told what is being done, in a few words."""
+FEATURE_BYTES = 256 * 2**20
+"""Memory that the features of earlier images may take."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where the values of a model come from: a Hugging Face folder, a build folder, a folder for
-    each part, or a seed where there is none of them."""
-
-    checkpoint: Path | None = None
-    build: Path | None = None
-    parts: dict[Role, Path]
-    mini: bool = False
-
-    @property
-    def seeded(self) -> bool:
-        """Whether the model has learnt nothing."""
-        if self.build is not None:
-            return _built_from(self.build).startswith("seed")
-        return self.checkpoint is None and not self.parts
-
-    @property
-    def folder(self) -> Path | None:
-        """Where the files lie that came with all of the weights."""
-        return self.checkpoint or (self.build and self.build / "weights")
-
-    def seeded_parts(self, arch: Arch) -> tuple[Role, ...]:
-        """The parts that have learnt nothing while others have. A language model's folder counts
-        for the head."""
-        if self.seeded or self.checkpoint is not None:
-            return ()
-        given: set[str] = set(self.parts)
-        if self.build is not None:
-            sources = _built_from(self.build)
-            if "seed" not in sources.split():
-                return ()
-            given = {source.split()[0] for source in sources.split(", ")}
-        if "language" in given:
-            given.add("head")
-        return tuple(n.role for n in arch.nodes if n.count and n.role not in given)
+NOISE = "the weights are seeded and have learnt nothing: the answer is noise"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Session:
-    """One design in memory, on one device."""
+    """One design with its weights, an engine and a tokenizer. It may be asked again and again, by
+    one thread; what an image became is kept for the next question about it."""
 
-    spec: ModelSpec
-    """The design that runs: the twin's where `arch.mini`."""
-    arch: Arch
-    model: nn.Module
+    design: Design
+    engine: Engine
     tokenizer: Tokenizer
     processor: ImageProcessor | None
     """None where the design takes region features and no pixels."""
-    source: Source
-    device: torch.device
-    dtype: torch.dtype
-    load_seconds: float
+    chat: ChatTemplate | None = None
+    labels: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Names of the classes of a classifier."""
+    seeded: bool = False
+    """Whether the model has learnt nothing."""
+    seeded_parts: tuple[str, ...] = ()
+    """The parts that have learnt nothing while others have."""
+    examine: Callable[[], Sequence[str]] = tuple
+    """Names of the weights that are not finite; asked only where the logits are not."""
+    load_seconds: float = 0.0
+    store: FeatureStore = field(default_factory=lambda: FeatureStore(FEATURE_BYTES))
 
+    def encode_images(
+        self, images: object = None, *, videos: object = None, features: object = None
+    ) -> list[Encoded]:
+        """What the vision part makes of each image, then of each video, to be given to `generate`
+        in their place. Images are paths, bytes of files, Pillow images or numpy arrays; videos are
+        animated files, folders or lists of frames, or arrays [frames, height, width, 3];
+        `features` are those of regions, a safetensors file or an array [regions, width].
 
-def start(
-    spec: ModelSpec,
-    *,
-    mini: bool = False,
-    checkpoint: Path | None = None,
-    build: Path | None = None,
-    tokenizer: Path | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
-    report: Report = lambda _: None,
-) -> Session:
-    """Loads a design: the twin with seeded weights (`mini`), or the design itself with the weights
-    of `checkpoint`, of the build folder `build`, or of the folders that the spec names.
+        Raises UsageError where one of them is none, or is more than the design takes.
+        """
+        given = [*listed(images, "images"), *listed(videos, "videos")]
+        sight = self.sight
+        shown = [*self.asker.clips(given, "image"), *sight.regions(features, bool(given))]
+        return sight.encode(sight.read(shown), None)
 
-    `dtype` is fp32 on the CPU and bf16 elsewhere by default. Raises UsageError where there are no
-    weights or a file does not fit the design, EnvironmentFault where it does not fit this machine.
-    """
-    begun = time.perf_counter()
-    source = _source(spec, mini, checkpoint, build)
-    arch = resolve(spec, mini=mini)
-    spec = spec.mini() if mini else spec
-    place = device_of(device)
-    number = DTYPES[dtype or ("fp32" if place.type == "cpu" else "bf16")]
-    words = _tokenizer(spec, source, tokenizer)
-    processor = _processor(spec, source)
-    cache = arch.tokens.sequence * spec.language.cache_elements_per_token() * number.itemsize
-    check_memory(arch, place, number, cache)
-    report("drawing weights" if source.seeded else "reading weights")
-    model = valued(
-        arch,
-        checkpoint=source.checkpoint or source.build,
-        parts=source.parts,
-        dtype=number,
-        device=place,
-    )
-    return Session(
-        spec=spec,
-        arch=arch,
-        model=model.eval().requires_grad_(False),
-        tokenizer=words,
-        processor=processor,
-        source=source,
-        device=place,
-        dtype=number,
-        load_seconds=time.perf_counter() - begun,
-    )
+    def generate(
+        self,
+        prompt: object,
+        images: object = None,
+        *,
+        videos: object = None,
+        features: object = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int = 0,
+        stop: object = None,
+        stream: bool = False,
+        cancel: Cancel | None = None,
+    ) -> Any:
+        """The `Answer` to a prompt about images; of a list of prompts, the list of their answers.
 
+        `prompt` is a text with <image> where an image belongs (without it, images come first), or
+        a conversation: [{"role": "user", "content": [{"type": "image"}, {"type": "text", ...}]}].
+        Of a batch, `images` and `videos` hold a list for each prompt. With `stream`, a `Stream`
+        that yields the text as it is made. A `stop` string ends the answer and is no part of it.
+        `cancel`, such as a threading.Event, ends all of it when it is set.
 
-def _source(spec: ModelSpec, mini: bool, checkpoint: Path | None, build: Path | None) -> Source:
-    if mini and checkpoint is not None:
-        raise UsageError(
-            "--mini runs the laptop-size twin with seeded weights, --checkpoint the design itself "
-            "with published ones: give one of them"
+        Raises UsageError where the question does not fit the design, EnvironmentFault where the
+        model's numbers are not finite. The session may be used on after either.
+        """
+        begun = time.perf_counter()
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:  # pyright: ignore
+            raise UsageError(f"--max-new-tokens {max_new_tokens}: 1 or more is expected")
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        stops = stop_strings(stop)
+        if not self.design.generates and (stops or sampling != Sampling(seed=seed)):
+            raise UsageError("this design generates no text, so that there is nothing to sample")
+        questions, batch = self.asker.questions(prompt, images, videos)
+        if features is not None:
+            questions = self._with_features(questions, features)
+        limit = max_new_tokens if self.design.generates else 0
+        layouts = self.laid_out(questions, limit)
+        read = self.sight.read([one for question in questions for one in question.shown])
+        ready = time.perf_counter()
+        speakers = [Speaker(self.tokenizer, sampling, row, stops) for row in range(len(layouts))]
+        made = Stream(layouts, speakers, batch=batch, prepare_seconds=ready - begun)
+        made.begin(self._pieces(layouts, read, speakers, limit, cancel, made))
+        if stream:
+            return made
+        made.finished()
+        return made.answers if batch else made.answer
+
+    def chatted(self, prompt: str, images: int) -> list[dict[str, Any]]:
+        """A conversation of one message, as `generate` takes it: images first, then a text."""
+        if images == 0 and self.chat is not None and not self.chat.takes_parts():
+            return [{"role": "user", "content": prompt}]
+        parts: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+
+    def to_json(self, answer: Answer) -> dict[str, Any]:
+        """What `vlmc run --json` prints."""
+        said = answer.to_json()
+        return {
+            "version": 1,
+            "name": self.design.name,
+            "engine": self.engine.name,
+            "seeded": self.seeded,
+            "seeded_parts": list(self.seeded_parts),
+            **said,
+            "seconds": {"load": round(self.load_seconds, 4), **said["seconds"]},
+        }
+
+    @property
+    def asker(self) -> Asker:
+        """What reads the questions of callers."""
+        return Asker(design=self.design, tokenizer=self.tokenizer, chat=self.chat)
+
+    @property
+    def sight(self) -> Sight:
+        """What reads and encodes images."""
+        return Sight(
+            design=self.design,
+            engine=self.engine,
+            processor=self.processor,
+            store=self.store,
+            seeded=self.seeded,
         )
-    if mini:
-        return Source(parts={}, mini=True)
-    if checkpoint is not None and (checkpoint / "manifest.json").is_file():
-        build = checkpoint  # a build folder serves as a checkpoint too
-    elif checkpoint is not None:
-        return Source(checkpoint=checkpoint, parts={})
-    if build is not None and (build / "weights").is_dir():
-        return Source(build=build, parts={})
-    parts = spec.weight_folders
-    if not parts:
-        raise UsageError(
-            f"{spec.name} has no weights here: --checkpoint DIR runs it with a Hugging Face folder "
-            f"(config.json + safetensors), --mini runs its laptop-size twin at once"
+
+    def _with_features(self, questions: list[Question], features: object) -> list[Question]:
+        (question, *rest) = questions
+        if rest:
+            raise UsageError("--features: the features of one image, but there are several prompts")
+        shown = tuple(self.sight.regions(features, bool(question.shown)))
+        return [Question(prompt=question.prompt, shown=shown, surrounded=question.surrounded)]
+
+    def laid_out(self, questions: Sequence[Question], limit: int) -> list[Layout]:
+        """Every prompt as tokens. Raises UsageError where one does not fit, before the model
+        runs."""
+        sight = self.sight
+        layouts: list[Layout] = []
+        for question in questions:
+            layout = laid_out(
+                self.design,
+                self.tokenizer,
+                question.prompt,
+                [self.design.positions[sight.frames(one) - 1] for one in question.shown],
+                surrounded=question.surrounded,
+                notes=(*sight.notes(question.shown), *self._origin_notes()),
+            )
+            check_images(self.design, layout.inputs)
+            check_context(self.design, layout.inputs, limit, self.engine.capacity)
+            if not self.design.generates:
+                check_masks(self.design, self.tokenizer, layout.ids.tolist())
+            layouts.append(layout)
+        sight.check_alike([one for question in questions for one in question.shown])
+        return layouts
+
+    def _origin_notes(self) -> tuple[str, ...]:
+        if self.seeded:
+            return (NOISE,)
+        if not self.seeded_parts:
+            return ()
+        named = ", ".join(self.seeded_parts)
+        noise = NOISE.replace("the weights", "theirs")
+        return (f"no weights were given for these parts: {named}; {noise}",)
+
+    def _pieces(
+        self,
+        layouts: Sequence[Layout],
+        read: Sequence[Encoded | Pixels],
+        speakers: Sequence[Speaker],
+        limit: int,
+        cancel: Cancel | None,
+        stream: Stream,
+    ) -> Iterator[tuple[int, str]]:
+        """The text of every row as it is made."""
+        encoded = self.sight.encode(read, cancel)
+        if cancel is not None and cancel.is_set():
+            return
+        left = iter(encoded)
+        rows = [
+            layout.row([next(left).feature for _ in range(layout.inputs.images)])
+            for layout in layouts
+        ]
+        try:
+            if self.design.generates:
+                yield from self._spoken(rows, speakers, limit, cancel)
+            else:
+                yield from self._judged(rows, speakers, stream)
+        except EnvironmentFault as error:
+            raise EnvironmentFault(self._reason(str(error))) from None
+
+    def _spoken(
+        self,
+        rows: Sequence[Row],
+        speakers: Sequence[Speaker],
+        limit: int,
+        cancel: Cancel | None,
+    ) -> Iterator[tuple[int, str]]:
+        state, logits = self.engine.prefill(rows)
+        for count in range(1, limit + 1):
+            for row, speaker in enumerate(speakers):
+                if speaker.finish is None:
+                    yield row, speaker.hear(logits[row])
+            if all(speaker.finish for speaker in speakers):
+                return
+            if cancel is not None and cancel.is_set():
+                return
+            if count < limit:
+                tokens = np.array([speaker.last for speaker in speakers], np.int64)
+                logits = self.engine.step(state, tokens)
+        for row, speaker in enumerate(speakers):
+            if speaker.finish is None:
+                yield row, speaker.end("length")
+
+    def _judged(
+        self, rows: Sequence[Row], speakers: Sequence[Speaker], stream: Stream
+    ) -> Iterator[tuple[int, str]]:
+        outputs = self.engine.answer(rows)
+        for number, (row, speaker) in enumerate(zip(rows, speakers, strict=True)):
+            own = {name: values[number] for name, values in outputs.items()}
+            ids = row.ids.tolist()
+            said = judged(self.design, self.tokenizer, self.labels, ids, own)
+            speaker.text, stream.choices[number] = said
+            speaker.finish = "stop"
+            yield number, speaker.text
+
+    def _reason(self, message: str) -> str:
+        """Why logits are not finite: the weights, where they are not either."""
+        bad = self.examine()
+        if not bad:
+            return message
+        parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in bad))
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        return (
+            f"the model's numbers are not finite, because weights are not: {', '.join(bad[:3])}"
+            f"{more} (part: {parts}); the file is damaged, or training diverged before it was "
+            f"saved: load another copy"
         )
-    return Source(parts=parts)
-
-
-def _tokenizer(spec: ModelSpec, source: Source, given: Path | None) -> Tokenizer:
-    """The tokenizer that is given, else that of the weights' folder, else bytes for a twin."""
-    folder = source.folder or source.parts.get("language")
-    if given is not None:
-        return load_tokenizer(given, checkpoint=folder)
-    if source.build is not None and (source.build / "tokenizer.json").is_file():
-        return load_tokenizer(source.build, checkpoint=folder)
-    if folder is not None and (source.build is None or (folder / "tokenizer.json").is_file()):
-        return load_tokenizer(folder)
-    if source.seeded:
-        return byte_tokenizer(spec.language.architecture, spec.language.total_vocabulary)
-    raise UsageError(
-        f"{source.build or spec.name} has weights but no tokenizer; give the published one with "
-        f"--tokenizer PATH (tokenizer.json, or the folder that holds it)"
-    )
-
-
-def _processor(spec: ModelSpec, source: Source) -> ImageProcessor | None:
-    encoder: Any = spec.encoder
-    if not hasattr(encoder, "preprocess"):
-        return None
-    processor = from_spec(encoder.preprocess, encoder.image_size)
-    where = f"the spec of {spec.name}"
-    folder = source.folder or source.parts.get("encoder")
-    if source.build is not None and has_processor(source.build):  # put there by hand
-        folder = source.build
-    if folder is not None:
-        own = from_checkpoint(folder, processor)
-        where = where if own == processor else f"the image processor of {folder}"
-        processor = own
-    check_size(processor, encoder.image_size, where)
-    return processor
-
-
-def _built_from(folder: Path) -> str:
-    """What a build's manifest says that its weights come from, such as `seed 0`."""
-    artifacts: Any = read_json(folder / "manifest.json").get("artifacts")
-    weights: Any = artifacts.get("weights") if isinstance(artifacts, dict) else None  # pyright: ignore
-    origin: Any = weights.get("source") if isinstance(weights, dict) else None  # pyright: ignore
-    return origin if isinstance(origin, str) else ""

@@ -49,6 +49,10 @@ class Tokenizer:
         """The text of ids, special tokens left out. Ids that the file lacks have no text."""
         return self.file.decode(list(ids), skip_special_tokens=True)
 
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens by their names."""
+        return self.file.decode(list(ids), skip_special_tokens=False)
+
 
 class TextStream:
     """Decodes an answer token by token, never through the middle of a character.

@@ -1,0 +1,58 @@
+"""The Python API of the runtime: from a path to a session that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmc.diagnostics import UsageError
+from vlmc.pipeline import load_spec
+
+if TYPE_CHECKING:
+    from vlmc.runtime.session import Session
+
+
+def load(
+    path: str | Path,
+    engine: str = "eager",
+    *,
+    mini: bool = False,
+    checkpoint: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    device: str = "cpu",
+    dtype: str | None = None,
+    threads: int | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Session:
+    """A session over a build folder, by whichever of its artifacts `engine` names: eager, compile,
+    aoti or onnx. Over a spec file it is the model itself (eager): its laptop-size twin with `mini`,
+    else with the weights of `checkpoint` or of the folders that the spec names.
+
+    `tokenizer` stands in place of the checkpoint's. `device` and `dtype` (fp32, bf16, fp16) are
+    eager's; `threads` is how many the engine computes in. `report` is told what is being done.
+
+    Raises SpecError where the design is wrong, UsageError where there are no weights, no such
+    artifact, or a file does not fit the design, EnvironmentFault where this machine cannot run it.
+    """
+    where = Path(path)
+    spec = load_spec(where, overrides)
+    report("loading the runtime")
+    # torch is imported where it is needed, and not by everybody who imports vlmc.
+    from vlmc.runtime.start import start
+
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise UsageError(f"{checkpoint}: there is no such folder")
+    return start(
+        spec,
+        mini=mini,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        build=where if where.is_dir() else None,
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        report=report,
+    )
