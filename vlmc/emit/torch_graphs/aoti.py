@@ -25,20 +25,23 @@ import vlmc
 from vlmc.capture.graph import Graph
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.artifact import Progress
+from vlmc.emit.faults import NotHere
 from vlmc.emit.torch_graphs.cpu import level
-from vlmc.emit.torch_graphs.programs import describe, optimised, save_program
+from vlmc.emit.torch_graphs.programs import Tell, describe, optimised, save_program
 from vlmc.ir import Arch
 
 WORKERS = 2
 """Graphs that are compiled at once: each takes about a gigabyte of memory."""
 
 
-class NotHere(EnvironmentFault):
-    """What this machine lacks for an artifact, and another may have."""
-
-
 def write_aoti(
-    arch: Arch, weights: Path, folder: Path, *, progress: Progress, device: str = "cpu"
+    arch: Arch,
+    weights: Path,
+    folder: Path,
+    *,
+    progress: Progress,
+    device: str = "cpu",
+    tell: Tell = None,
 ) -> None:
     """Fills `folder` with a compiled package for each graph of a design; `weights` is the folder of
     the build's safetensors files.
@@ -48,7 +51,7 @@ def write_aoti(
     where a compilation fails.
     """
     check_tools(device)
-    graphs, dtype = optimised(arch, weights, progress)
+    graphs, dtype = optimised(arch, weights, progress, tell)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for graph in graphs:

@@ -7,9 +7,10 @@ lies in `constants.safetensors`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from vlmc.diagnostics import UsageError
 from vlmc.emit.artifact import Progress
 from vlmc.emit.torch_graphs.archive import rewrite
 from vlmc.ir import Arch
+from vlmc.passes.effect import Effect
 from vlmc.passes.pipeline import optimise
+
+Tell = Callable[[Effect], None] | None
 
 NUMBERS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 CONSTANTS = "constants.safetensors"
@@ -36,13 +40,15 @@ DESCRIPTION = "graphs.json"
 ORIGIN = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node")
 
 
-def write_compile(arch: Arch, weights: Path, folder: Path, *, progress: Progress) -> None:
+def write_compile(
+    arch: Arch, weights: Path, folder: Path, *, progress: Progress, tell: Tell = None
+) -> None:
     """Fills `folder` with the graphs of a design for torch.compile; `weights` is the folder of the
-    build's safetensors files.
+    build's safetensors files. `tell` hears what the passes do.
 
     Raises UsageError where the weights are in a number format that no graph computes in.
     """
-    graphs, dtype = optimised(arch, weights, progress)
+    graphs, dtype = optimised(arch, weights, progress, tell)
     folder.mkdir(parents=True, exist_ok=True)
     for number, graph in enumerate(graphs):
         progress(f"compile/{graph.name}.pt2", number, len(graphs))
@@ -50,7 +56,9 @@ def write_compile(arch: Arch, weights: Path, folder: Path, *, progress: Progress
     describe(arch, graphs, dtype, weights, folder, extra={"device": "any"})
 
 
-def optimised(arch: Arch, weights: Path, progress: Progress) -> tuple[list[Graph], torch.dtype]:
+def optimised(
+    arch: Arch, weights: Path, progress: Progress, tell: Tell = None
+) -> tuple[list[Graph], torch.dtype]:
     """The graphs of a design for torch, in the number format of most of its weights."""
     dtype = number_format(located(weights))
     progress("capturing graphs")
@@ -58,7 +66,7 @@ def optimised(arch: Arch, weights: Path, progress: Progress) -> tuple[list[Graph
     graphs: list[Graph] = []
     for graph in captured:
         progress(f"optimising {graph.name}", len(graphs), len(captured))
-        graphs.append(optimise(graph, "torch", None))
+        graphs.append(optimise(graph, "torch", tell))
     return graphs, dtype
 
 
@@ -96,7 +104,7 @@ def save_program(graph: Graph, path: Path, dtype: torch.dtype) -> None:
 
 def weightless(state: dict[str, Tensor]) -> dict[str, nn.Parameter]:
     """A parameter for each, of its shape and number format, that takes no memory."""
-    single = {value.dtype: torch.zeros(1, dtype=value.dtype) for value in state.values()}
+    single = {value.dtype: torch.zeros((), dtype=value.dtype) for value in state.values()}
     return {
         name: nn.Parameter(single[value.dtype].expand(value.shape), requires_grad=False)
         for name, value in state.items()
@@ -121,23 +129,25 @@ def describe(
         "serving": arch.serving,
         "start_token": arch.node("language").arguments.get("start_token"),
         **extra,
-        "graphs": [_entry(graph, dtype, weights, folded) for graph in graphs],
+        "graphs": [_entry(graph, weights, folded) for graph in graphs],
     }
     if folded:
         (folder / CONSTANTS).write_bytes(save(folded))
     (folder / DESCRIPTION).write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
-def _entry(
-    graph: Graph, dtype: torch.dtype, weights: Path, folded: dict[str, Tensor]
-) -> dict[str, Any]:
+def _entry(graph: Graph, weights: Path, folded: dict[str, Tensor]) -> dict[str, Any]:
     constants: dict[str, Any] = {}
     for target, constant in graph.constants.items():
         if isinstance(constant, Stored):
             constants[target] = list(constant.parts)
             continue
-        name = f"{graph.name}.{target}"
-        folded[name] = _values(constant, weights).to(dtype).contiguous()
+        like = graph.program.state_dict[target]
+        values = _values(constant, weights).to(like.dtype).reshape(like.shape).contiguous()
+        # Graphs share what is equal.
+        data = values.view(-1).view(torch.uint8).numpy().tobytes()
+        name = hashlib.sha256(f"{like.dtype}{like.shape}".encode() + data).hexdigest()[:16]
+        folded[name] = values
         constants[target] = name
     return {
         "name": graph.name,

@@ -46,8 +46,8 @@ class MappedWeights:
                 raise EnvironmentFault(
                     f"the weights of this build lack {error}, which its graphs read; build it again"
                 ) from None
-            values = self._joined(places)
-            self.made[parts] = values.to(device=self.device, dtype=self.dtype)
+            values = self._joined(places).to(self.device)
+            self.made[parts] = values if isinstance(parts, str) else values.to(self.dtype)
         return self.made[parts]
 
     def _joined(self, places: Sequence[Located]) -> Tensor:

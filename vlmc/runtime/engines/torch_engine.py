@@ -89,7 +89,8 @@ class TorchEngine:
         last = np.array([len(row.ids) - 1 for row in rows], np.int64)
         if self.design.serving == "encoder_decoder":
             memory = self._program("encoder")([x, mask])
-            state = self._begin(len(rows), [*memory, mask], np.full(len(rows), -1, np.int64))
+            outside = [*(side.contiguous() for side in memory), mask]
+            state = self._begin(len(rows), outside, np.full(len(rows), -1, np.int64))
             return state, self.step(state, np.full(len(rows), self.design.start_token, np.int64))
         where = torch.from_numpy(last).to(self.device)  # pyright: ignore[reportUnknownMemberType]
         outside = self._outside(rows, ids.shape[1])
