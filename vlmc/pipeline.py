@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vlmc.emit.artifact import Build, Progress
+    from vlmc.emit.artifact import Artifact, Build, Progress
     from vlmc.emit.check import Stale
     from vlmc.emit.manifest import Manifest
     from vlmc.emit.options import Options
@@ -215,7 +215,6 @@ def _made(this: Build) -> tuple[Manifest, bool]:
     """The build, made or found to stand; and whether the next one could only be the same."""
     from vlmc.builder.model import instantiate
     from vlmc.emit import catalog
-    from vlmc.emit.artifact import Deferred
     from vlmc.emit.manifest import Manifest
     from vlmc.emit.verify import verifier
     from vlmc.emit.writer import write
@@ -231,7 +230,17 @@ def _made(this: Build) -> tuple[Manifest, bool]:
         verify=verifier(this),
         progress=this.progress,
     )
-    return manifest, not any(isinstance(one, Deferred) and one.by_host for one in artifacts)
+    return manifest, not any(_by_host(one, manifest) for one in artifacts)
+
+
+def _by_host(artifact: Artifact, manifest: Manifest) -> bool:
+    """Whether an artifact is missing for want of what this machine has now."""
+    from vlmc.emit.artifact import Deferred, Graphs
+
+    if isinstance(artifact, Graphs):
+        missing = manifest.artifacts[artifact.path].status == "deferred"
+        return missing and artifact.put_off(manifest.artifacts) is None
+    return isinstance(artifact, Deferred) and artifact.by_host
 
 
 def check(

@@ -60,7 +60,7 @@ def _print(folder: Path, verdict: Verdict) -> None:
             found.artifact,
             name,
             found.measured,
-            f"{found.max_relative:.1e} of {found.tolerance:.0e}",
+            f"{found.error:.1e} of {found.tolerance:.0e}",
             f"{found.tokens:.1%}",
             _verdict(found),
         )

@@ -98,10 +98,12 @@ class Graphs:
     path: str
     recipe: str
     """A hash of everything that it depends on beside the files that it needs."""
+    command: str = ""
+    """What makes it on a machine that can."""
     needs: tuple[str, ...] = ("weights",)
     """Artifacts of the same build, earlier in the list. Where one is put off, so is this."""
     make: Callable[[Path, Needed], None]
-    """Fills an empty folder."""
+    """Fills an empty folder. Raises NotHere where the present machine cannot."""
     keep: Callable[[Path, Needed], None] = lambda folder, needed: None
     """Told of a folder that was made and found good."""
 

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from vlmc.diagnostics import EnvironmentFault
 
+
+class NotHere(EnvironmentFault):
+    """What this machine lacks for an artifact, and another may have."""
+
+
 _SENTENCES = {
     errno.ENOSPC: "the disk is full; free some space or choose another --output",
     errno.EDQUOT: "your quota on this disk is used up; free some space or choose another --output",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from vlmc.emit.artifact import Artifact, Deferred, Graphs, Progress, Text, Weights
 from vlmc.emit.carry import link
+from vlmc.emit.faults import NotHere
 from vlmc.emit.manifest import NAME, Manifest
 from vlmc.emit.record import File, Status, hashed
 
@@ -72,7 +74,14 @@ class Staging:
         target = self.folder / artifact.path
         target.mkdir(parents=True)
         if isinstance(artifact, Graphs):
-            artifact.make(target, needed)
+            try:
+                artifact.make(target, needed)
+            except NotHere as lacking:
+                shutil.rmtree(target)
+                self.statuses[artifact.path] = Status(
+                    status="deferred", reason=str(lacking), command=artifact.command
+                )
+                return
             self._made.append((artifact, target, needed))
         else:
             artifact.write(target)
@@ -144,6 +153,14 @@ def _intact(path: Path, record: File, written: int) -> bool:
         return found.st_mtime_ns <= written or hashed(path) == record
     except OSError:
         return False
+
+
+def read(path: Path) -> bytes | None:
+    """What a file holds; None where there is none to be read."""
+    try:
+        return None if path.is_symlink() else path.read_bytes()
+    except OSError:
+        return None
 
 
 def holds(path: Path, data: bytes) -> bool:

@@ -21,7 +21,7 @@ from vlmc.emit.faults import explained
 from vlmc.emit.lock import locked
 from vlmc.emit.manifest import MEASURED, NAME, Manifest
 from vlmc.emit.record import File, Status
-from vlmc.emit.staging import Staging, holds
+from vlmc.emit.staging import Staging, holds, read
 from vlmc.emit.staging import write as put
 
 Describe = Callable[[dict[str, File], dict[str, Status]], Manifest]
@@ -90,7 +90,7 @@ def _stage(
     manifest = describe(staged.files, staged.statuses)
     text = manifest.text().encode()
     put(places.staging / NAME, text)
-    before = None if old is None else _read(places.folder / MEASURED)
+    before = None if old is None else read(places.folder / MEASURED)
     measured = verify(places.staging, manifest, before)
     staged.keep()
     if not staged.fresh and measured == before and holds(places.folder / NAME, text):
@@ -105,13 +105,6 @@ def _stage(
     for place, _, _ in os.walk(places.staging, topdown=False):
         swap.sync_folder(Path(place))
     return manifest
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return None if path.is_symlink() else path.read_bytes()
-    except OSError:
-        return None
 
 
 def _owned(old: Manifest | None) -> frozenset[str]:

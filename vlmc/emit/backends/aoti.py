@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmc.emit.artifact import Artifact, Build
-from vlmc.emit.backends.graphs import graphs
+from vlmc.emit.backends.graphs import effects, graphs, telling
 from vlmc.emit.fresh import machine
 
 PATH = "aoti"
@@ -17,7 +17,8 @@ def emit(build: Build) -> Artifact:
     def fill(weights: Path, folder: Path) -> None:
         from vlmc.emit.torch_graphs import write_aoti
 
-        write_aoti(build.arch, weights, folder, progress=build.progress)
+        tell = effects(build, PATH)
+        write_aoti(build.arch, weights, folder, progress=telling(build, PATH), tell=tell)
 
     return graphs(
         build,

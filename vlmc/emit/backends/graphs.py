@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vlmc.emit.artifact import Build, Graphs, Needed
+from vlmc.emit.artifact import Build, Graphs, Needed, Progress
 from vlmc.emit.recipe import GRAPH_SOURCES, digest, source, versions
 from vlmc.emit.store import store
+from vlmc.passes.effect import Effect
 
 WEIGHTS = "weights"
 VALUES = ".safetensors"
@@ -42,6 +43,7 @@ def graphs(
     )
     kept = store(build.note)
     about = f"{path} of {build.arch.name}"
+    command = build.command(values_option(build), *build.options.given())
 
     def make(folder: Path, needed: Needed) -> None:
         weights = _weights(folder, needed, path)
@@ -59,7 +61,31 @@ def graphs(
         if cached:
             kept.keep(key, folder, weights, about)
 
-    return Graphs(path=path, recipe=recipe, needs=needs, make=make, keep=keep)
+    return Graphs(path=path, recipe=recipe, command=command, needs=needs, make=make, keep=keep)
+
+
+def values_option(build: Build) -> str:
+    """The option that brings the values of a build's weights on another machine."""
+    if build.checkpoint is not None:
+        return "--checkpoint DIR"
+    usual = 0 if build.mini else None
+    return "" if build.seed == usual else f"--seed {build.seed}"
+
+
+def telling(build: Build, path: str) -> Progress:
+    """Progress that names the artifact with each stage."""
+
+    def tell(stage: str, done: int = 0, total: int = 0) -> None:
+        build.progress(stage if stage.startswith(path) else f"{path}: {stage}", done, total)
+
+    return tell
+
+
+def effects(build: Build, path: str) -> Callable[[Effect], None]:
+    """Tells what a pass did to a graph of the artifact `path`."""
+    return lambda effect: build.tell(
+        f"{path}/{effect.graph_name}: {effect.pass_name.replace('_', ' ')}: {effect.text}"
+    )
 
 
 def _above(folder: Path, path: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmc.emit.artifact import Artifact, Build
-from vlmc.emit.backends.graphs import graphs
+from vlmc.emit.backends.graphs import effects, graphs, telling
 
 PATH = "onnx"
 
@@ -29,7 +29,14 @@ def emit(build: Build) -> Artifact:
             quantize_vision=given.quantize_vision,
             max_error=given.max_error,
         )
-        write(build.arch, weights, folder, options=chosen, progress=build.progress)
+        write(
+            build.arch,
+            weights,
+            folder,
+            options=chosen,
+            progress=telling(build, PATH),
+            tell=effects(build, PATH),
+        )
 
     return graphs(
         build,

@@ -14,10 +14,11 @@ from vlmc.builder.weights import LAYOUT, save_weights
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.diagnostics.amount import volume
 from vlmc.emit.artifact import Artifact, Build, Deferred, Weights
+from vlmc.emit.backends.graphs import WEIGHTS as PATH
+from vlmc.emit.backends.graphs import values_option
 from vlmc.hardware.host import free_disk, free_memory
 from vlmc.runtime.placement import dtype_of
 
-PATH = "weights"
 SLACK = 256 * 2**20
 """Bytes of memory that stay free beside the weights: the interpreter's own."""
 
@@ -41,7 +42,7 @@ def emit(build: Build) -> Artifact:
     absent = [str(folder) for folder in folders if not folder.is_dir()]
     if not folders and build.seed is None:
         return _deferred(build, "no checkpoint was given", "--checkpoint DIR")
-    option = "--checkpoint DIR" if build.checkpoint else _seed_option(build)
+    option = values_option(build)
     if absent:
         return _deferred(build, f"there is no checkpoint folder {', '.join(absent)} here", option)
     check_values(build.arch, checkpoint=build.checkpoint, parts=build.parts)
@@ -75,11 +76,6 @@ def _carried(build: Build) -> list[Path]:
     files = [words / name for name in WORDS if words is not None]
     files += [pictures / name for name in PICTURES if pictures is not None]
     return [file for file in files if file.is_file()]
-
-
-def _seed_option(build: Build) -> str:
-    usual = 0 if build.mini else None
-    return "" if build.seed == usual else f"--seed {build.seed}"
 
 
 def _deferred(build: Build, reason: str, option: str, *, by_host: bool = False) -> Deferred:

@@ -1,5 +1,5 @@
 """Every artifact executed by its real runtime and compared with eager fp32."""
 
-from vlmc.emit.verify.verify import Unsound, verifier, verify
+from vlmc.emit.verify.judge import Unsound, verifier, verify
 
 __all__ = ["Unsound", "verifier", "verify"]

@@ -100,7 +100,7 @@ def _pixels(design: Design, draw: np.random.Generator, images: int, frames: int)
         shape: tuple[int, ...] = (images, design.regions, design.region_width)
     else:
         size = design.image_size or 1
-        clip = (frames,) if design.frames > 1 and frames > 1 else ()
+        clip = (frames,) if design.frames > 1 else ()
         shape = (images, *clip, 3, size, size)
     return draw.standard_normal(shape).astype(np.float32)
 

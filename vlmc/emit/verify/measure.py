@@ -29,6 +29,18 @@ class Trace:
         return [one.argmax(-1) for one in self.logits]
 
 
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How far numbers are from what was expected; infinite where a shape differs or a number is
+    not finite."""
+
+    largest: float
+    relative: float
+    """The largest error relative to the largest expected magnitude."""
+    mean: float
+    """The mean error relative to the standard deviation of what was expected."""
+
+
 def trace(engine: Engine, case: Case, answers: Sequence[NDArray[np.int64]] | None) -> Trace:
     """Runs a case. After the prompts each row goes on with `answers`, with its own likeliest tokens
     where there are none."""
@@ -62,7 +74,7 @@ def compare(case: Case, expected: Trace, got: Trace) -> Iterator[Measured]:
 def _measured(
     case: Case,
     graph: Literal["vision", "language"],
-    found: tuple[float, float],
+    found: Errors,
     tokens: float | None,
 ) -> Measured:
     return Measured(
@@ -71,23 +83,28 @@ def _measured(
         lengths=case.lengths,
         images=case.images,
         steps=0 if graph == "vision" else case.steps,
-        max_abs=found[0],
-        max_relative=found[1],
+        max_abs=found.largest,
+        max_relative=found.relative,
+        mean_relative=found.mean,
         tokens=tokens,
     )
 
 
-def errors(pairs: Iterable[tuple[Array, Array]]) -> tuple[float, float]:
-    """The largest absolute error over pairs of expected and got, and the same relative to the
-    largest expected magnitude. Infinite where a shape differs or a number is not finite."""
-    largest = magnitude = 0.0
-    for expected, got in pairs:
-        if expected.shape != got.shape or not np.isfinite(got).all():
-            return float("inf"), float("inf")
-        if expected.size:
-            largest = max(largest, float(np.abs(expected - got).max()))
-            magnitude = max(magnitude, float(np.abs(expected).max()))
-    return largest, largest / magnitude if magnitude else largest
+def errors(pairs: Iterable[tuple[Array, Array]]) -> Errors:
+    """The errors over pairs of expected and got numbers."""
+    both = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
+    if any(a.shape != b.shape or not np.isfinite(b).all() for a, b in both):
+        return Errors(float("inf"), float("inf"), float("inf"))
+    expected = np.concatenate([a.reshape(-1) for a, _ in both])
+    off = np.abs(expected - np.concatenate([b.reshape(-1) for _, b in both]))
+    if not off.size:
+        return Errors(0.0, 0.0, 0.0)
+    largest = float(off.max())
+    return Errors(
+        largest,
+        largest / (float(np.abs(expected).max()) or 1.0),
+        float(off.mean()) / (float(expected.std()) or 1.0),
+    )
 
 
 def _arrays(feature: Any) -> Iterator[Array]:

@@ -15,6 +15,8 @@ DEFINITIONS = {
     "reference": "the model itself in torch, eager, its weights converted to fp32",
     "max_abs": "the largest absolute difference of any number from the reference's",
     "max_relative": "max_abs divided by the largest magnitude of the reference in the same case",
+    "mean_relative": "the mean absolute difference divided by the standard deviation of the "
+    "reference in the same case: by it quantised graphs are judged, all others by max_relative",
     "tokens": "the share of positions whose likeliest token is the reference's; every engine is "
     "given the reference's tokens to go on with",
     "measured": "full: the design itself; twin: its laptop-size twin, where this machine cannot "
@@ -36,6 +38,7 @@ class Measured(Record, ser_json_inf_nan="strings"):
     """Tokens by which the cache was continued."""
     max_abs: float
     max_relative: float
+    mean_relative: float
     tokens: float | None
 
 
@@ -46,10 +49,12 @@ class Verified(Record, ser_json_inf_nan="strings"):
     inputs: str | None
     """The hash of what the artifact was made from."""
     measured: Literal["full", "twin"]
+    judged: Literal["max_relative", "mean_relative"]
+    """The error that must be within the tolerance."""
     tolerance: float
-    """The largest relative error that is let through."""
     max_abs: float
     max_relative: float
+    mean_relative: float
     tokens: float
     runtime: Mapping[str, str]
     """Versions of what executed it."""
@@ -58,7 +63,12 @@ class Verified(Record, ser_json_inf_nan="strings"):
     @property
     def sound(self) -> bool:
         """Whether it is within its tolerance."""
-        return self.max_relative <= self.tolerance
+        return self.error <= self.tolerance
+
+    @property
+    def error(self) -> float:
+        """The error by which it is judged."""
+        return getattr(self, self.judged)
 
 
 class Verification(Record, ser_json_inf_nan="strings"):

@@ -30,7 +30,7 @@ class EagerEngine:
     block that looks at images."""
 
     name = "eager"
-    capacity = None
+    capacity: int | None = None
 
     def __init__(self, model: Any, design: Design) -> None:
         self.model = model
@@ -44,7 +44,10 @@ class EagerEngine:
         """One feature for each image."""
         values = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, self.dtype)  # pyright: ignore[reportUnknownMemberType]
         if self.design.serving != "cross_attention":
-            return list(self.model.encode_images(values))
+            visual = self.model.encode_images(values)
+            if self.design.serving == "single_pass":
+                visual = self.model.place(visual, None, None)
+            return list(visual)
         visual = self.model.encode_images(values[:, None]).flatten(1, 2)
         pairs = self.model.memorise(visual)
         return [tuple((keys[i], values[i]) for keys, values in pairs) for i in range(len(visual))]
@@ -101,7 +104,7 @@ class EagerEngine:
                     visual[index, : counts[index]] = torch.cat(row.features)
             shown = torch.arange(max(counts), device=self.device)
             seen = (shown < torch.tensor(counts, device=self.device)[:, None]).long()
-            hidden = model.read(words, mask, model.place(visual, None, None), seen)
+            hidden = model.read(words, mask, visual, seen)
         output = model.head(hidden, mask, model.language.embedding, None, None)
         found = {"logits": self._numbers(output.logits)}
         if output.seq_relationship_logits is not None:

@@ -31,17 +31,30 @@ from vlmc.runtime.describe import describe
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.eager_engine import EagerEngine
 from vlmc.runtime.engines.engine import Engine
+from vlmc.runtime.engines.open import open_engine
 from vlmc.runtime.placement import dtype_of
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """The largest error of an engine, relative to eager fp32, by the number format of its weights."""
 
-ENGINES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "compile": ("compile", ("torch",)),
-    "onnx": ("onnx", ("onnxruntime",)),
-    "aoti": ("aoti", ("torch",)),
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What executes an artifact."""
+
+    artifact: str
+    package: str
+    variant: Literal["int8", "int4"] | None = None
+    """The number format of the quantised graphs that it executes."""
+
+
+ENGINES: Mapping[str, Runtime] = {
+    "compile": Runtime("compile", "torch"),
+    "onnx": Runtime("onnx", "onnxruntime"),
+    "onnx int8": Runtime("onnx", "onnxruntime", "int8"),
+    "onnx int4": Runtime("onnx", "onnxruntime", "int4"),
+    "aoti": Runtime("aoti", "torch"),
 }
-"""The engines: the artifact that each executes, and the packages that it does so with."""
 
 BESIDE = 2**30
 """Bytes of memory for activations and the interpreter, beside the weights."""
@@ -75,42 +88,77 @@ def verifier(build: Build) -> Callable[[Path, Manifest, bytes | None], bytes | N
 
 def complaint(name: str, found: Verified) -> str:
     """What is wrong with an artifact, by its name."""
-    worst = max(found.cases, key=lambda case: case.max_relative)
+    worst = max(found.cases, key=lambda case: getattr(case, found.judged))
+    if found.judged == "mean_relative":
+        return (
+            f"{found.artifact}/, quantised: with the engine {name} logits are off eager fp32 by "
+            f"{found.error:.2g} of their standard deviation on average, and {found.tolerance:.2g} "
+            "is allowed; --max-error sets another bound, and without --quantize nothing is lost"
+        )
     return (
         f"{found.artifact}/ does not compute what the model does: with the engine {name} "
-        f"{worst.graph} is {worst.max_relative:.1e} off eager fp32 ({worst.case}), relative to its "
+        f"{worst.graph} is {found.error:.1e} off eager fp32 ({worst.case}), relative to its "
         f"largest number, and {found.tolerance:.0e} is allowed"
     )
 
 
 def verify(
-    build: Build, folder: Path, manifest: Manifest, known: Mapping[str, Verified]
+    build: Build,
+    folder: Path,
+    manifest: Manifest,
+    known: Mapping[str, Verified],
+    tolerances: Mapping[str, float] | None = None,
 ) -> Verification:
     """Everything about the artifacts of `manifest`, which lie in `folder`: what is `known`, and the
-    rest measured. Raises Unsound for an artifact that cannot be executed at all."""
-    built = {path for path, status in manifest.artifacts.items() if status.status == "built"}
+    rest measured. `tolerances` are those of earlier quantised artifacts, by engine. Raises Unsound
+    for an artifact that cannot be executed at all."""
     engines = dict(known)
-    wanted = [n for n, (path, _) in ENGINES.items() if path in built and n not in known]
+    wanted = [name for name in _present(folder, manifest) if name not in known]
     if wanted:
         with _measurable(build, folder) as subject:
             expected = [trace(subject.eager, case, None) for case in subject.cases]
             for name in wanted:
-                path, packages = ENGINES[name]
-                build.progress(f"verifying {path}")
+                runtime = ENGINES[name]
+                build.progress(f"verifying {name}")
                 found = _measure(name, subject, expected, build)
+                given = (tolerances or {}).get(name)
                 engines[name] = Verified(
-                    artifact=path,
-                    inputs=manifest.artifacts[path].inputs,
+                    artifact=runtime.artifact,
+                    inputs=manifest.artifacts[runtime.artifact].inputs,
                     measured=subject.measured,
-                    tolerance=TOLERANCES[subject.dtype],
+                    judged="mean_relative" if runtime.variant else "max_relative",
+                    tolerance=_tolerance(build, runtime, subject.dtype) if given is None else given,
                     max_abs=max(one.max_abs for one in found),
                     max_relative=max(one.max_relative for one in found),
+                    mean_relative=max(one.mean_relative for one in found),
                     tokens=_agreement(found),
-                    runtime={package: version(package) for package in packages},
+                    runtime={runtime.package: version(runtime.package)},
                     cases=tuple(found),
                 )
     ordered = {name: engines[name] for name in ENGINES if name in engines}
     return Verification(host=_host(), engines=ordered)
+
+
+def _present(folder: Path, manifest: Manifest) -> list[str]:
+    """The engines that have something to execute in a build."""
+    return [
+        name
+        for name, runtime in ENGINES.items()
+        if (status := manifest.artifacts.get(runtime.artifact)) is not None
+        and status.status == "built"
+        and (
+            runtime.variant is None
+            or any((folder / runtime.artifact).glob(f"*.{runtime.variant}.onnx"))
+        )
+    ]
+
+
+def _tolerance(build: Build, runtime: Runtime, dtype: Dtype) -> float:
+    if runtime.variant is None:
+        return TOLERANCES[dtype]
+    from vlmc.emit.onnx.options import LARGEST_ERROR
+
+    return build.options.max_error or LARGEST_ERROR[runtime.variant]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,10 +236,8 @@ def _subject(build: Build, folder: Path, measured: Literal["full", "twin"]) -> _
 
 
 def _measure(name: str, subject: _Subject, expected: list[Trace], build: Build) -> list[Measured]:
-    from vlmc.runtime.engines.open import open_engine
-
     try:
-        engine = open_engine(subject.folder, name, subject.design)
+        engine = _opened(name, subject)
         found: list[Measured] = []
         for index, (case, right) in enumerate(zip(subject.cases, expected, strict=True)):
             build.progress(f"verifying {name}: {case.name}", index, len(expected))
@@ -200,9 +246,23 @@ def _measure(name: str, subject: _Subject, expected: list[Trace], build: Build) 
     except Exception as error:  # each runtime fails in its own way
         first = str(error).strip().splitlines()
         raise Unsound(
-            f"{ENGINES[name][0]}/ cannot be executed by the engine {name}: "
+            f"{ENGINES[name].artifact}/ cannot be executed by the engine {name}: "
             f"{type(error).__name__}: {first[0] if first else ''}"
         ) from error
+
+
+def _opened(name: str, subject: _Subject) -> Engine:
+    variant = ENGINES[name].variant
+    if variant is None:
+        return open_engine(subject.folder, name, subject.design)
+    from vlmc.runtime.engines.onnx_engine import OnnxEngine
+
+    return OnnxEngine(
+        subject.folder / "onnx",
+        serving=subject.design.serving,
+        start_token=subject.design.start_token,
+        variant=variant,
+    )
 
 
 def _agreement(found: list[Measured]) -> float:
