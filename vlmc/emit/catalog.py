@@ -14,6 +14,7 @@ from vlmc.emit.backends import (
     model_py,
     onnx,
     readme,
+    run_py,
     spec_resolved,
     weights,
 )
@@ -34,6 +35,7 @@ class TextBackend:
 TEXTS: tuple[TextBackend, ...] = (
     TextBackend("README.md", readme.source),
     TextBackend("model.py", lambda build: model_py.source(build.arch)),
+    TextBackend("run.py", lambda build: run_py.source(build.spec, build.arch)),
     TextBackend("arch.txt", lambda build: arch_txt.source(build.arch)),
     TextBackend("spec.resolved.yaml", spec_resolved.source),
 )

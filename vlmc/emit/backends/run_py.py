@@ -28,6 +28,7 @@ def source(spec: ModelSpec, arch: Arch) -> str:
 
 @cache
 def _portions() -> tuple[Portion, ...]:
+    """The parts of the file, read once in a process."""
     return tuple(portion(module, _text(module)) for module in PORTABLE)
 
 
@@ -42,8 +43,7 @@ def _header(design: Design) -> str:
     twin = ", the laptop-size twin" if design.mini else ""
     about = (
         f"Answers about images with {design.name}{twin}: Python 3.11 or newer, numpy, Pillow, "
-        f"tokenizers, and what the engine needs (onnx: onnxruntime; eager, compile and aoti: torch "
-        f"and safetensors)."
+        f"tokenizers, and what the engine needs (onnx: onnxruntime; eager, compile, aoti: torch)."
     )
     return "\n".join((*textwrap.wrap(about, LINE_LENGTH - 3), "", *_USE))
 

@@ -29,17 +29,17 @@ def open_engine(
     """
     if name not in ENGINES:
         raise UsageError(f"--engine {name}: {', '.join(ENGINES)} are there")
-    if name != "onnx" and threads is not None:
-        _limit_torch(threads)
-    if name == "eager":
-        return _eager(folder, design)
-    if not (folder / name).is_dir():
+    if name != "eager" and not (folder / name).is_dir():
         there = [one for one in ENGINES if (folder / one).is_dir()]
         wanted = ",".join(("model", *(one for one in ENGINES if one in (*there, name))))
         raise UsageError(
             f"{folder} has no artifact for --engine {name}: `vlmc build {folder} --artifacts "
             f"{wanted}` makes it; there is --engine {', '.join(('eager', *there))}"
         )
+    if name != "onnx" and threads is not None:
+        _limit_torch(threads)
+    if name == "eager":
+        return _eager(folder, design)
     if name == "onnx":
         from vlmc.runtime.engines.onnx_engine import OnnxEngine
 
