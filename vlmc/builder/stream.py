@@ -50,6 +50,6 @@ def write_safetensors(file: BinaryIO, tensors: Sequence[Streamed]) -> None:
     file.write(len(text).to_bytes(8, "little") + text)
     for one in tensors:
         values = one.read()
-        assert values.shape == one.shape and values.dtype == one.dtype, one.name
+        assert (values.shape, values.dtype) == (one.shape, one.dtype), one.name
         flat = values.cpu().contiguous().reshape(-1)
         file.write(flat.view(torch.uint8).numpy().data)

@@ -16,25 +16,22 @@ aten: Any = torch.ops.aten
 
 def attention(low: Lowering, node: Node) -> Value:
     """Attention over the heads of [batch, heads, tokens, head_dim]."""
-    parameters = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given: dict[str, Any] = {**dict(zip(parameters, node.args, strict=False)), **node.kwargs}
-    mask = low.argument(given.get("attn_mask"))
-    causal = bool(given.get("is_causal", False))
-    scale = given.get("scale")
-    query = low.argument(given["query"])
+    given = low.given(node)
+    mask, causal, scale = given["attn_mask"], bool(given["is_causal"]), given["scale"]
+    query: Value = given["query"]
     if low.builder.opset < NATIVE:
-        key, value = low.argument(given["key"]), low.argument(given["value"])
-        return low.like(node, _decomposed(low, query, key, value, mask, causal, scale))
-    key, value = (low.argument(_shared(given[name], query)) for name in ("key", "value"))
+        operands = (query, given["key"], given["value"])
+        return low.like(node, _decomposed(low, operands, mask, causal=causal, scale=scale))
+    key, value = (low.argument(_shared(one)) for one in node.args[1:3])
     return _native(low, node, (query, key, value), mask, causal=causal, scale=scale)
 
 
-def _shared(node: Any, query: Value) -> Any:
+def _shared(node: Any) -> Any:
     """The heads of keys or values before they are repeated for each head of the queries."""
     inner = source(node)
     if called(inner, aten.repeat_interleave.self_int):
-        arguments = [*inner.args, *inner.kwargs.values()]
-        if arguments[2] == 1 and len(query.shape) == 4:
+        dimension = inner.args[2] if len(inner.args) > 2 else inner.kwargs.get("dim")
+        if dimension == 1:
             return inner.args[0]
     return node
 
@@ -54,12 +51,16 @@ def _native(
     call = low.builder.call
     seen = "" if mask is None else _mask(low, mask, query)
     made = Value(shape=shape_of(node.meta["val"]), dtype=query.dtype)
-    heads = {"q_num_heads": query.shape[1], "kv_num_heads": key.shape[1]}
-    common = {"is_causal": int(causal) or None, "scale": scale}
+    common: dict[str, Any] = {"is_causal": int(causal) or None, "scale": scale}
+    packed_only: dict[str, Any] = {
+        **common,
+        "q_num_heads": query.shape[1],
+        "kv_num_heads": key.shape[1],
+    }
     packed = [one.tokens for one in operands]
     if all(one is not None for one in packed):
         names = [low.name(one) for one in packed]
-        name = call("Attention", [*names, seen], **heads, **common)
+        name = call("Attention", [*names, seen], **packed_only)
         made.tokens = _joined_heads(made, name)
         return made
     if query.tokens and _cached(key) and _cached(value) and not causal:
@@ -69,8 +70,8 @@ def _native(
             low.name(one) for one in (query.tokens, key.joined[1].tokens, value.joined[1].tokens)
         ]
         past = [low.name(key.joined[0]), low.name(value.joined[0])]
-        name, key.name, value.name = call(
-            "Attention", [*names, seen, *past], outputs=3, **heads, **common
+        name, key.name, value.name = low.builder.calls(
+            "Attention", [*names, seen, *past], 3, **packed_only
         )
         made.tokens = _joined_heads(made, name)
         return made
@@ -100,15 +101,15 @@ def _joined_heads(made: Value, name: str) -> Value:
 
 def _decomposed(
     low: Lowering,
-    query: Value,
-    key: Value,
-    value: Value,
+    operands: tuple[Value, Value, Value],
     mask: Value | None,
+    *,
     causal: bool,
     scale: float | None,
 ) -> str:
     """softmax(query . key * scale + mask) . value, for opsets without attention."""
     call = low.builder.call
+    query, key, value = operands
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scaled = low.name(query)
     if factor != 1.0:

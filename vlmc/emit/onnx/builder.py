@@ -39,8 +39,14 @@ class Builder:
         self._known: dict[object, tuple[str, ...]] = {}
         self._used: set[str] = set()
 
-    def call(self, kind: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> Any:
-        """The name of what a new node of `kind` gives, or the names where `outputs` is not 1.
+    def call(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """The name of what a node of `kind` gives; see `calls`."""
+        return self.calls(kind, inputs, 1, **attributes)[0]
+
+    def calls(
+        self, kind: str, inputs: Sequence[str], outputs: int, **attributes: Any
+    ) -> tuple[str, ...]:
+        """The names of what a node of `kind` gives.
 
         An empty name is an input left out; an attribute None is left out; `domain` is the
         operator's set.
@@ -49,15 +55,15 @@ class Builder:
         key = (kind, tuple(inputs), outputs, str(sorted(attributes.items())))
         found = self._known.get(key)
         if found is None:
-            stem = self.stem or kind.lower()
-            found = tuple(self.fresh(stem) for _ in range(outputs))
-            while inputs and not inputs[-1]:
-                inputs = inputs[:-1]
+            found = tuple(self.fresh(self.stem or kind.lower()) for _ in range(outputs))
+            given = list(inputs)
+            while given and not given[-1]:
+                given.pop()
             self.nodes.append(
-                helper.make_node(kind, list(inputs), list(found), name=found[0], **attributes)
+                helper.make_node(kind, given, list(found), name=found[0], **attributes)
             )
             self._known[key] = found
-        return found[0] if outputs == 1 else found
+        return found
 
     def fresh(self, stem: str) -> str:
         """A name that no value has yet."""

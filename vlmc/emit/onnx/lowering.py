@@ -7,7 +7,7 @@ for it; what that leaves as patterns of several (norms, rotations, the cache) is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import SymInt, Tensor
@@ -19,6 +19,9 @@ from vlmc.emit.onnx.builder import TYPES, Builder
 from vlmc.emit.onnx.external import FORMATS, Initializer
 from vlmc.emit.onnx.quantise import Quantiser
 from vlmc.emit.onnx.values import Extents, Shape, Value, extent, shape_of
+
+Operator = Callable[["Lowering", Node], Any]
+"""Gives the value of a call, or a list of its values."""
 
 LARGEST_TABLE = 1_000_000
 """Numbers of a constant that is computed here rather than by whoever runs the graph."""
@@ -167,10 +170,23 @@ class Lowering:
                 return self.values[given]
             return extent(given.meta["val"])
         if isinstance(given, list | tuple):
-            return [self.argument(one) for one in given]  # pyright: ignore[reportUnknownVariableType]
+            return [self.argument(one) for one in cast("Sequence[Any]", given)]
         return extent(given) if isinstance(given, SymInt) else given
 
-    def run(self, operators: Mapping[Any, Callable[[Lowering, Node], Any]]) -> list[str]:
+    def given(self, node: Node) -> dict[str, Any]:
+        """The arguments of a call by the names that its operator has for them, defaults too."""
+        target: Any = node.target
+        found: dict[str, Any] = {}
+        for index, parameter in enumerate(target._schema.arguments):
+            if index < len(node.args):
+                found[parameter.name] = self.argument(node.args[index])
+            elif parameter.name in node.kwargs:
+                found[parameter.name] = self.argument(node.kwargs[parameter.name])
+            else:
+                found[parameter.name] = parameter.default_value
+        return found
+
+    def run(self, operators: Mapping[Any, Operator]) -> list[str]:
         """Translates every call; the names of the outputs. Raises NotImplementedError for an
         operator that no component uses."""
         self.begin()
@@ -206,13 +222,13 @@ class Lowering:
 def _gives(node: Node) -> bool:
     """Whether a call gives tensors: checks and sizes are no part of the graph."""
     found = node.meta.get("val")
-    return isinstance(found, Tensor) or (
-        isinstance(found, list | tuple) and bool(found) and isinstance(found[0], Tensor)
-    )
+    if isinstance(found, list | tuple):
+        return any(isinstance(one, Tensor) for one in cast("Sequence[Any]", found))
+    return isinstance(found, Tensor)
 
 
 def _variable(given: Any) -> bool:
     """Whether a value, or an extent that varies, is among arguments."""
     if isinstance(given, list | tuple):
-        return any(_variable(one) for one in given)  # pyright: ignore[reportUnknownVariableType]
+        return any(_variable(one) for one in cast("Sequence[Any]", given))
     return isinstance(given, Value) or hasattr(given, "free_symbols")

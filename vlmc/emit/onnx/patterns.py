@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,12 +38,19 @@ def called(node: Any, *targets: Any) -> bool:
 
 def normalised(low: Lowering, node: Node) -> Value | None:
     """weight * (x * rsqrt(mean(x ** 2) + epsilon)), which is RMSNorm (Zhang and Sennrich, 2019)."""
-    weight, inner = (source(one) for one in node.args)
-    if not called(inner, aten.mul.Tensor):
-        weight, inner = inner, weight
-    if not called(inner, aten.mul.Tensor):
-        return None
-    x, root = (source(one) for one in inner.args)
+    for weight, product in (node.args, node.args[::-1]):
+        inner = source(product)
+        if called(inner, aten.mul.Tensor):
+            x, root = (source(one) for one in inner.args)
+            epsilon, scale = _root_mean_square(root, x), low.argument(weight)
+            if epsilon is not None and isinstance(scale, Value) and len(scale.shape) == 1:
+                return low.rowwise(node, low.argument(x), _rms(low, low.name(scale), epsilon))
+    return None
+
+
+def _root_mean_square(root: Any, x: Any) -> float | None:
+    """The epsilon of rsqrt(mean(x ** 2) + epsilon), the mean over the last dimension; None of
+    anything else."""
     if not called(root, aten.rsqrt.default):
         return None
     total = source(root.args[0])
@@ -52,51 +60,48 @@ def normalised(low: Lowering, node: Node) -> Value | None:
     if not called(mean, aten.mean.dim) or list(mean.args[1:3]) != [[-1], True]:
         return None
     square = source(mean.args[0])
-    if not called(square, aten.square.default) or source(square.args[0]) is not x:
-        return None
-    scale = low.argument(weight)
-    if not isinstance(scale, Value) or len(scale.shape) != 1:
-        return None
-    epsilon, value = total.args[1], low.argument(x)
-    return low.rowwise(node, value, lambda name: _rms(low, name, low.name(scale), epsilon))
+    whole = called(square, aten.square.default) and source(square.args[0]) is x
+    return total.args[1] if whole else None
 
 
-def _rms(low: Lowering, x: str, scale: str, epsilon: float) -> str:
+def _rms(low: Lowering, scale: str, epsilon: float) -> Callable[[str], str]:
     call = low.builder.call
-    if low.builder.opset >= NATIVE:
+
+    def native(x: str) -> str:
         return call("RMSNormalization", [x, scale], axis=-1, epsilon=epsilon)
-    # In the form that runtimes look for to make one kernel of it.
-    square = call("Pow", [x, low.builder.number(2.0, torch.float32)])
-    mean = call("ReduceMean", [square, low.builder.integers([-1])], keepdims=1)
-    root = call("Sqrt", [call("Add", [mean, low.builder.number(epsilon, torch.float32)])])
-    return call("Mul", [call("Div", [x, root]), scale])
+
+    def decomposed(x: str) -> str:
+        # In the form that runtimes look for to make one kernel of it.
+        square = call("Pow", [x, low.builder.number(2.0, torch.float32)])
+        mean = call("ReduceMean", [square, low.builder.integers([-1])], keepdims=1)
+        root = call("Sqrt", [call("Add", [mean, low.builder.number(epsilon, torch.float32)])])
+        return call("Mul", [call("Div", [x, root]), scale])
+
+    return native if low.builder.opset >= NATIVE else decomposed
 
 
 def rotated(low: Lowering, node: Node) -> Value | None:
     """x * cos + cat(-second half, first half) * sin: rotary positions (Su et al., 2021)."""
-    if low.builder.opset < NATIVE or len(node.args) != 2:
-        return None
-    straight, crossed = node.args
-    if not (called(straight, aten.mul.Tensor) and called(crossed, aten.mul.Tensor)):
+    straight, crossed = node.args[:2]
+    products = called(straight, aten.mul.Tensor) and called(crossed, aten.mul.Tensor)
+    if low.builder.opset < NATIVE or not products:
         return None
     x, cos = straight.args  # type: ignore[union-attr]
     turned, sin = crossed.args  # type: ignore[union-attr]
-    if not _turned(turned, x):
-        return None
-    halves = [_half(low, cos, aten.cos.default), _half(low, sin, aten.sin.default)]
     value = low.argument(x)
-    if halves[0] is None or halves[1] is None or len(value.shape) != 4:
+    if not _turned(turned, x) or len(value.shape) != 4:
         return None
-    angles = [
-        _cache(low, half, kind, value) for half, kind in zip(halves, ("Cos", "Sin"), strict=True)
-    ]
+    cosines = _cache(low, cos, aten.cos.default, value)
+    sines = _cache(low, sin, aten.sin.default, value)
+    if cosines is None or sines is None:
+        return None
     made = Value(shape=shape_of(node.meta["val"]), dtype=value.dtype)
     if value.tokens is None:
-        made.name = low.builder.call("RotaryEmbedding", [low.name(value), *angles])
+        made.name = low.builder.call("RotaryEmbedding", [low.name(value), cosines, sines])
         return made
     # On [batch, tokens, heads * head_dim], so that heads need not be brought to the front.
     inner = value.tokens
-    names = [low.name(inner), *angles]
+    names = [low.name(inner), cosines, sines]
     name = low.builder.call("RotaryEmbedding", names, num_heads=value.shape[1])
     made.tokens = Value(shape=inner.shape, dtype=inner.dtype, name=name)
     return made
@@ -121,26 +126,26 @@ def _turned(node: Any, x: Any) -> bool:
     )
 
 
-def _half(low: Lowering, node: Any, kind: Any) -> Value | None:
-    """The angles [batch, 1, tokens, head_dim / 2] of cos(cat(angles, angles))."""
-    node = source(node)
-    if not called(node, kind):
+def _cache(low: Lowering, node: Any, kind: Any, x: Value) -> str | None:
+    """Cosines or sines as the operator wants them, [batch, tokens, head_dim / 2], of
+    cos(cat(angles, angles)) [batch, 1, tokens, head_dim] or of some tokens of it; None of anything
+    else."""
+    whole = source(node)
+    own = whole
+    if called(own, aten.gather.default) and own.args[1] == 2:
+        own = source(own.args[0])
+    if not called(own, kind):
         return None
-    both = source(node.args[0])
+    both = source(own.args[0])
     if not called(both, aten.cat.default) or list(both.args[1:]) != [-1]:
         return None
-    first, second = both.args[0]
-    angles = low.argument(first)
-    alone = first is second and isinstance(angles, Value) and len(angles.shape) == 4
-    return angles if alone and angles.shape[1] == 1 else None
-
-
-def _cache(low: Lowering, angles: Value | None, kind: str, x: Value) -> str:
-    """Cosines or sines as the operator wants them: [batch, tokens, head_dim / 2]."""
-    assert angles is not None
-    call = low.builder.call
-    flat = call("Squeeze", [call(kind, [low.name(angles)]), low.builder.integers([1])])
-    if angles.shape[0] == x.shape[0]:
-        return flat
-    wanted = low.extents.vector((x.shape[0], *angles.shape[2:]))
-    return call("Expand", [flat, wanted])
+    parts, value = both.args[0], low.argument(whole)
+    if len(parts) != 2 or parts[0] is not parts[1] or value.shape[1] != 1:
+        return None
+    call, integers = low.builder.call, low.builder.integers
+    half = [integers([end]) for end in (0, value.shape[3] // 2, 3)]
+    cache = call("Squeeze", [call("Slice", [low.name(value), *half]), integers([1])])
+    if value.shape[0] == x.shape[0]:
+        return cache
+    wanted = low.extents.vector((x.shape[0], value.shape[2], value.shape[3] // 2))
+    return call("Expand", [cache, wanted])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from vlmc.emit.artifact import Progress, silent
 from vlmc.emit.onnx.builder import TYPES, Builder
 from vlmc.emit.onnx.external import Initializer, Tables, link, of_weights
 from vlmc.emit.onnx.lowering import Lowering
+from vlmc.emit.onnx.measure import QuantisationError, measure
 from vlmc.emit.onnx.operators import OPERATORS
 from vlmc.emit.onnx.options import OPSETS, OnnxOptions
 from vlmc.emit.onnx.quantise import Quantiser
@@ -45,6 +48,8 @@ NUMBERS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 WEIGHTS = "weights"
 CONSTANTS = "constants.safetensors"
+QUANTISATION = "quantisation.json"
+"""What quantisation costs, as it was measured."""
 
 
 def write(
@@ -60,8 +65,8 @@ def write(
 
     Graphs hold no weights: they point into the files of `weights`, which appear below `folder` as
     hard links (as copies where the file system has none), since a runtime opens nothing outside
-    the graph's folder. `tell` hears what the passes do. Raises UsageError for an unknown opset and where quantisation costs more than the
-    options allow.
+    the graph's folder. `tell` hears what the passes do. Raises UsageError for an unknown opset and
+    where quantisation costs more than the options allow.
     """
     if options.opset not in OPSETS:
         known = " or ".join(str(one) for one in OPSETS)
@@ -74,7 +79,32 @@ def write(
     plain = Writer(arch, weights, folder, options, progress)
     plain.write(graphs)
     if options.quantize is not None:
-        plain.write_quantised(graphs, "vision" if options.quantize_vision else None)
+        plain.write_quantised(graphs)
+        progress(f"onnx: measuring what {options.quantize} costs")
+        error = measure(arch, folder, options.quantize)
+        check(error, options)
+        found = {key: float(f"{value:.3g}") for key, value in asdict(error).items()}
+        (folder / QUANTISATION).write_text(json.dumps({options.quantize: found}, indent=2) + "\n")
+
+
+def check(error: QuantisationError, options: OnnxOptions) -> None:
+    """Raises UsageError where quantised graphs are too far from the plain ones."""
+    if not error.mean <= options.threshold:
+        raise UsageError(
+            f"{options.quantize} moves the logits by {error.mean:.3g} of their standard deviation "
+            f"on average ({error.largest:.3g} at most; {error.agreement:.0%} of the tokens stay), "
+            f"more than the {options.threshold:g} that is allowed; "
+            f"--max-error {_rounded_up(error.mean):g} would allow it"
+            + (", and --quantize int8 is closer" if options.quantize == "int4" else "")
+        )
+
+
+def _rounded_up(number: float) -> float:
+    """To two digits."""
+    if not 0 < number < math.inf:
+        return number
+    scale = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return math.ceil(number / scale) * scale
 
 
 class Writer:
@@ -103,12 +133,15 @@ class Writer:
         for graph, builder, outputs in made:
             self._save(f"{graph.name}.onnx", graph, builder, outputs, written)
 
-    def write_quantised(self, graphs: Sequence[Graph], extra: str | None) -> None:
+    def write_quantised(self, graphs: Sequence[Graph]) -> None:
         """The graphs of the language model once more, with quantised weights."""
         bits = self.options.quantize
         assert bits is not None
+        chosen = {"encoder", "decoder", "model"}
+        if self.options.quantize_vision:
+            chosen.add("vision")
         for graph in graphs:
-            if graph.name not in ("encoder", "decoder", "model", extra):
+            if graph.name not in chosen:
                 continue
             stem = f"{graph.name}.{bits}"
             location = f"{stem}.safetensors"
