@@ -31,6 +31,7 @@ PORTABLE = (
     "vlmc.runtime.engines.mapped_weights",
     "vlmc.runtime.engines.eager_engine",
     "vlmc.runtime.engines.onnx_engine",
+    "vlmc.runtime.engines.paged",
     "vlmc.runtime.engines.torch_engine",
     "vlmc.runtime.engines.aoti_program",
     "vlmc.runtime.engines.compiled_program",
