@@ -1,0 +1,340 @@
+"""What users get wrong with a session: each a sentence that says what would work, and the session
+answers the next question as if nothing had been."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizer_files import llama, save
+
+import vlmc
+from vlmc.diagnostics import EnvironmentFault, UsageError
+from vlmc.runtime.engines.eager_engine import EagerEngine
+from vlmc.runtime.session import Session
+
+ROOT = Path(__file__).parents[2]
+PICTURE = ROOT / "docs" / "images" / "shapes.png"
+LLAVA = ROOT / "specs" / "llava-1.5.yaml"
+FLAMINGO = ROOT / "specs" / "flamingo.yaml"
+twins: dict[Path, Session] = {}
+
+
+def twin(spec: Path = LLAVA) -> Session:
+    if spec not in twins:
+        twins[spec] = vlmc.load(spec, mini=True)
+    return twins[spec]
+
+
+def refused(reason: str, *question: Any, session: Session | None = None, **options: Any) -> str:
+    """The sentence with which a session refuses a question; it answers the next one as before."""
+    session = session or twin()
+    before = session.generate("What?", PICTURE, max_new_tokens=3).tokens
+    with pytest.raises(UsageError, match=reason) as raised:
+        session.generate(*question, **{"max_new_tokens": 3, **options})
+    assert session.generate("What?", PICTURE, max_new_tokens=3).tokens == before
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+PHOTO = Image.fromarray(noise(40, 60, 3))
+
+
+def bomb(side: int) -> bytes:
+    """A tiny PNG that claims an enormous size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 64))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_truncated_image(kind: str, tmp_path: Path) -> None:
+    data = encoded(PHOTO, kind)
+    half = data[: len(data) // 2]
+    refused("image 1: the image is damaged", "What?", half)
+    (tmp_path / "half.img").write_bytes(half)
+    refused(r"half\.img: the image is damaged", "What?", tmp_path / "half.img")
+    refused("image 2", "What?", [PICTURE, half])
+    if kind != "WEBP":  # of which Pillow opens no half
+        lazy = Image.open(io.BytesIO(half))
+        refused("image 1: the image is damaged", "What?", lazy)
+
+
+def test_a_decompression_bomb() -> None:
+    for side in (9_500, 60_000):
+        said = refused("image 1: .* pixels, but a picture may have 89,478,485", "What?", bomb(side))
+        assert "scale it down" in said
+
+
+def test_a_sliver_that_would_become_huge() -> None:
+    sliver = Image.new("RGB", (1, 60_000))
+    refused("image 1: .*1 x 60000.*crop it first", "What?", sliver, session=sliced())
+
+
+def sliced() -> Session:
+    session = twin()
+    assert session.processor is not None
+    return replace(session, processor=replace(session.processor, shortest_edge=336, size=None))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Image.new("RGB", (1, 1), (9, 200, 30)),
+        lambda: Image.fromarray(noise(20, 30)),
+        lambda: Image.fromarray(noise(20, 30, 4)),
+        lambda: Image.fromarray(noise(20, 30, 2), "LA"),
+        lambda: Image.fromarray(noise(20, 30, 4), "CMYK"),
+        lambda: Image.fromarray(noise(20, 30).astype(np.uint16) * 256),
+        lambda: Image.fromarray(noise(20, 30).astype(np.float32), "F"),
+        lambda: PHOTO.convert("P"),
+        lambda: PHOTO.convert("1"),
+        lambda: PHOTO.convert("LAB"),
+    ],
+    ids=["1x1", "grey", "alpha", "grey-alpha", "cmyk", "16-bit", "float", "palette", "bits", "lab"],
+)
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
+def test_unusual_images_are_answered(make: Callable[[], Image.Image]) -> None:
+    image = make()
+    answer = twin().generate("What?", image, max_new_tokens=3)
+    assert answer.inputs.images == 1
+    if image.mode in ("L", "RGBA", "CMYK", "LA", "RGB"):
+        kind = "TIFF" if image.mode == "CMYK" else "PNG"
+        same = twin().generate("What?", encoded(image, kind), max_new_tokens=3)
+        assert same.tokens == answer.tokens
+
+
+def test_an_animation_shows_an_encoder_of_stills_its_first_frame() -> None:
+    frames = [PHOTO, PHOTO.rotate(180)]
+    film = encoded(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:])
+    answer = twin().generate("What?", film, max_new_tokens=3)
+    assert answer.tokens == twin().generate("What?", PHOTO, max_new_tokens=3).tokens
+    assert "image 1: the first of 2 frames, since the encoder declares no frames" in (
+        answer.inputs.notes
+    )
+    refused("the encoder sees still images; encoder.frames", "What?", videos=[frames])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([None], "image 1: None is no picture: give a path, the bytes of a file"),
+        ([PICTURE, 7], "image 2: a value of type int is no picture"),
+        (7, "images: a list is expected, not int"),
+        ({"a": PICTURE}, "images: a list is expected, not dict"),
+        ([[]], "image 1: a video without a single frame"),
+        ([[[PICTURE]]], "no frame is a video"),
+        (b"", "image 1: there are no bytes in it"),
+        (b"no picture", "image 1: not an image in a format"),
+        ("absent.png", r"absent\.png: no such file"),
+        (np.zeros((3, 20, 30), np.uint8), r"\[3, 20, 30\].*transpose\(1, 2, 0\)"),
+        (np.zeros((20,), np.uint8), r"\[20\] is no picture"),
+        (np.zeros((20, 30, 5), np.uint8), r"\[20, 30, 5\]"),
+        (np.zeros((0, 30, 3), np.uint8), r"\[0, 30, 3\]"),
+        (np.zeros((20, 30, 3), np.int64), "an array of int64 is no picture.*astype"),
+        (np.full((4, 4), np.nan), "floats from nan to nan"),
+        (np.full((4, 4), np.inf, np.float32), "floats from inf"),
+        (np.full((4, 4), 255.0), "floats from 255 to 255.*0 to 1"),
+        (np.zeros((4, 4), complex), "complex128"),
+        (np.array([["a"]]), "is no picture"),
+        (torch.zeros(4, 4, 3), r"tensor\.numpy\(\)"),
+    ],
+)
+def test_what_is_no_image(given: Any, reason: str) -> None:
+    refused(reason, "What?", given)
+
+
+def test_no_images_are_no_mistake() -> None:
+    answers = [twin().generate("What?", none, max_new_tokens=3) for none in (None, [], ())]
+    assert {answer.tokens for answer in answers} == {answers[0].tokens}
+    assert twin().encode_images([]) == []
+
+
+def test_floats_and_bytes_show_the_same() -> None:
+    tokens = [
+        twin().generate("What?", array, max_new_tokens=6).tokens
+        for array in (noise(20, 30, 3), noise(20, 30, 3) / 255)
+    ]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        (None, "prompt: a text, a conversation, or a list of them, not None"),
+        (7, "not int"),
+        (b"What?", "not bytes"),
+        ([], "the list is empty"),
+        (["What?", None], "prompt 2: a text or a conversation, not NoneType"),
+        ([["What?"]], "prompt 1: a text or a conversation, not list"),
+        ([{"content": "What?"}], "no chat template"),
+    ],
+)
+def test_what_is_no_prompt(prompt: Any, reason: str) -> None:
+    refused(reason, prompt)
+
+
+def test_options_that_mean_nothing() -> None:
+    refused("--max-new-tokens 0", "What?", max_new_tokens=0)
+    refused("--max-new-tokens 2.5", "What?", max_new_tokens=2.5)
+    refused("--temperature -1", "What?", temperature=-1)
+    refused("--seed -1", "What?", temperature=1.0, seed=-1)
+    refused("stop: '' never ends an answer", "What?", stop=[""])
+    refused("stop: a text or a list of texts", "What?", stop=7)
+    refused("stop: 7 never", "What?", stop=["a", 7])
+
+
+def test_images_of_a_batch_are_listed_by_prompt() -> None:
+    refused("images: of a batch of 2 prompts, a list of 2 is expected", ["a", "b"], [PICTURE])
+    refused("several prompts", ["a", "b"], features="a.safetensors")
+
+
+def test_more_images_than_the_token_budget() -> None:
+    said = refused(
+        r"4 images are too many: the token budget of this design has 3 images in one prompt; give "
+        r"fewer, or token_budget: \{images: 4\}",
+        "What?",
+        [PICTURE] * 4,
+        session=twin(FLAMINGO),
+    )
+    assert said
+    refused(
+        r"10 images are too many: 7 text \+ 10 x 16 visual = 167 tokens, but the token budget has "
+        r"144 for text and images; 8 of them fit beside this text",
+        "What?!",
+        [PICTURE] * 10,
+    )
+    assert twin().generate("What?!", [PICTURE] * 8, max_new_tokens=1).inputs.images == 8
+
+
+def test_a_prompt_beyond_what_the_graphs_of_a_build_hold() -> None:
+    session = twin()
+    small = replace(session, engine=Small(session.engine))
+    limit = session.design.sequence
+    refused(
+        rf"too long: {limit + 1} text tokens, but the token budget, for which the graphs of this "
+        rf"build are made, has {limit} tokens",
+        "x" * limit,
+        session=small,
+    )
+    refused(
+        r"may be too long: 101 text tokens \+ 60 new = 161, .* 160 with its answer; "
+        r"--max-new-tokens 59",
+        "x" * 100,
+        session=small,
+        max_new_tokens=60,
+    )
+
+
+class Small:
+    """An engine with graphs of a fixed size."""
+
+    name = "aoti"
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.capacity = engine.design.capacity
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+def test_a_placeholder_in_the_users_own_text() -> None:
+    refused("2 <image> markers, but 1 image is given", "Is <image> a tag? <image>", PICTURE)
+    refused("1 <image> marker, but no images are given: .* none", "What does <image> mean?")
+    refused("2 <video> markers, but there are 1 videos", "<video><video>", videos=[[PICTURE]])
+
+
+def test_the_tokenizers_own_image_token_in_the_text(tmp_path: Path) -> None:
+    file = llama(["<|image_pad|>"])
+    token = file.token_to_id("<|image_pad|>")
+    session = vlmc.load(
+        LLAVA,
+        mini=True,
+        tokenizer=save(file, tmp_path),
+        overrides=[f"language.vocabulary={token + 1}", f"fusion.token={token}"],
+    )
+    session.design = replace(session.design, image_token=token, vocabulary=320)
+    refused(
+        rf"own text reads as the image placeholder \(token {token}\).*write <image>",
+        "the <|image_pad|> house",
+        PICTURE,
+        session=session,
+    )
+
+
+def test_nan_in_the_weights_of_a_session_is_named() -> None:
+    session = vlmc.load(LLAVA, mini=True)
+    assert isinstance(session.engine, EagerEngine)
+    weight = session.engine.model.get_parameter("adapter.layers.0.weight")
+    kept = float(weight[0, 0])
+    weight[0, 0] = float("nan")
+    with pytest.raises(EnvironmentFault, match=r"weights are not: adapter\.\S+ \(part: adapter\)"):
+        session.generate("What?", PICTURE)
+    assert session.generate("What?", max_new_tokens=2).tokens, "text alone does not read it"
+    weight[0, 0] = kept
+    session.store.clear()
+    assert session.generate("What?", PICTURE, max_new_tokens=2).tokens
+
+
+def test_numbers_that_overflow_are_no_fault_of_the_weights() -> None:
+    session = vlmc.load(LLAVA, mini=True)
+    assert isinstance(session.engine, EagerEngine)
+    session.engine.model.get_parameter("language.norm.weight").fill_(1e38)
+    with pytest.raises(EnvironmentFault, match=r"overflowed.*--dtype fp32"):
+        session.generate("What?", PICTURE)
+
+
+def test_nan_in_the_weights_of_a_build_is_named(tmp_path: Path) -> None:
+    vlmc.build(LLAVA, tmp_path / "twin", mini=True, artifacts=["model"])
+    path = tmp_path / "twin" / "weights" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.startswith("encoder"))
+    weights[name].view(-1)[0] = float("inf")
+    save_file(weights, path, {"format": "pt"})
+    session = vlmc.load(tmp_path / "twin")
+    with pytest.raises(EnvironmentFault, match=rf"{name} \(part: encoder\).*load another copy"):
+        session.generate("What?", PICTURE)
+
+
+def test_artifacts_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"vlmc build SPEC --artifacts model,onnx"):
+        vlmc.load(LLAVA, "onnx", mini=True)
+    with pytest.raises(UsageError, match="eager, compile, aoti, onnx"):
+        vlmc.load(LLAVA, "tensorrt", mini=True)
+    vlmc.build(LLAVA, tmp_path / "twin", mini=True, artifacts=["model"])
+    with pytest.raises(UsageError, match=r"vlmc build \S+/twin --artifacts model,aoti"):
+        vlmc.load(tmp_path / "twin", "aoti")
+    with pytest.raises(UsageError, match="--dtype bf16"):
+        vlmc.load(tmp_path / "twin", "onnx", dtype="bf16")
+    with pytest.raises(UsageError, match="--threads 0"):
+        vlmc.load(tmp_path / "twin", threads=0)
