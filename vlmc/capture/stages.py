@@ -195,8 +195,12 @@ def _logits(arch: Arch) -> Wire:
 
 
 def _pixels(arch: Arch) -> Wire:
-    port = arch.node("encoder").inputs[0]
-    return Wire(port.name, port.type.dims)
+    encoder = arch.node("encoder")
+    port, frames = encoder.inputs[0], encoder.arguments.get("frames", 1)
+    if not isinstance(frames, int) or frames == 1:
+        return Wire(port.name, port.type.dims)
+    images, _, *rest = port.type.dims  # a still is a video of one frame
+    return Wire(port.name, (images, "frames", *rest))
 
 
 def _number(value: object) -> int:
