@@ -244,10 +244,10 @@ def _measure(name: str, subject: _Subject, expected: list[Trace], build: Build) 
             found += compare(case, right, trace(engine, case, right.tokens()))
         return found
     except Exception as error:  # each runtime fails in its own way
-        first = str(error).strip().splitlines()
+        said = " ".join(str(error).split())[:400]
         raise Unsound(
             f"{ENGINES[name].artifact}/ cannot be executed by the engine {name}: "
-            f"{type(error).__name__}: {first[0] if first else ''}"
+            f"{type(error).__name__}: {said}"
         ) from error
 
 
