@@ -57,6 +57,7 @@ def extents(arch: Arch) -> dict[str, tuple[int, int]]:
         "past": (0, tokens.sequence),
         "total": (1, 2 * tokens.sequence),
         "slots": (1, capacity(arch) - 1),
+        "pool": (2, 2**20),
         "visual": (1, max(1, tokens.images) * tokens.per_image),
     }
 

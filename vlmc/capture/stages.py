@@ -1,7 +1,9 @@
 """How each way of serving divides a model's work into stages.
 
-Two sets for what decodes: `growing` takes the cache and gives it back one token longer, as ONNX
-clients expect; `static` writes into caches of fixed size, so that a step allocates nothing.
+Three sets for what decodes: `growing` takes the cache and gives it back one token longer, as ONNX
+clients expect; `static` writes into caches of fixed size, so that a step allocates nothing; `paged`
+writes into blocks of a pool that all generations share. The last is these stages alone, since all
+others are those of `static`.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ from torch import Tensor, nn
 
 from vlmc.capture.graph import Stage, Wire
 from vlmc.components.shared.cache import Cache
+from vlmc.components.shared.paged_cache import PagedCache
 from vlmc.components.shared.static_cache import StaticCache
 from vlmc.ir import Arch
 
-CacheKind = Literal["growing", "static"]
+CacheKind = Literal["growing", "static", "paged"]
+
+BLOCK = 16
+"""Tokens of a block of a paged cache."""
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -57,6 +63,8 @@ def stages(arch: Arch, model: Any, cache: CacheKind) -> list[Stage]:
         )
     if cache == "growing":
         return [*first, _growing(arch, model, layout)]
+    if cache == "paged":
+        return _paged(arch, model, layout)
     return [*first, *_static(arch, model, layout)]
 
 
@@ -125,16 +133,10 @@ def _growing(arch: Arch, model: Any, layout: Layout) -> Stage:
 
 def _static(arch: Arch, model: Any, layout: Layout) -> list[Stage]:
     cache = layout.cache("cache", layout.capacity, written=True)
-    step = (
-        Wire("input_ids", ("batch", 1), "int"),
-        Wire("positions", ("batch", 1), "int"),
-        Wire("slots", ("slots",), "int"),
-    )
-    outside = tuple(_of_a_step(wire) for wire in layout.outside)
     decode = Stage(
         name="decode",
         body=_Step(model, arch, layout),
-        inputs=(*step, *outside, *cache),
+        inputs=(*_step(layout), *cache),
         outputs=(_logits(arch),),
     )
     single = Stage(
@@ -145,17 +147,53 @@ def _static(arch: Arch, model: Any, layout: Layout) -> list[Stage]:
     )
     if arch.serving == "encoder_decoder":
         return [decode, single]
-    begin = (
-        Wire("inputs_embeds", ("batch", "text", layout.width)),
-        Wire("last", ("batch",), "int"),
-    )
     prefill = Stage(
         name="prefill",
         body=_Prefill(model, arch, layout),
-        inputs=(*begin, *layout.outside, *cache),
+        inputs=(*_begin(layout), *cache),
         outputs=(_logits(arch),),
     )
     return [prefill, decode, single]
+
+
+def _paged(arch: Arch, model: Any, layout: Layout) -> list[Stage]:
+    block = ("pool", layout.heads, BLOCK, layout.head_dim)
+    pools = _pairs("pool", layout.layers, block, written=True)
+    table = Wire("table", ("batch", layout.capacity // BLOCK), "int")
+    decode = Stage(
+        name="paged_decode",
+        body=_PagedStep(model, arch, layout),
+        inputs=(*_step(layout), table, *pools),
+        outputs=(_logits(arch),),
+    )
+    if arch.serving == "encoder_decoder":
+        return [decode]
+    prefill = Stage(
+        name="paged_prefill",
+        body=_PagedPrefill(model, arch, layout),
+        inputs=(*_begin(layout), table, *pools),
+        outputs=(_logits(arch),),
+    )
+    return [prefill, decode]
+
+
+def _begin(layout: Layout) -> tuple[Wire, ...]:
+    """What reading a prompt takes beside its cache."""
+    return (
+        Wire("inputs_embeds", ("batch", "text", layout.width)),
+        Wire("last", ("batch",), "int"),
+        *layout.outside,
+    )
+
+
+def _step(layout: Layout) -> tuple[Wire, ...]:
+    """What a step takes beside its cache."""
+    return (
+        Wire("input_ids", ("batch", 1), "int"),
+        Wire("positions", ("batch", 1), "int"),
+        Wire("slots", ("slots",), "int"),
+        *(_of_a_step(wire) for wire in layout.outside),
+    )
 
 
 def _of_a_step(wire: Wire) -> Wire:
@@ -302,19 +340,35 @@ class _Growing(_Reader):
 
 
 class _Prefill(_Reader):
+    def cache(self, rest: Sequence[Tensor]) -> StaticCache:
+        return StaticCache(_paired(rest))
+
     def forward(self, inputs_embeds: Tensor, last: Tensor, *rest: Tensor) -> tuple[Tensor]:
-        cache = StaticCache(_paired(rest[self.outside :]))
+        cache = self.cache(rest[self.outside :])
         hidden = self.read(inputs_embeds, None, rest, cache)
         return (self.model.logits(_picked(hidden, last)),)
 
 
+class _PagedPrefill(_Prefill):
+    def cache(self, rest: Sequence[Tensor]) -> StaticCache:
+        return PagedCache(_paired(rest[1:]), rest[0])
+
+
 class _Step(_Reader):
+    def cache(self, rest: Sequence[Tensor], positions: Tensor, slots: Tensor) -> StaticCache:
+        return StaticCache(_paired(rest), positions, slots)
+
     def forward(
         self, input_ids: Tensor, positions: Tensor, slots: Tensor, *rest: Tensor
     ) -> tuple[Tensor]:
-        cache = StaticCache(_paired(rest[self.outside :]), positions, slots)
+        cache = self.cache(rest[self.outside :], positions, slots)
         hidden = self.read(self.model.language.embed(input_ids), None, rest, cache)
         return (self.model.logits(hidden),)
+
+
+class _PagedStep(_Step):
+    def cache(self, rest: Sequence[Tensor], positions: Tensor, slots: Tensor) -> StaticCache:
+        return PagedCache(_paired(rest[1:]), rest[0], positions, slots)
 
 
 class _SinglePass(nn.Module):

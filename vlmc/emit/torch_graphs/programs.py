@@ -23,6 +23,7 @@ from vlmc.builder.located import Located, located
 from vlmc.builder.shards import stored_tensors
 from vlmc.capture.capture import capture
 from vlmc.capture.graph import Folded, Graph, Stored
+from vlmc.capture.stages import CacheKind
 from vlmc.diagnostics import UsageError
 from vlmc.emit.artifact import Progress
 from vlmc.emit.torch_graphs.archive import rewrite
@@ -48,7 +49,10 @@ def write_compile(
 
     Raises UsageError where the weights are in a number format that no graph computes in.
     """
-    graphs, dtype = optimised(arch, weights, progress, tell)
+    kinds: tuple[CacheKind, ...] = ("static",)
+    if arch.serving != "single_pass":
+        kinds = ("static", "paged")
+    graphs, dtype = optimised(arch, weights, progress, tell, kinds)
     folder.mkdir(parents=True, exist_ok=True)
     for number, graph in enumerate(graphs):
         progress(f"compile/{graph.name}.pt2", number, len(graphs))
@@ -57,12 +61,17 @@ def write_compile(
 
 
 def optimised(
-    arch: Arch, weights: Path, progress: Progress, tell: Tell = None
+    arch: Arch,
+    weights: Path,
+    progress: Progress,
+    tell: Tell = None,
+    kinds: Sequence[CacheKind] = ("static",),
 ) -> tuple[list[Graph], torch.dtype]:
-    """The graphs of a design for torch, in the number format of most of its weights."""
+    """The graphs of a design for torch with caches of `kinds`, in the number format of most of its
+    weights."""
     dtype = number_format(located(weights))
     progress("capturing graphs")
-    captured = capture(arch, cache="static", dtype=dtype)
+    captured = [graph for kind in kinds for graph in capture(arch, cache=kind, dtype=dtype)]
     graphs: list[Graph] = []
     for graph in captured:
         progress(f"optimising {graph.name}", len(graphs), len(captured))

@@ -18,11 +18,14 @@ def open_engine(
     design: Design,
     *,
     threads: int | None = None,
+    blocks: int | None = None,
     backend: str = "inductor",
     report: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """The engine `name` of the build in `folder`, which computes in `threads` (None: as many as its
-    package takes). `report` is told what takes long; `backend` is that of torch.compile.
+    package takes). With `blocks` the key/value caches of all its generations lie in that many
+    blocks of one pool, for compile alone. `report` is told what takes long; `backend` is that of
+    torch.compile.
 
     Raises UsageError where there is no such engine or the build lacks its graphs, EnvironmentFault
     where a file is damaged or this machine cannot run it.
@@ -36,6 +39,8 @@ def open_engine(
             f"{folder} has no artifact for --engine {name}: `vlmc build {folder} --artifacts "
             f"{wanted}` makes it; there is --engine {', '.join(('eager', *there))}"
         )
+    if blocks is not None and name != "compile":
+        raise UsageError(f"a paged key/value cache is for --engine compile, not for {name}")
     if name != "onnx" and threads is not None:
         _limit_torch(threads)
     if name == "eager":
@@ -49,7 +54,7 @@ def open_engine(
             start_token=design.start_token,
             threads=threads,
         )
-    return _graphs(folder, name, design, backend, report)
+    return _graphs(folder, name, design, blocks, backend, report)
 
 
 def _limit_torch(threads: int) -> None:
@@ -59,7 +64,12 @@ def _limit_torch(threads: int) -> None:
 
 
 def _graphs(
-    folder: Path, name: str, design: Design, backend: str, report: Callable[[str], None]
+    folder: Path,
+    name: str,
+    design: Design,
+    blocks: int | None,
+    backend: str,
+    report: Callable[[str], None],
 ) -> Engine:
     import torch
 
@@ -78,7 +88,7 @@ def _graphs(
     if name == "aoti":
         return TorchEngine(name, graphs, design, lambda graph: AotiProgram(graph, weights))
     return TorchEngine(
-        name, graphs, design, lambda graph: CompiledProgram(graph, weights, backend, report)
+        name, graphs, design, lambda graph: CompiledProgram(graph, weights, backend, report), blocks
     )
 
 

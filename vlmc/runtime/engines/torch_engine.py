@@ -14,6 +14,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
 from vlmc.runtime.engines.graph_files import GraphFile, GraphFolder
+from vlmc.runtime.engines.paged import Blocks, BlockTable
 
 TorchProgram = Callable[[list["Tensor"]], list["Tensor"]]
 
@@ -26,12 +27,17 @@ class TorchState:
     """
 
     def __init__(
-        self, program: TorchProgram, inputs: list[Tensor], last: NDArray[np.int64]
+        self,
+        program: TorchProgram,
+        inputs: list[Tensor],
+        last: NDArray[np.int64],
+        table: BlockTable | None,
     ) -> None:
         self.program = program
         self.inputs = inputs
         self.last = last
         """The position of the newest token of each row."""
+        self.table = table
         self.places = inputs[2]
         self.own = inputs[:2]
         self.on_host = [tensor.cpu() for tensor in self.own]
@@ -58,7 +64,10 @@ class TorchEngine:
         graphs: GraphFolder,
         design: Design,
         load: Callable[[GraphFile], TorchProgram],
+        blocks: int | None = None,
     ) -> None:
+        """`load` opens a graph. With `blocks`, key/value caches lie in a pool of so many blocks,
+        which all generations share; otherwise each generation has its own."""
         self.name = name
         self.graphs = graphs.graphs
         self.capacity = graphs.capacity
@@ -66,6 +75,9 @@ class TorchEngine:
         self.device = torch.device(graphs.device if graphs.device == "cuda" else "cpu")
         self.dtype: torch.dtype = getattr(torch, graphs.dtype)
         self._load = load
+        self._kind = "" if blocks is None else "paged_"
+        self._blocks = blocks
+        self._pool: tuple[Blocks, list[Tensor]] | None = None
         self._programs: dict[str, TorchProgram] = {}
 
     @torch.inference_mode()
@@ -96,7 +108,7 @@ class TorchEngine:
         outside = self._outside(rows, ids.shape[1])
         state = self._begin(len(rows), outside, last)
         caches = state.inputs[3 + len(outside) :]
-        logits = self._program("prefill")([x, where, *outside, *caches])[0]
+        logits = self._program(f"{self._kind}prefill")([x, where, *outside, *caches])[0]
         if outside:
             # From now on a token sees what the last one of the prompt saw.
             seen = outside[-1]
@@ -107,14 +119,16 @@ class TorchEngine:
     @torch.inference_mode()
     def step(self, state: TorchState, tokens: Ids) -> Logits:
         """Appends a token to each row; see `Engine.step`."""
-        state.last += 1
-        seen = int(state.last.max()) + 1
+        last = state.last + 1
+        seen = int(last.max()) + 1
         if self.capacity is not None and seen > self.capacity:
-            state.last -= 1
             raise UsageError(
                 f"the {self.name} graphs of this build hold {self.capacity} tokens of a sequence, "
                 "and all are taken; a larger token_budget holds more"
             )
+        if state.table is not None:
+            self._reach(state, state.table, last)
+        state.last[:] = last
         state.put(tokens, seen)
         return self._numbers(state.program(state.inputs)[0])
 
@@ -210,14 +224,41 @@ class TorchEngine:
     def _begin(self, batch: int, outside: list[Tensor], last: NDArray[np.int64]) -> TorchState:
         """The state of a generation, its caches empty. They are zeros: what lies behind the end of
         a row is masked out, and must be a number for that."""
-        name = "decode_one" if batch == 1 else "decode"
-        caches = [wire for wire in self.graphs[name].inputs if wire.written]
+        name = "decode_one" if batch == 1 and not self._kind else f"{self._kind}decode"
         own = [torch.zeros(batch, 1, dtype=torch.int64, device=self.device) for _ in range(2)]
         assert self.capacity is not None
-        places = torch.arange(self.capacity, device=self.device)
-        sizes = [[batch, *(int(extent) for extent in wire.dims[1:])] for wire in caches]
-        cache = [torch.zeros(size, dtype=self.dtype, device=self.device) for size in sizes]
-        return TorchState(self._program(name), [*own, places, *outside, *cache], last.copy())
+        inputs = [*own, torch.arange(self.capacity, device=self.device), *outside]
+        if self._blocks is None:
+            inputs += self._zeros(name, batch)
+            return TorchState(self._program(name), inputs, last.copy(), None)
+        if self._pool is None:
+            # Block 0 is nobody's.
+            made = self._zeros(name, self._blocks + 1)
+            self._pool = Blocks(self._blocks, made[0].shape[2]), made
+        blocks, pools = self._pool
+        width = next(wire for wire in self.graphs[name].inputs if wire.name == "table").dims[1]
+        table = BlockTable(blocks, batch, int(width))
+        inputs += [torch.zeros(batch, int(width), dtype=torch.int64, device=self.device), *pools]
+        state = TorchState(self._program(name), inputs, last.copy(), table)
+        table.owned_by(state)
+        self._reach(state, table, last)
+        return state
+
+    def _zeros(self, name: str, first: int) -> list[Tensor]:
+        """Zeros for every input that the graph writes into; `first` is their first extent."""
+        wires = [wire for wire in self.graphs[name].inputs if wire.written]
+        sizes = [[first, *(int(extent) for extent in wire.dims[1:])] for wire in wires]
+        return [torch.zeros(size, dtype=self.dtype, device=self.device) for size in sizes]
+
+    def _reach(self, state: TorchState, table: BlockTable, last: NDArray[np.int64]) -> None:
+        """Makes room for the newest token of each row."""
+        if table.reach([int(one) for one in last]):
+            place = next(
+                i
+                for i, wire in enumerate(self.graphs["paged_decode"].inputs)
+                if wire.name == "table"
+            )
+            state.inputs[place].copy_(torch.from_numpy(table.numbers))  # pyright: ignore[reportUnknownMemberType]
 
     def _numbers(self, logits: Tensor) -> Logits:
         """Logits [batch, 1, vocabulary] on the host: [batch, vocabulary]."""
