@@ -64,13 +64,14 @@ def start(
     device: str = "cpu",
     dtype: str | None = None,
     threads: int | None = None,
+    blocks: int | None = None,
     report: Report = lambda _: None,
 ) -> Session:
     """Loads a design: the twin with seeded weights (`mini`), or the design itself with the weights
     of `checkpoint`, of the build folder `build`, or of the folders that the spec names.
 
-    `engine` other than eager runs the graphs of `build`. `dtype` is that of eager: fp32 on the CPU
-    and bf16 elsewhere by default. Raises UsageError where there are no weights or a file does not
+    `engine` other than eager runs the graphs of `build`, with a paged key/value cache where `blocks`
+    are given. `dtype` is that of eager: fp32 on the CPU and bf16 elsewhere by default. Raises UsageError where there are no weights or a file does not
     fit the design, EnvironmentFault where it does not fit this machine.
     """
     begun = time.perf_counter()
@@ -82,12 +83,14 @@ def start(
     design = describe(spec, arch)
     equipment = equip(design, origin.belongings(design, tokenizer))
     if engine == "eager":
+        if blocks is not None:
+            raise UsageError("a paged key/value cache is for --engine compile, not for eager")
         model = _model(arch, design, origin, device, dtype, threads, report)
         session = equipment.session(EagerEngine(model, design), lambda: _bad(model))
     else:
         folder = _build_for(engine, origin.build, device, dtype)
         report(f"opening the {engine} graphs")
-        running = open_engine(folder, engine, design, threads=threads, report=report)
+        running = open_engine(folder, engine, design, threads=threads, blocks=blocks, report=report)
         session = equipment.session(running, lambda: not_finite(folder / "weights"))
     session.load_seconds = time.perf_counter() - begun
     return session

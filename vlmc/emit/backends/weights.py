@@ -28,6 +28,8 @@ WORDS = (
     "special_tokens_map.json",
     "generation_config.json",
     "config.json",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 """What a checkpoint folder holds for text: the tokenizer, what begins a text and what ends it."""
 
