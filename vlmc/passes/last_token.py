@@ -1,8 +1,8 @@
-"""Only the last token's logits are asked for: what nothing else reads is computed for it alone.
+"""Only one token's logits are asked for: what nothing else reads is computed for it alone.
 
-The choice of the last token moves up from the logits through the final norm and the last block: its
+The choice of that token (a prompt's last, or the one that a classifier reads) moves up from the logits through the final norm and the last block: its
 MLP, its attention's output and its queries are computed for one token of each row. Keys and values
-stay those of all tokens. With `t` layers that is about 1/t of a prompt's work less.
+stay those of all tokens. Of n layers that is nearly one n-th of a prompt's work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def last_token(draft: Draft) -> str:
     if not moved:
         return ""
     draft.sweep()
-    return f"{counted(moved, 'call')} computed for the last token only"
+    return f"{counted(moved, 'call')} computed for one token only"
 
 
 def _choices(draft: Draft) -> list[tuple[Node, Node]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from torch._export.verifier import SpecViolationError
+
 from vlmc.capture.graph import Graph
 from vlmc.capture.program import Draft
 from vlmc.passes.dead_constants import dead_constants
@@ -54,7 +56,12 @@ def apply(
         text = one(draft)
         if not text:
             continue
-        graph = draft.finish()
+        try:
+            graph = draft.finish()
+        except SpecViolationError as fault:
+            raise AssertionError(
+                f"pass {one.__name__} left graph {graph.name} invalid: {fault}"
+            ) from fault
         verify(before, graph, one.__name__)
         if tell is not None:
             tell(Effect(one.__name__, graph.name, text))

@@ -83,7 +83,8 @@ def _unary(node: Node, axis: int) -> int | None:  # noqa: PLR0911
         one, two = (_number(node, index) for index in (1, 2))
         return {one: two, two: one}.get(axis, axis)
     if target is aten.unflatten.int:
-        return axis if axis < _number(node, 1) % _rank(_source(node, 0)) else None
+        split: Any = node.args[1]
+        return axis if axis < split % _rank(_source(node, 0)) else None
     if target is aten.flatten.using_ints:
         first: Any = node.args[1]
         return axis if axis < first % _rank(_source(node, 0)) else None
@@ -145,6 +146,6 @@ def _rank(node: Node) -> int:
 
 
 def _number(node: Node, index: int, default: int = 0) -> int:
-    """An axis among a call's arguments, counted from the front."""
+    """An axis of the result among a call's arguments, counted from the front."""
     value: Any = node.args[index] if len(node.args) > index else default
     return value % _rank(node)
