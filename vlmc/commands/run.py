@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,6 +87,7 @@ def run(
     twin (--mini), whose seeded weights have learnt nothing."""
     style: Format = "json" if as_json else "text"
     with guarded(style):
+        from vlmc.runtime.command import printable
         from vlmc.sessions import load
 
         with shown(str(spec), quiet=as_json) as report:
@@ -122,20 +121,8 @@ def run(
         for note in stream.notes:
             typer.echo(f"note: {note}", err=True)
         for text in stream:
-            _write(text)
+            typer.echo(printable(text), nl=False)
         typer.echo()
         for choice in stream.answer.choices:
-            _write(f"{choice}\n")
+            typer.echo(printable(str(choice)))
         typer.echo(stream.answer.summary(), err=True)
-
-
-def _write(text: str) -> None:
-    """A piece of the answer. A model may say anything, so nothing that steers a terminal passes."""
-    kept = "".join(
-        c
-        if c in "\n\t" or not unicodedata.category(c).startswith("C")
-        else "\N{REPLACEMENT CHARACTER}"
-        for c in text
-    )
-    encoding = sys.stdout.encoding or "utf-8"
-    typer.echo(kept.encode(encoding, "replace").decode(encoding), nl=False)

@@ -19,7 +19,9 @@ from vlmc.runtime.assemble import Belongings, equip, not_finite, of_build, witho
 from vlmc.runtime.describe import describe
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.eager_engine import EagerEngine
+from vlmc.runtime.engines.engine import Engine
 from vlmc.runtime.engines.open import ENGINES, open_engine
+from vlmc.runtime.engines.paged_eager import PagedEagerEngine
 from vlmc.runtime.placement import DTYPES, check_memory, device_of
 from vlmc.runtime.session import Session
 from vlmc.spec.document import ModelSpec
@@ -70,23 +72,29 @@ def start(
     """Loads a design: the twin with seeded weights (`mini`), or the design itself with the weights
     of `checkpoint`, of the build folder `build`, or of the folders that the spec names.
 
-    `engine` other than eager runs the graphs of `build`, with a paged key/value cache where `blocks`
-    are given. `dtype` is that of eager: fp32 on the CPU and bf16 elsewhere by default. Raises UsageError where there are no weights or a file does not
-    fit the design, EnvironmentFault where it does not fit this machine.
+    `engine` other than eager runs the graphs of `build`, with a paged key/value cache of so many
+    `blocks` where they are given. `dtype` is that of eager: fp32 on the CPU and bf16 elsewhere by
+    default. Raises UsageError where there are no weights or a file does not fit the design,
+    EnvironmentFault where it does not fit this machine.
     """
+    running: Engine
     begun = time.perf_counter()
     origin = _origin(spec, mini, checkpoint, build)
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: 1 or more is expected")
+    if blocks is not None and blocks < 1:
+        raise UsageError(f"blocks {blocks}: 1 or more is expected")
     arch = resolve(spec, mini=mini)
     spec = spec.mini() if mini else spec
     design = describe(spec, arch)
     equipment = equip(design, origin.belongings(design, tokenizer))
     if engine == "eager":
-        if blocks is not None:
-            raise UsageError("a paged key/value cache is for --engine compile, not for eager")
         model = _model(arch, design, origin, device, dtype, threads, report)
-        session = equipment.session(EagerEngine(model, design), lambda: _bad(model))
+        if blocks is None:
+            running = EagerEngine(model, design)
+        else:
+            running = PagedEagerEngine(model, design, blocks=blocks)
+        session = equipment.session(running, lambda: _bad(model))
     else:
         folder = _build_for(engine, origin.build, device, dtype)
         report(f"opening the {engine} graphs")
