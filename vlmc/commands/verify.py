@@ -69,4 +69,4 @@ def _print(folder: Path, verdict: Verdict) -> None:
 
 
 def _verdict(found: Verified) -> str:
-    return "as eager" if found.sound else "off"
+    return "sound" if found.sound else "unsound"
