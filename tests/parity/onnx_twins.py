@@ -103,7 +103,7 @@ def twin(name: str) -> Twin:
     initialise(model, seed=0, open_gates=True)
     for parameter in model.parameters():
         if parameter.ndim == 1:
-            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+            parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
     graphs = tuple(optimise(graph, "onnx") for graph in capture(arch, cache="growing"))
     return Twin(arch, describe(spec.mini(), arch), graphs, model)
 
