@@ -137,6 +137,7 @@ def test_a_folder_beside_it_is_no_package(tmp_path: Path) -> None:
         ("runtime.first import", "runtime.third import", "which is not before it"),
         ("import LIMIT", "import ABSENT", "takes ABSENT from vlmc.runtime.first"),
         ("def doubled", "def sum", "sum is defined twice, or is a builtin"),
+        ("import math", "import math; most = 1", "an import has a line of its own"),
         ("import absent_package as package", "import absent.package", "in the function that"),
         ("limit: Thing", "limit = package.most", "package is used when the file is read"),
         ("class Engine", "class Engine(package.Base)", "package is used when the file is read"),

@@ -7,9 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import libcst as cst
-from typing_extensions import override
-
 from vlmc.emit.bundle.portion import Portion, Unportable, bound
 
 PRESENT = ("numpy", "PIL", "tokenizers")
@@ -70,9 +67,11 @@ def deferring(portion: Portion) -> Portion:
     Raises Unportable where importing the module itself would use such a package.
     """
     late = [line for line in portion.imports if is_late(line)]
+    if not late:
+        return portion
     packages = {name for line in late for name, _ in _packages(line)}
     out_of_them = {name for line in late for name, _ in bound(line)} - packages
-    code = cst.parse_module(portion.body).visit(_Decorators(packages)).code
+    code = _decorated_later(portion.body, packages)
     tree = ast.parse(code)
     for name in _used(tree, at_once=True) & packages:
         raise Unportable(f"{portion.name}: {name} is used when the file is read, not when it runs")
@@ -89,20 +88,20 @@ def _packages(line: str) -> Sequence[tuple[str, str]]:
     return [(alias.asname or alias.name.split(".")[0], alias.name) for alias in node.names]
 
 
-class _Decorators(cst.CSTTransformer):
-    def __init__(self, packages: set[str]) -> None:
-        super().__init__()
-        self.packages = packages
-
-    @override
-    def leave_Decorator(
-        self, original_node: cst.Decorator, updated_node: cst.Decorator
-    ) -> cst.Decorator:
-        text = cst.Module([]).code_for_node(updated_node.decorator)
-        if text.split(".")[0] not in self.packages:
-            return updated_node
-        later = cst.parse_expression(f"_when_called(lambda: {text})")
-        return updated_node.with_changes(decorator=later)
+def _decorated_later(text: str, packages: set[str]) -> str:
+    """The code with decorators out of `packages` put off."""
+    lines = text.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            for one in node.decorator_list:
+                words = ast.unparse(one)
+                if words.split(".")[0] in packages:
+                    first, last = one.lineno - 1, one.end_lineno or one.lineno
+                    start = lines[first][: one.col_offset]
+                    lines[first:last] = [f"{start}_when_called(lambda: {words})\n"] + [""] * (
+                        last - first - 1
+                    )
+    return "".join(lines)
 
 
 def _used(tree: ast.AST, *, at_once: bool) -> set[str]:

@@ -7,9 +7,6 @@ import builtins
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import libcst as cst
-from typing_extensions import override
-
 OURS = "vlmc"
 Taken = tuple[str, str]
 """A module of ours, and a name in it."""
@@ -49,99 +46,37 @@ def portion(name: str, text: str) -> Portion:
 
     Raises Unportable where it imports vlmc in a way that loses its meaning in one file.
     """
-    tree = cst.parse_module(text)
-    about = ast.get_docstring(ast.parse(text)) or ""
+    tree = ast.parse(text)
     ours: set[Taken] = set()
     later: set[Taken] = set()
     imports: list[str] = []
     for_types: list[str] = []
-    kept: list[cst.SimpleStatementLine | cst.BaseCompoundStatement] = []
-    for index, node in enumerate(tree.body):
-        if index == 0 and about:
-            continue
-        if isinstance(node, cst.If) and _code(node.test) == "TYPE_CHECKING":
-            _sort(name, _statements(node.body), later, for_types)
-        elif isinstance(node, cst.SimpleStatementLine) and _is_import(node):
-            _sort(name, [node], ours, imports)
-        else:
-            found = node.visit(_WithoutOurs(name, later))
-            assert isinstance(found, cst.SimpleStatementLine | cst.BaseCompoundStatement)
-            kept.append(found)
-    body = cst.Module(kept).code.strip("\n") + "\n" if kept else ""
-    lines = tuple(line for line in imports if line != "from __future__ import annotations")
+    left_out: list[ast.stmt] = []
+    for node in tree.body:
+        typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        here = isinstance(node, ast.Import | ast.ImportFrom)
+        if typing or here or (node is tree.body[0] and isinstance(node, ast.Expr)):
+            left_out.append(node)
+        for found in ast.walk(node):
+            if not isinstance(found, ast.Import | ast.ImportFrom):
+                continue
+            taken = _of_ours(name, found)
+            if taken is not None:
+                (ours if here else later).update(taken)
+                left_out.append(found)
+            elif typing or here:
+                (for_types if typing else imports).append(ast.unparse(found))
+    body = _without(name, text, left_out)
     return Portion(
         name=name,
-        about=about,
+        about=ast.get_docstring(tree) or "",
         ours=frozenset(ours),
         later=frozenset(later),
-        imports=lines,
+        imports=tuple(line for line in imports if not line.startswith("from __future__")),
         for_types=tuple(for_types),
         body=body,
         defined=_defined(name, body),
     )
-
-
-def _sort(
-    name: str,
-    statements: list[cst.SimpleStatementLine],
-    ours: set[Taken],
-    others: list[str],
-) -> None:
-    for statement in statements:
-        for small in statement.body:
-            line = _code(small)
-            taken = _of_ours(name, line)
-            if taken is None:
-                others.append(line)
-            else:
-                ours |= taken
-
-
-def _of_ours(name: str, line: str) -> set[Taken] | None:
-    """What an import takes from vlmc; None where it is about something else."""
-    (node,) = ast.parse(line).body
-    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == OURS:
-        renamed = [alias.name for alias in node.names if alias.asname or alias.name == "*"]
-        if renamed:
-            raise Unportable(f"{name}: {line}: {renamed[0]} has one name in one file")
-        return {(node.module or "", alias.name) for alias in node.names}
-    if isinstance(node, ast.Import) and any(a.name.split(".")[0] == OURS for a in node.names):
-        raise Unportable(f"{name}: {line}: import the names, there is no module to qualify them")
-    if isinstance(node, ast.ImportFrom) and node.level:
-        raise Unportable(f"{name}: {line}: a relative import")
-    return None
-
-
-class _WithoutOurs(cst.CSTTransformer):
-    """Leaves out imports of ours within functions: in one file everything is there."""
-
-    def __init__(self, name: str, taken: set[Taken]) -> None:
-        super().__init__()
-        self.name = name
-        self.taken = taken
-
-    @override
-    def leave_SimpleStatementLine(
-        self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
-    ) -> cst.SimpleStatementLine | cst.RemovalSentinel:
-        if _is_import(updated_node):
-            found = [_of_ours(self.name, _code(one)) for one in updated_node.body]
-            self.taken.update(*(one for one in found if one is not None))
-            if None not in found:
-                return cst.RemoveFromParent()
-        return updated_node
-
-
-def _is_import(node: cst.SimpleStatementLine) -> bool:
-    return all(isinstance(small, cst.Import | cst.ImportFrom) for small in node.body)
-
-
-def _statements(block: cst.BaseSuite) -> list[cst.SimpleStatementLine]:
-    return [node for node in block.body if isinstance(node, cst.SimpleStatementLine)]
-
-
-def _code(node: cst.CSTNode) -> str:
-    return cst.Module([]).code_for_node(node)
 
 
 def bound(line: str) -> Iterator[tuple[str, str]]:
@@ -153,6 +88,35 @@ def bound(line: str) -> Iterator[tuple[str, str]]:
         whole = alias.asname is not None or bool(module)
         name = alias.asname or (alias.name if whole else alias.name.split(".")[0])
         yield name, module + (alias.name if whole else name)
+
+
+def _of_ours(name: str, node: ast.Import | ast.ImportFrom) -> set[Taken] | None:
+    """What an import takes from vlmc; None where it is about something else."""
+    line = ast.unparse(node)
+    if isinstance(node, ast.Import):
+        if any(alias.name.split(".")[0] == OURS for alias in node.names):
+            raise Unportable(f"{name}: {line}: import the names, there is no module to name them")
+        return None
+    if node.level:
+        raise Unportable(f"{name}: {line}: a relative import")
+    if (node.module or "").split(".")[0] != OURS:
+        return None
+    renamed = [alias.name for alias in node.names if alias.asname or alias.name == "*"]
+    if renamed:
+        raise Unportable(f"{name}: {line}: {renamed[0]} has one name in one file")
+    return {(node.module or "", alias.name) for alias in node.names}
+
+
+def _without(name: str, text: str, left_out: list[ast.stmt]) -> str:
+    """The text without statements, which stand on lines of their own."""
+    lines = text.splitlines(keepends=True)
+    for node in left_out:
+        first, last = node.lineno - 1, node.end_lineno or node.lineno
+        rest = lines[first][: node.col_offset] + lines[last - 1][node.end_col_offset :]
+        if rest.split("#")[0].strip() and lines[first]:
+            raise Unportable(f"{name}: line {node.lineno}: an import has a line of its own")
+        lines[first:last] = [""] * (last - first)
+    return "".join(lines).strip("\n") + "\n"
 
 
 def _defined(name: str, body: str) -> frozenset[str]:
