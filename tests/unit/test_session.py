@@ -16,6 +16,7 @@ from PIL import Image
 from scripted import ScriptedEngine
 
 import vlmc
+from vlmc.diagnostics import UsageError
 from vlmc.runtime.byte_tokenizer import byte_tokenizer
 from vlmc.runtime.features import FeatureStore
 from vlmc.runtime.session import Session
@@ -278,6 +279,23 @@ def test_two_generations_may_go_on_at_once() -> None:
     for row, stream in enumerate(streams):
         said[row] += "".join(stream)
     assert said == alone
+
+
+def test_a_pool_of_blocks_says_the_same_and_gets_all_of_them_back() -> None:
+    options: dict[str, Any] = {"max_new_tokens": 12}
+    prompts, images = ["What?", "Why is the second one larger?"], [[PICTURE], []]
+    expected = [one.tokens for one in twin().generate(prompts, images, **options)]
+    paged = vlmc.load(LLAVA, mini=True, blocks=10)
+    for _ in range(4):
+        assert [one.tokens for one in paged.generate(prompts, images, **options)] == expected
+    streams = [paged.generate("What?", PICTURE, stream=True, **options) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    with pytest.raises(UsageError, match="10 blocks of"):
+        paged.generate("x" * 100, **options)
+    for stream in streams:
+        stream.close()
+    assert paged.generate("x" * 100, **options).tokens
 
 
 def test_bytes_of_a_file_are_an_animation_too() -> None:

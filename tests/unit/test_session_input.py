@@ -4,6 +4,8 @@ answers the next question as if nothing had been."""
 from __future__ import annotations
 
 import io
+import json
+import platform
 import struct
 import zlib
 from collections.abc import Callable
@@ -324,6 +326,23 @@ def test_nan_in_the_weights_of_a_build_is_named(tmp_path: Path) -> None:
     session = vlmc.load(tmp_path / "twin")
     with pytest.raises(EnvironmentFault, match=rf"{name} \(part: encoder\).*load another copy"):
         session.generate("What?", PICTURE)
+
+
+def test_an_artifact_made_for_another_cpu(tmp_path: Path) -> None:
+    vlmc.build(LLAVA, tmp_path / "twin", mini=True, artifacts=["model"])
+    (tmp_path / "twin" / "aoti").mkdir()
+    host = {"os": platform.system(), "machine": platform.machine()}
+    made = {
+        "torch": torch.__version__,
+        "dtype": "float32",
+        "device": "cpu",
+        "system": {**host, "cpu_features": ["avx1024"]},
+        "graphs": [],
+    }
+    (tmp_path / "twin" / "aoti" / "graphs.json").write_text(json.dumps(made))
+    with pytest.raises(EnvironmentFault, match=r"CPU with avx1024.*--engine onnx or"):
+        vlmc.load(tmp_path / "twin", "aoti")
+    assert vlmc.load(tmp_path / "twin").generate("What?", PICTURE, max_new_tokens=1).tokens
 
 
 def test_artifacts_that_are_not_there(tmp_path: Path) -> None:
