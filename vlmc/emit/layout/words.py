@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmc.builder.shards import read_json
 from vlmc.diagnostics import UsageError
+from vlmc.runtime.chat import chat_template
 from vlmc.runtime.prompt import MARKER
 from vlmc.runtime.tokenizer import Tokenizer
 
@@ -120,9 +121,9 @@ def _settings(tokenizer: Tokenizer, folder: Path) -> Json:
     for name, ids in usual.items():
         if name not in settings and ids:
             settings[name] = tokenizer.file.id_to_token(ids[0])
-    template = folder / "chat_template.jinja"
-    if "chat_template" not in settings and template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
+    template = chat_template(folder)
+    if template is not None:
+        settings["chat_template"] = template.text
     return settings
 
 
