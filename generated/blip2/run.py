@@ -2400,7 +2400,14 @@ class Sight:
             )
         if images:
             raise UsageError("--features stands in place of --image: give one of them")
-        return list(features_of(features, self.design))
+        found = features_of(features, self.design)
+        given, exactly = found.shape[1], self.design.regions
+        if given != exactly and self.engine.name != "eager":
+            raise UsageError(
+                f"the features of {given} regions: the graphs of --engine {self.engine.name} take "
+                f"those of exactly {exactly}; --engine eager takes fewer"
+            )
+        return list(found)
 
     def check_alike(self, shown: Sequence[Shown]) -> None:
         """Raises UsageError where images that are looked at from outside the sequence become

@@ -270,6 +270,14 @@ class Small:
         return getattr(self.engine, name)
 
 
+def test_fewer_regions_than_the_graphs_of_a_build_take() -> None:
+    session = vlmc.load(ROOT / "specs" / "visualbert.yaml", mini=True)
+    few = noise(4, 48) / 255
+    assert session.generate("What?", features=few).choices
+    with pytest.raises(UsageError, match=r"features of 4 regions: .* exactly 6; --engine eager"):
+        replace(session, engine=Small(session.engine)).generate("What?", features=few)
+
+
 def test_a_placeholder_in_the_users_own_text() -> None:
     refused("2 <image> markers, but 1 image is given", "Is <image> a tag? <image>", PICTURE)
     refused("1 <image> marker, but no images are given: .* none", "What does <image> mean?")
