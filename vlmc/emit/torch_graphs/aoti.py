@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-import vlmc
 from vlmc.capture.graph import Graph
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.artifact import Progress
@@ -116,7 +115,7 @@ class _Worker:
     def __init__(self, scratch: Path, settings: dict[str, Any]) -> None:
         # -P keeps the working directory off the path: a folder named triton/ in it would be
         # taken for a package of that name.
-        root = str(Path(vlmc.__file__).parent.parent)
+        root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self.log = (scratch / f"worker-{id(self)}.log").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
