@@ -39,11 +39,19 @@ class Case:
     """Rows that are read at once, and tokens that are then appended to each."""
 
     name: str
-    pixels: Pixels | None
+    seed: int
+    shape: tuple[int, ...] | None
+    """Of the pixels, or of the features of regions; None without images."""
     prompts: tuple[Prompt, ...]
     generates: bool
     """Whether the design writes text; otherwise it answers in one pass."""
     steps: int
+
+    def pixels(self) -> Pixels:
+        """The images, drawn anew at each call: those of long videos are large."""
+        assert self.shape is not None
+        draw = np.random.default_rng(self.seed)
+        return draw.standard_normal(self.shape, np.float32)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -88,21 +96,20 @@ def _case(design: Design, images: Sequence[int], frames: int, seed: int) -> Case
     name = f"{rows}, images: {held}" + (f" of {frames} frames" if frames > 1 else "")
     return Case(
         name=name,
-        pixels=_pixels(design, draw, total, frames) if total else None,
+        seed=seed,
+        shape=_shape(design, total, frames) if total else None,
         prompts=prompts,
         generates=design.generates,
         steps=steps,
     )
 
 
-def _pixels(design: Design, draw: np.random.Generator, images: int, frames: int) -> Pixels:
+def _shape(design: Design, images: int, frames: int) -> tuple[int, ...]:
     if design.input_name == "visual_embeds":
-        shape: tuple[int, ...] = (images, design.regions, design.region_width)
-    else:
-        size = design.image_size or 1
-        clip = (frames,) if design.frames > 1 else ()
-        shape = (images, *clip, 3, size, size)
-    return draw.standard_normal(shape).astype(np.float32)
+        return images, design.regions, design.region_width
+    size = design.image_size or 1
+    clip = (frames,) if design.frames > 1 else ()
+    return (images, *clip, 3, size, size)
 
 
 def _prompt(

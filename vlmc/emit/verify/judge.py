@@ -22,6 +22,7 @@ from vlmc.diagnostics.amount import volume
 from vlmc.emit.artifact import Build, Graphs
 from vlmc.emit.manifest import Manifest
 from vlmc.emit.options import Dtype
+from vlmc.emit.recipe import digest
 from vlmc.emit.verify.cases import Case, cases
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
@@ -72,8 +73,7 @@ def verifier(build: Build) -> Callable[[Path, Manifest, bytes | None], bytes | N
         former = Verification.parse(before)
         known = {} if former is None else dict(former.engines)
         for name, found in list(known.items()):
-            status = manifest.artifacts.get(found.artifact)
-            if status is None or status.inputs != found.inputs or not found.sound:
+            if found.files != _files(manifest, found.artifact) or not found.sound:
                 del known[name]
         measured = verify(build, folder, manifest, known)
         for name, found in measured.engines.items():
@@ -124,7 +124,7 @@ def verify(
                 given = (tolerances or {}).get(name)
                 engines[name] = Verified(
                     artifact=runtime.artifact,
-                    inputs=manifest.artifacts[runtime.artifact].inputs,
+                    files=_files(manifest, runtime.artifact),
                     measured=subject.measured,
                     judged="mean_relative" if runtime.variant else "max_relative",
                     tolerance=_tolerance(build, runtime, subject.dtype) if given is None else given,
@@ -137,6 +137,12 @@ def verify(
                 )
     ordered = {name: engines[name] for name in ENGINES if name in engines}
     return Verification(host=_host(), engines=ordered)
+
+
+def _files(manifest: Manifest, artifact: str) -> str:
+    status = manifest.artifacts.get(artifact)
+    names = () if status is None else sorted(status.files)
+    return digest(*(f"{name} {manifest.files[name].sha256}" for name in names))
 
 
 def _present(folder: Path, manifest: Manifest) -> list[str]:

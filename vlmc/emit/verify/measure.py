@@ -44,7 +44,7 @@ class Errors:
 def trace(engine: Engine, case: Case, answers: Sequence[NDArray[np.int64]] | None) -> Trace:
     """Runs a case. After the prompts each row goes on with `answers`, with its own likeliest tokens
     where there are none."""
-    features = [] if case.pixels is None else engine.encode_images(case.pixels)
+    features = [] if case.shape is None else engine.encode_images(case.pixels())
     rows = [prompt.row(features) for prompt in case.prompts]
     seen = tuple(array for feature in features for array in _arrays(feature))
     if not case.generates:

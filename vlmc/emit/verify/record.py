@@ -46,8 +46,8 @@ class Verified(Record, ser_json_inf_nan="strings"):
     """One engine of one artifact."""
 
     artifact: str
-    inputs: str | None
-    """The hash of what the artifact was made from."""
+    files: str
+    """The hash of the names and hashes of the artifact's files."""
     measured: Literal["full", "twin"]
     judged: Literal["max_relative", "mean_relative"]
     """The error that must be within the tolerance."""

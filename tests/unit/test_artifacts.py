@@ -1,0 +1,300 @@
+"""Which artifacts a build makes, when it makes them again, and that only sound ones stand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_writer import describe, folder, texts, tree, weights
+from typer.testing import CliRunner
+
+import vlmc
+from vlmc import pipeline
+from vlmc.commands import app
+from vlmc.diagnostics import EnvironmentFault, SpecError, UsageError
+from vlmc.emit import fresh, writer
+from vlmc.emit.artifact import Artifact, Deferred, Graphs, Needed
+from vlmc.emit.faults import NotHere
+from vlmc.emit.manifest import MEASURED, NAME, Manifest
+from vlmc.emit.options import Options, check
+from vlmc.emit.store import Store
+
+LLAVA = Path(__file__).parents[2] / "specs" / "llava-1.5.yaml"
+assert folder  # a fixture: a folder to build, with an atomic exchange and without
+
+
+class Made:
+    """A folder of graphs that counts how often it is made, and keeps a link to the weights."""
+
+    def __init__(self, recipe: str = "r") -> None:
+        self.times = 0
+        self.kept: list[str] = []
+        self.graphs = Graphs(
+            path="onnx", recipe=recipe, command="vlmc x", make=self.make, keep=self.keep
+        )
+
+    def make(self, place: Path, needed: Needed) -> None:
+        self.times += 1
+        assert sorted(needed) == ["weights/model.safetensors"]
+        (place / "a.onnx").write_text("graph")
+        (place / "weights").mkdir()
+        os.link(place.parent / "weights" / "model.safetensors", place / "weights" / "m.safetensors")
+
+    def keep(self, place: Path, needed: Needed) -> None:
+        self.kept.append(place.name)
+
+
+def build(
+    place: Path, artifacts: list[Artifact], verify: writer.Verify = writer.unverified
+) -> Manifest:
+    return writer.write(place, artifacts, describe, verify=verify)
+
+
+# -- made again, or not ----------------------------------------------------------------------------
+
+
+def test_graphs_are_made_once_and_share_the_weights(folder: Path) -> None:
+    made = Made()
+    manifest = build(folder, [*texts(a_txt="1"), weights(), made.graphs])
+    assert sorted(tree(folder)) == sorted((*manifest.files, NAME))
+    assert (folder / "onnx/weights/m.safetensors").samefile(folder / "weights/model.safetensors")
+    assert build(folder, [*texts(a_txt="1"), weights(), made.graphs]).unchanged
+    build(folder, [*texts(a_txt="2"), weights(), made.graphs])
+    assert (made.times, made.kept) == (1, ["onnx"])
+    assert (folder / "onnx/weights/m.safetensors").samefile(folder / "weights/model.safetensors")
+    assert manifest.verify(folder)[0].startswith("a.txt has changed")
+
+
+def test_graphs_are_made_again_when_what_they_follow_from_changes(folder: Path) -> None:
+    made = Made()
+    build(folder, [weights(b"1"), made.graphs])
+    build(folder, [weights(b"2", source="seed 1"), made.graphs])
+    assert made.times == 2, "of other weights"
+    other = Made("another recipe")
+    build(folder, [weights(b"2", source="seed 1"), other.graphs])
+    assert other.times == 1
+    same = Made()
+    build(folder, [weights(b"2", source="the same values from elsewhere"), same.graphs])
+    assert same.times == 1, "another recipe again"
+    still = Made()
+    build(folder, [weights(b"2", source="seed 1"), still.graphs])
+    assert still.times == 0, "the weights are the same bytes"
+    links = ["onnx/weights/m.safetensors", "weights/model.safetensors"]
+    assert (folder / links[0]).samefile(folder / links[1]), "one copy even so"
+
+
+def test_damaged_graphs_are_made_again(folder: Path) -> None:
+    made = Made()
+    build(folder, [weights(), made.graphs])
+    (folder / "onnx" / "a.onnx").write_text("grapH")
+    build(folder, [weights(), made.graphs])
+    assert (made.times, (folder / "onnx" / "a.onnx").read_text()) == (2, "graph")
+
+
+def test_graphs_wait_for_what_they_need(folder: Path) -> None:
+    off = Deferred(path="weights", reason="none", command="vlmc build x --checkpoint DIR")
+    made = Made()
+    status = build(folder, [*texts(a_txt="1"), off, made.graphs]).artifacts["onnx"]
+    assert (status.status, status.reason, status.command) == (
+        "deferred",
+        "it needs weights",
+        "vlmc build x --checkpoint DIR",
+    )
+    build(folder, [*texts(a_txt="1"), weights(), made.graphs])
+    build(folder, [*texts(a_txt="1"), replace(off, fits=lambda place: True), made.graphs])
+    assert (made.times, (folder / "onnx").exists()) == (1, True), "weights that stay are enough"
+
+
+def test_what_the_machine_lacks_is_deferred(folder: Path) -> None:
+    def lacking(place: Path, needed: Needed) -> None:
+        (place / "half").touch()
+        raise NotHere("there is no compiler here")
+
+    status = build(folder, [weights(), replace(Made().graphs, make=lacking)]).artifacts["onnx"]
+    assert (status.status, status.reason) == ("deferred", "there is no compiler here")
+    assert status.command == "vlmc x"
+    assert not (folder / "onnx").exists()
+
+
+def test_what_is_not_sound_never_stands(folder: Path) -> None:
+    measured = b'{"sound": true}'
+    good = Made()
+    build(folder, [*texts(a_txt="1"), weights(), good.graphs], lambda *given: measured)
+    before = tree(folder)
+
+    def refuse(place: Path, manifest: Manifest, former: bytes | None) -> bytes | None:
+        assert (place / "onnx" / "a.onnx").exists(), "it is asked about the whole new build"
+        assert former == measured
+        raise EnvironmentFault("onnx is not sound")
+
+    bad = Made("bad")
+    with pytest.raises(EnvironmentFault, match="not sound"):
+        build(folder, [*texts(a_txt="2"), weights(), bad.graphs], refuse)
+    assert tree(folder) == before
+    assert bad.kept == [], "and nothing of it is kept for others"
+
+
+def test_what_was_measured_lies_beside_the_build(folder: Path) -> None:
+    artifacts = [*texts(a_txt="1"), weights(), Made().graphs]
+    manifest = build(folder, artifacts, lambda *given: b"1")
+    assert (folder / MEASURED).read_bytes() == b"1"
+    assert MEASURED not in manifest.files
+    assert build(folder, artifacts, lambda place, manifest, former: former).unchanged
+    assert not build(folder, artifacts, lambda *given: b"2").unchanged
+    assert (folder / MEASURED).read_bytes() == b"2"
+    build(folder, texts(a_txt="1"))
+    assert not (folder / MEASURED).exists(), "it is of what is there"
+
+
+def test_a_file_among_an_artifacts_own_is_found(folder: Path) -> None:
+    manifest = build(folder, [weights(), Made().graphs])
+    (folder / "onnx" / "b.onnx").touch()
+    (folder / "notes.txt").touch()
+    assert manifest.verify(folder) == ["onnx/b.onnx was put there since it was built"]
+
+
+# -- what is asked for -----------------------------------------------------------------------------
+
+
+def test_artifacts_stand_in_the_order_in_which_they_are_made(tmp_path: Path) -> None:
+    spec = vlmc.load_spec(LLAVA, ["artifacts=[aoti, onnx]"])
+    assert spec.artifacts == ("model", "onnx", "aoti")
+    assert vlmc.load_spec(LLAVA).artifacts == ("model", "onnx")
+    assert spec.mini().artifacts == spec.artifacts
+    manifest = vlmc.build(LLAVA, tmp_path / "out", artifacts=["aoti"])
+    assert [*manifest.artifacts][-2:] == ["weights", "aoti"]
+    assert manifest.artifacts["aoti"].reason == "it needs weights"
+    assert vlmc.build(tmp_path / "out").unchanged, "its own spec says the same"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("[model, onx]", "VLMC012", "artifacts[1]: onnx"),
+        ("[onnx, onnx]", "VLMC012", "remove it"),
+        ("[triton]", "VLMC019", "leave it out, or choose one of what `vlmc schema` lists"),
+        ("onnx", "VLMC011", None),
+    ],
+)
+def test_artifacts_that_cannot_be_made(words: str, code: str, said: str | None) -> None:
+    with pytest.raises(SpecError) as raised:
+        vlmc.load_spec(LLAVA, [f"artifacts={words}"])
+    (found,) = raised.value.diagnostics
+    assert (found.code, found.help) == (code, said)
+
+
+@pytest.mark.parametrize(
+    ("options", "artifacts", "words"),
+    [
+        (Options(opset=20), ("model",), "--opset is about the artifact onnx"),
+        (Options(quantize="int8"), ("model", "aoti"), "--quantize is about the artifact onnx"),
+        (Options(layout="transformers.js"), ("model",), "--layout is about the artifact onnx"),
+        (Options(quantize_vision=True), ("model", "onnx"), "--quantize-vision means nothing"),
+        (Options(max_error=0.1), ("model", "onnx"), "--max-error means nothing"),
+    ],
+)
+def test_options_that_contradict(options: Options, artifacts: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        check(options, artifacts, valued=True)
+
+
+def test_a_number_format_needs_weights_to_write() -> None:
+    check(Options(dtype="bf16"), ("model",), valued=True)
+    with pytest.raises(UsageError, match="this build writes none"):
+        check(Options(dtype="bf16"), ("model",), valued=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("opset", 22, "--opset 22: 20, 23 is expected"),
+        ("quantize", "int2", "--quantize int2: int4, int8"),
+        ("dtype", "fp8", "--dtype fp8"),
+        ("max_error", -1.0, "--max-error -1"),
+        ("max_error", float("nan"), "--max-error nan"),
+    ],
+)
+def test_values_that_no_option_takes(name: str, value: object, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Options(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_options_as_they_are_typed() -> None:
+    assert Options().given() == ()
+    given = Options(quantize="int4", quantize_vision=True, max_error=0.5).given()
+    assert given == ("--quantize int4", "--quantize-vision", "--max-error 0.5")
+    command = pipeline.plan(LLAVA, None, (), False, options=Options(opset=20), seed=None).command()
+    assert command == "vlmc build specs/llava-1.5.yaml", "texts do not depend on them"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--artifacts", "onx"), "--artifacts onx: there is no such artifact; onnx"),
+        (("--artifacts", "model,triton"), "this release cannot make it (a model repository"),
+        (("--artifacts", "model", "--opset", "20"), "--opset is about the artifact onnx"),
+        (("--dtype", "bf16"), "this build writes none"),
+        (("--check", "--opset", "20"), "--check compares text outputs"),
+        (("--opset", "22"), "--opset 22"),
+    ],
+)
+def test_commands_that_mean_nothing(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["build", str(LLAVA), "--output", str(out), *words])
+    assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+    assert not out.exists()
+
+
+# -- nothing to build ------------------------------------------------------------------------------
+
+
+def test_nothing_changed_needs_no_torch(tmp_path: Path) -> None:
+    vlmc.build(LLAVA, tmp_path / "out")
+    code = (
+        "import sys, vlmc\n"
+        f"assert vlmc.build({str(LLAVA)!r}, {str(tmp_path / 'out')!r}).unchanged\n"
+        "assert not {'torch', 'numpy', 'onnx', 'libcst'} & set(sys.modules), 'imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("change", ["spec", "file", "missing", "options", "source", "seed"])
+def test_any_change_is_looked_at(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out, kept = tmp_path / "llava-1.5.yaml", tmp_path / "out", Store(root=tmp_path / "cache")
+    path.write_text(LLAVA.read_text(encoding="utf-8"), encoding="utf-8")
+    plan = pipeline.plan(path, out, ("artifacts=[model]",), True)
+    fresh.remember(plan, vlmc.build(path, out, artifacts=["model"], mini=True), kept)
+    assert fresh.current(plan, kept) is not None
+    if change == "spec":
+        path.write_text(path.read_text(encoding="utf-8").replace("layers: 2", "layers: 3"))
+        plan = pipeline.plan(path, out, ("artifacts=[model]",), True)
+    elif change == "file":
+        data = (out / "arch.txt").read_bytes()
+        (out / "arch.txt").write_bytes(b"X" + data[1:])
+    elif change == "missing":
+        (out / "weights" / "model.safetensors").unlink()
+    elif change == "options":
+        plan = replace(plan, options=Options(dtype="bf16"))
+    elif change == "source":
+        monkeypatch.setattr(fresh, "source", lambda: "another vlmc")
+    else:
+        plan = replace(plan, seed=1)
+    assert fresh.current(plan, kept) is None
+
+
+def test_weights_in_the_number_format_that_is_asked_for(tmp_path: Path) -> None:
+    from vlmc.builder.shards import stored_tensors
+
+    half = Options(dtype="bf16")
+    out = tmp_path / "out"
+    built = vlmc.build(LLAVA, out, mini=True, artifacts=["model"], options=half)
+    assert {one.dtype for one in stored_tensors(out / "weights").values()} == {"BF16"}
+    again = vlmc.build(LLAVA, out, mini=True, artifacts=["model"])
+    assert again.artifacts["weights"].source != built.artifacts["weights"].source
+    assert {one.dtype for one in stored_tensors(out / "weights").values()} == {"F32"}
