@@ -3274,8 +3274,9 @@ class EagerEngine:
             hidden = model.read(words, mask, visual, seen)
         output = model.head(hidden, mask, model.language.embedding, None, None)
         found = {"logits": self._numbers(output.logits)}
-        if output.seq_relationship_logits is not None:
-            found["seq_relationship_logits"] = self._numbers(output.seq_relationship_logits)
+        pairs = getattr(output, "seq_relationship_logits", None)
+        if pairs is not None:
+            found["seq_relationship_logits"] = self._numbers(pairs)
         return found
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor | None]:

@@ -22,7 +22,7 @@ from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
 from vlmc.emit.recipe import digest, source, stats, versions
 from vlmc.emit.store import Store
 
-PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "libcst", "ruff", "numpy")
+PACKAGES = ("torch", "onnx", "onnxruntime", "libcst", "ruff", "numpy")
 
 
 def current(build: Build, store: Store) -> Manifest | None:

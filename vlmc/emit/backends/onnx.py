@@ -21,7 +21,7 @@ def emit(build: Build) -> Artifact:
     }
 
     def fill(weights: Path, folder: Path) -> None:
-        from vlmc.emit.onnx import OnnxOptions, write  # with onnxscript, only where it is made
+        from vlmc.emit.onnx import OnnxOptions, write  # with onnx, only where it is made
 
         chosen = OnnxOptions(
             opset=given.opset,
@@ -43,7 +43,7 @@ def emit(build: Build) -> Artifact:
         PATH,
         fill,
         sources=("emit/onnx",),
-        packages=("onnx", "onnxscript", "onnx-ir", "onnxruntime"),
+        packages=("onnx", "onnxruntime"),
         options=options,
         cached=given.quantize is None,  # quantised weights are weights: the store holds none
     )

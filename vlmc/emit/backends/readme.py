@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlmc.emit.artifact import Build
 from vlmc.ir import Node
+from vlmc.spec.document import ArtifactName
 
 TEMPLATE = """\
 # {name}
@@ -50,9 +51,20 @@ load_weights(model, "weights")
 | `spec.resolved.yaml` | the spec with presets and defaults written out; itself a spec |
 | `manifest.json` | the hash of each file, what is deferred and why, the predictions |
 | `weights/` | safetensors under the names of `model.py`; not committed |
-
+{folders}
 {weights}
 """
+
+
+FOLDERS: dict[ArtifactName, str] = {
+    "compile": "exported graphs for torch.compile, which read `weights/`; not committed",
+    "onnx": "graphs for ONNX Runtime, beside links to `weights/`; not committed",
+    "aoti": "graphs that AOTInductor compiled, which read `weights/`; not committed",
+}
+MEASURED = (
+    "how far each artifact is from eager fp32, measured where it was built; not committed; "
+    "`vlmc verify` measures again"
+)
 
 
 SEEDED = "`weights/` holds seeded values (seed 0): the twin runs at once, and answers nonsense."
@@ -100,8 +112,17 @@ def source(build: Build) -> str:
             f"| {name} | {'no bound' if count is None else f'{count:,}'} |" for name, count in rows
         ),
         run=_run(build),
+        folders=_folders(build),
         weights=_weights(build),
     )
+
+
+def _folders(build: Build) -> str:
+    """A line of the table of files for each folder of graphs, and for what is measured of them."""
+    rows = [(f"{name}/", FOLDERS[name]) for name in build.spec.artifacts if name in FOLDERS]
+    if rows:
+        rows.append(("verification.json", MEASURED))
+    return "".join(f"| `{name}` | {text} |\n" for name, text in rows)
 
 
 def _training(node: Node) -> str:
