@@ -259,13 +259,13 @@ def export_transformers(system: System, folder: Path, fusions: str | None) -> di
 
 
 class Vlmc:
-    """A build of vlmc, by one of its engines; `variant` is a quantised language model."""
+    """A build of vlmc, by one of its engines."""
 
-    def __init__(self, system: System, build: Path, engine: str, variant: str | None) -> None:
+    def __init__(self, system: System, build: Path, engine: str) -> None:
         import vlmc
 
         self.system = system
-        self.session = vlmc.load(build, engine=engine, threads=threads(), quantized=variant)
+        self.session = vlmc.load(build, engine, threads=threads())
         self.engine = self.session.engine
 
     def tokens(self) -> Iterator[int]:
@@ -306,15 +306,11 @@ class Bandwidth:
 
 
 def opened(name: str, system: System, folder: Path, dtype: torch.dtype) -> Contender:
-    """A contender by its name: `vlmc <engine>`, `vlmc onnx int8`, one of transformers', or the
-    host's memory."""
+    """A contender by its name: `vlmc <engine>`, one of transformers', or the host's memory."""
     if name == "memory":
         return Bandwidth()
     if name.startswith("vlmc"):
-        _, engine, *variant = name.split()
-        return Vlmc(
-            system, folder / f"build-{dtype_name(dtype)}", engine, next(iter(variant), None)
-        )
+        return Vlmc(system, folder / f"build-{dtype_name(dtype)}", name.split()[1])
     kinds: dict[str, Any] = {
         "transformers eager": TransformersEager,
         "transformers compile": TransformersCompiled,

@@ -35,8 +35,8 @@ FP32 = (
     "vlmc compile",
     "vlmc aoti",
     "vlmc onnx",
-    "vlmc onnx int8",
-    "vlmc onnx int4",
+    "vlmc onnx-int8",
+    "vlmc onnx-int4",
 )
 BF16 = (
     "memory",
@@ -205,7 +205,7 @@ def _figure(value: float | None, width: int, digits: int = 2) -> str:
 def targets(workers: list[Worker], name: str, folder: Path, dtype: str) -> None:
     """Ratios against the best of transformers, and what of the memory's speed a step uses."""
     theirs = [w for w in workers if w.name.startswith("transformers")]
-    ours = [w for w in workers if w.name.startswith("vlmc") and " int" not in w.name]
+    ours = [w for w in workers if w.name.startswith("vlmc") and "-int" not in w.name]
     for what, wanted in {"decode": 2.0, "first": 1.3, "vision": 1.1}.items():
         mine = min((w.median(what) or float("inf"), w.name) for w in ours)
         other = min((w.median(what) or float("inf"), w.name) for w in theirs)
@@ -223,7 +223,7 @@ def targets(workers: list[Worker], name: str, folder: Path, dtype: str) -> None:
     if dtype == "fp32":
         best = min(w.median("decode") or float("inf") for w in ours)
         for bits in ("int8", "int4"):
-            small = next((w for w in workers if w.name == f"vlmc onnx {bits}"), None)
+            small = next((w for w in workers if w.name == f"vlmc onnx-{bits}"), None)
             if small is not None and small.median("decode"):
                 ratio = best / (small.median("decode") or 1)
                 verdict = "met" if ratio >= 2.5 else "MISSED"

@@ -28,7 +28,7 @@ def load(
     report: Callable[[str], None] = lambda _: None,
 ) -> Session:
     """A session over a build folder, by whichever of its artifacts `engine` names: eager, compile,
-    aoti or onnx. Over a spec file it is the model itself (eager): its laptop-size twin with `mini`,
+    aoti, onnx, or onnx-int8 and onnx-int4 for quantised graphs. Over a spec file it is the model itself (eager): its laptop-size twin with `mini`,
     else with the weights of `checkpoint` or of the folders that the spec names.
 
     `tokenizer` stands in place of the checkpoint's. `device` and `dtype` (fp32, bf16, fp16) are

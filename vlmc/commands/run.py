@@ -69,7 +69,7 @@ def run(
         typer.Option("--chat", help="Put the prompt into the chat template of the weights."),
     ] = False,
     engine: Annotated[
-        Literal["eager", "compile", "aoti", "onnx"],
+        Literal["eager", "compile", "aoti", "onnx", "onnx-int8", "onnx-int4"],
         typer.Option(help="What runs it: the model itself, or the graphs of a build folder."),
     ] = "eager",
     threads: Annotated[

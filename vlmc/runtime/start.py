@@ -137,10 +137,12 @@ def _build_for(engine: str, build: Path | None, device: str, dtype: str | None) 
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: {', '.join(ENGINES)} is expected")
     if build is None:
+        artifact, _, quantised = engine.partition("-")
+        how = f"--artifacts model,{artifact}{f' --quantize {quantised}' * bool(quantised)}"
         raise UsageError(
             f"--engine {engine} runs what a build made, and this is none: `vlmc build SPEC "
-            f"--artifacts model,{engine} --output FOLDER` (with --mini or --checkpoint DIR) makes "
-            f"one; then name the folder"
+            f"{how} --output FOLDER` (with --mini or --checkpoint DIR) makes one; then name the "
+            f"folder"
         )
     if dtype is not None:
         raise UsageError(f"--dtype {dtype}: --engine {engine} computes as its build says")

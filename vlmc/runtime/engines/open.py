@@ -9,7 +9,8 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Engine
 
-ENGINES = ("eager", "compile", "aoti", "onnx")
+ENGINES = ("eager", "compile", "aoti", "onnx", "onnx-int8", "onnx-int4")
+"""Every engine: its artifact's name, then the number format of quantised graphs."""
 
 
 def open_engine(
@@ -32,26 +33,29 @@ def open_engine(
     """
     if name not in ENGINES:
         raise UsageError(f"--engine {name}: {', '.join(ENGINES)} are there")
-    if name != "eager" and not (folder / name).is_dir():
+    artifact, _, quantised = name.partition("-")
+    if name != "eager" and not (folder / artifact).is_dir():
         there = [one for one in ENGINES if (folder / one).is_dir()]
-        wanted = ",".join(("model", *(one for one in ENGINES if one in (*there, name))))
+        wanted = ",".join(("model", *(one for one in ENGINES if one in (*there, artifact))))
+        quantise = f" --quantize {quantised}" * bool(quantised)
         raise UsageError(
             f"{folder} has no artifact for --engine {name}: `vlmc build {folder} --artifacts "
-            f"{wanted}` makes it; there is --engine {', '.join(('eager', *there))}"
+            f"{wanted}{quantise}` makes it; there is --engine {', '.join(('eager', *there))}"
         )
     if blocks is not None and name != "compile":
         raise UsageError(f"a paged key/value cache is for --engine compile, not for {name}")
-    if name != "onnx" and threads is not None:
+    if artifact != "onnx" and threads is not None:
         _limit_torch(threads)
     if name == "eager":
         return _eager(folder, design)
-    if name == "onnx":
+    if artifact == "onnx":
         from vlmc.runtime.engines.onnx_engine import OnnxEngine
 
         return OnnxEngine(
             folder / "onnx",
             serving=design.serving,
             start_token=design.start_token,
+            variant=quantised or None,
             threads=threads,
         )
     return _graphs(folder, name, design, blocks, backend, report)
