@@ -42,17 +42,22 @@ ORIGIN = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from
 
 
 def write_compile(
-    arch: Arch, weights: Path, folder: Path, *, progress: Progress, tell: Tell = None
+    arch: Arch,
+    weights: Path,
+    folder: Path,
+    *,
+    progress: Progress,
+    tell: Tell = None,
+    caches: Sequence[CacheKind] = ("static", "paged"),
 ) -> None:
-    """Fills `folder` with the graphs of a design for torch.compile; `weights` is the folder of the
-    build's safetensors files. `tell` hears what the passes do.
+    """Fills `folder` with the graphs of a design for torch.compile, with caches of each kind;
+    `weights` is the folder of the build's safetensors files. `tell` hears what the passes do.
 
     Raises UsageError where the weights are in a number format that no graph computes in.
     """
-    kinds: tuple[CacheKind, ...] = ("static",)
-    if arch.serving != "single_pass":
-        kinds = ("static", "paged")
-    graphs, dtype = optimised(arch, weights, progress, tell, kinds)
+    if arch.serving == "single_pass":
+        caches = caches[:1]  # it reads one sequence and keeps nothing
+    graphs, dtype = optimised(arch, weights, progress, tell, caches)
     folder.mkdir(parents=True, exist_ok=True)
     for number, graph in enumerate(graphs):
         progress(f"compile/{graph.name}.pt2", number, len(graphs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,23 +26,7 @@ class CompiledProgram:
         backend: str,
         report: Callable[[str], None],
     ) -> None:
-        try:
-            program: Any = torch.export.load(graph.path)
-        except (RuntimeError, OSError, ValueError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise EnvironmentFault(
-                f"{graph.path}: this torch ({torch.__version__}) cannot read it ({reason}); "
-                "build it again"
-            ) from None
-        module: Any = program.module(check_guards=False)
-        values = weights.constants(graph)
-        module.load_state_dict(
-            {
-                name: torch.nn.Parameter(value, requires_grad=False)
-                for name, value in values.items()
-            },
-            assign=True,
-        )
+        module = exported_module(graph, weights)
         self.report = report
         self.name = graph.path.stem
         self.seen: set[tuple[bool, ...]] = set()
@@ -51,16 +37,51 @@ class CompiledProgram:
             for axis, extent in enumerate(wire.dims)
             if isinstance(extent, str)
         ]
-        compiler: Any = torch
-        self.run = compiler.compile(module, fullgraph=True, dynamic=False, backend=backend)
+        self.run = module
+        self.compiled = self.name != "embed"
+        if self.compiled:  # looking words up is one call as it is
+            compiler: Any = torch
+            self.run = compiler.compile(module, fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         several = tuple(inputs[place].shape[axis] > 1 for place, axis in self.varying)
-        if several not in self.seen:
-            self.seen.add(several)
-            self.report(f"compiling {self.name}")
+        if several in self.seen or not self.compiled:
+            return list(self.run(*inputs))
+        self.report(f"compiling {self.name}")
+        self.seen.add(several)
         dynamo: Any = torch._dynamo  # pyright: ignore[reportPrivateUsage]
         for (place, axis), more in zip(self.varying, several, strict=True):
             if more:
                 dynamo.maybe_mark_dynamic(inputs[place], axis)
-        return list(self.run(*inputs))
+        with quiet():
+            return list(self.run(*inputs))
+
+
+def exported_module(graph: GraphFile, weights: MappedWeights) -> Any:
+    """The exported program of `graph` as a module over the build's weights. Raises EnvironmentFault
+    where this torch cannot read it."""
+    try:
+        with quiet():
+            program: Any = torch.export.load(graph.path)
+            module: Any = program.module(check_guards=False)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EnvironmentFault(
+            f"{graph.path}: this torch ({torch.__version__}) cannot read it ({reason}); "
+            "build it again"
+        ) from None
+    values = weights.constants(graph)
+    module.load_state_dict(
+        {name: torch.nn.Parameter(value, requires_grad=False) for name, value in values.items()},
+        assign=True,
+    )
+    return module
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Without what torch's compiler says of torch's own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,10 +106,14 @@ class EagerEngine:
             shown = torch.arange(max(counts), device=self.device)
             seen = (shown < torch.tensor(counts, device=self.device)[:, None]).long()
             hidden = model.read(words, mask, visual, seen)
-        output = model.head(hidden, mask, model.language.embedding, None, None)
+        # An emitted model.py drops an argument that its design never reads.
+        read = inspect.signature(model.head.forward).parameters
+        words = {"embedding": model.language.embedding} if "embedding" in read else {}
+        output = model.head(hidden, mask, **words)
         found = {"logits": self._numbers(output.logits)}
-        if output.seq_relationship_logits is not None:
-            found["seq_relationship_logits"] = self._numbers(output.seq_relationship_logits)
+        pairs = getattr(output, "seq_relationship_logits", None)
+        if pairs is not None:
+            found["seq_relationship_logits"] = self._numbers(pairs)
         return found
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor | None]:

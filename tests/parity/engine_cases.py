@@ -1,0 +1,108 @@
+"""Builds of twins as engines see them, and rows to ask them with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlmc.builder.values import valued
+from vlmc.builder.weights import save_weights
+from vlmc.emit.backends import model_py
+from vlmc.ir import Arch
+from vlmc.pipeline import load_spec, resolve
+from vlmc.runtime.describe import describe
+from vlmc.runtime.design import Design
+from vlmc.runtime.engines.eager_engine import EagerEngine
+from vlmc.runtime.engines.engine import Engine, Row
+
+STEPS = 16
+
+CASES = (((1,), (7,)), ((0,), (5,)), ((1, 0, 1), (4, 9, 6)), ((2, 0, 3), (12, 5, 9)))
+"""Images and words of each row."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A twin with noise in every weight, on disk and in memory."""
+
+    arch: Arch
+    design: Design
+    model: Any
+    folder: Path
+
+    @property
+    def reference(self) -> EagerEngine:
+        return EagerEngine(self.model, self.design)
+
+    def pixels(self, images: int) -> np.ndarray[Any, Any]:
+        sizes = {"images": images, "frames": self.design.frames}
+        dims = self.arch.node("encoder").inputs[0].type.dims
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims]
+        return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+    def rows(self, engine: Engine, images: tuple[int, ...], words: tuple[int, ...]) -> list[Row]:
+        """Rows of random words, their images behind the first word; at most as many images as the
+        budget has."""
+        draw = np.random.default_rng(1)
+        features = engine.encode_images(self.pixels(3)) if any(images) else []
+        return [
+            self._row(features[: min(count, self.design.max_images)], draw.integers(3, 90, length))
+            for count, length in zip(images, words, strict=True)
+        ]
+
+    def _row(self, features: list[Any], ids: np.ndarray[Any, Any]) -> Row:
+        visual, seen = np.zeros(len(ids), np.bool_), None
+        if self.design.serving in ("sequence", "encoder_decoder"):
+            count = len(features) * self.design.positions[-1]
+            ids = np.insert(ids, 1, np.zeros(count, np.int64))
+            visual = np.insert(visual, 1, np.ones(count, np.bool_))
+        elif self.design.serving == "cross_attention":
+            marks = 1 + 2 * np.arange(len(features))
+            place = np.arange(len(ids))[:, None]
+            seen = place >= marks
+            if not self.design.all_previous:
+                seen &= place < np.append(marks[1:], len(ids))
+        return Row(ids=ids.astype(np.int64), visual=visual, features=tuple(features), seen=seen)
+
+
+def twin(root: Path, name: str, folder: Path) -> Twin:
+    """The twin of a spec, its values seeded and then disturbed, so that nothing is 0 or 1."""
+    spec = load_spec(root / "specs" / f"{name}.yaml")
+    arch = resolve(spec, mini=True)
+    torch.manual_seed(0)
+    model = valued(arch).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    save_weights(model, folder / "weights")
+    (folder / "model.py").write_text(model_py.source(arch))
+    return Twin(arch, describe(spec.mini(), arch), model, folder)
+
+
+def generated(engine: Engine, rows: list[Row], steps: int = STEPS) -> Any:
+    """Greedy tokens [steps + 1, batch] and the logits that they come from."""
+    state, logits = engine.prefill(rows)
+    found = [logits]
+    for _ in range(steps):
+        found.append(engine.step(state, found[-1].argmax(-1)))
+    scores = np.stack(found)
+    return scores.argmax(-1), scores
+
+
+def assert_same(ours: Engine, reference: Engine, one: Twin, tolerance: float = 1e-4) -> None:
+    """`ours` gives the tokens of `reference` and its logits, over every case."""
+    for images, words in CASES:
+        if one.design.serving == "single_pass":
+            expected = reference.answer(one.rows(reference, images, words))
+            found = ours.answer(one.rows(ours, images, words))
+            assert expected.keys() == found.keys()
+            for name, values in expected.items():
+                np.testing.assert_allclose(found[name], values, atol=tolerance, rtol=tolerance)
+            continue
+        tokens, scores = generated(reference, one.rows(reference, images, words))
+        own_tokens, own_scores = generated(ours, one.rows(ours, images, words))
+        np.testing.assert_allclose(own_scores, scores, atol=tolerance, rtol=tolerance)
+        assert (own_tokens == tokens).all(), f"{images}, {words}"
