@@ -57,6 +57,9 @@ ENGINES: Mapping[str, Runtime] = {
     "aoti": Runtime("aoti", "torch"),
 }
 
+ONE_THREAD = 100_000_000
+"""Parameters for each thread that a comparison uses."""
+
 BESIDE = 2**30
 """Bytes of memory for activations and the interpreter, beside the weights."""
 
@@ -115,7 +118,7 @@ def verify(
     engines = dict(known)
     wanted = [name for name in _present(folder, manifest) if name not in known]
     if wanted:
-        with _measurable(build, folder) as subject:
+        with _measurable(build, folder) as subject, _threads(subject.size):
             expected = [trace(subject.eager, case, None) for case in subject.cases]
             for name in wanted:
                 runtime = ENGINES[name]
@@ -175,8 +178,22 @@ class _Subject:
     folder: Path
     design: Design
     dtype: Dtype
+    size: int
+    """Parameters."""
     eager: Engine
     cases: list[Case]
+
+
+@contextmanager
+def _threads(size: int) -> Generator[None]:
+    """As many threads as a model of `size` parameters has work for: threads that wait for each
+    other at every step slow a small one down fivefold where other processes run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, size // ONE_THREAD)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -236,6 +253,7 @@ def _subject(build: Build, folder: Path, measured: Literal["full", "twin"]) -> _
         folder=folder,
         design=design,
         dtype=_dtype(folder),
+        size=build.arch.parameters,
         eager=EagerEngine(model, design),
         cases=cases(design),
     )
