@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -16,6 +17,13 @@ from vlmc.ir import Arch
 from vlmc.pipeline import load_spec, resolve
 
 EXTENTS = {"batch": 2, "images": 2, "frames": 3, "text": 5, "source": 7, "past": 6, "slots": 6}
+
+
+FIXED = {
+    "positions": torch.tensor([[3], [5]]),
+    "last": torch.tensor([2, 4]),
+    "slots": torch.arange(EXTENTS["slots"]),
+}
 
 
 @cache
@@ -48,24 +56,15 @@ def inputs(spec: str, graph: Graph, *, seed: int = 0) -> list[Tensor]:
     return [_tensor(wire, extents, random) for wire in graph.inputs]
 
 
-def _tensor(wire: Wire, extents: dict[str, int], random: torch.Generator) -> Tensor:
+def _tensor(wire: Wire, extents: Mapping[str, int], random: torch.Generator) -> Tensor:
     shape = [dim if isinstance(dim, int) else extents[dim] for dim in wire.dims]
-    if wire.name == "positions":
-        return torch.tensor([[3], [5]])[-shape[0] :]
-    if wire.name == "last":
-        return torch.tensor([2, 4])
-    if wire.name == "slots":
-        return torch.arange(shape[0])
-    if wire.name == "attention_mask":
-        mask = torch.ones(shape, dtype=torch.int64)
-        mask[0, 0] = 0
-        return mask
+    if wire.name in FIXED:
+        return FIXED[wire.name][-shape[0] :]
     if "mask" in wire.name:
         mask = torch.ones(shape, dtype=torch.int64)
-        mask[0, -1] = 0
+        mask[0, 0 if wire.name == "attention_mask" else -1] = 0
         return mask
-    if wire.number == "bool":
-        return torch.rand(shape, generator=random) > 0.4
+    drawn = torch.randn(shape, generator=random)
     if wire.number == "int":
-        return torch.randint(0, 50, shape, generator=random)
-    return torch.randn(shape, generator=random)
+        return (drawn.abs() * 20).long()
+    return drawn > -0.3 if wire.number == "bool" else drawn

@@ -18,12 +18,15 @@ from vlmc.passes.compare import compare
 from vlmc.passes.dead_constants import dead_constants
 from vlmc.passes.effect import Effect, amount
 from vlmc.passes.fold_constants import fold_constants
+from vlmc.passes.grouped_heads import grouped_heads
+from vlmc.passes.image_masks import image_masks
 from vlmc.passes.last_token import last_token
 from vlmc.passes.merge_projections import merge_projections
 from vlmc.passes.no_ops import no_ops
 from vlmc.passes.pipeline import ONNX, TORCH, apply, optimise
 from vlmc.passes.runtime_checks import runtime_checks
 from vlmc.passes.shared_results import shared_results
+from vlmc.passes.single_row import single_row
 
 aten: Any = torch.ops.aten
 
@@ -275,6 +278,67 @@ def _tokens(graph: Graph, ending: str) -> str:
         if target.startswith("model.language.") and target.endswith(ending):
             return str(linear.meta["val"].shape[1])
     raise AssertionError(f"no product with {ending}")
+
+
+def test_masks_are_worked_out_by_image() -> None:
+    graph = apply(graphs("idefics-9b", "growing")["decoder"], [dead_constants, no_ops])
+    after = apply(graph, [image_masks, shared_results])
+    images = 2 * twin("idefics-9b").tokens.per_image
+    assert _widths(graph, aten.any.dim) == {"visual"} != _widths(after, aten.any.dim) == {"images"}
+    assert operations(after)["aten.repeat_interleave.self_int"] == 1
+    assert operations(after)["aten.__or__.Tensor"] < operations(graph)["aten.__or__.Tensor"]
+    assert images > 2
+    assert gap("idefics-9b", graph, after) == 0.0
+
+
+def _widths(graph: Graph, operator: Any) -> set[str]:
+    """Over what an operator goes on its last axis."""
+    draft = Draft(graph)
+    seen = next(node for node in draft.inputs if node.meta["val"].dtype is torch.bool)
+    images = str(seen.meta["val"].shape[-1])
+    return {
+        "images" if str(call.args[0].meta["val"].shape[-1]) == images else "visual"
+        for call in draft.calls(operator)
+    }
+
+
+@pytest.mark.parametrize("spec", ["llava-1.5", "blip2"])
+def test_single_rows_are_sums_of_products(spec: str) -> None:
+    graph = graphs(spec, "static")["decode_one"]
+    after = apply(graph, [single_row])
+    linears = operations(graph)["aten.linear.default"]
+    assert linears > 0
+    assert operations(after)["aten.linear.default"] == 0
+    sums = [operations(one)["aten.sum.dim_IntList"] for one in (graph, after)]
+    assert sums[1] - sums[0] == linears
+    assert gap(spec, graph, after) <= TOLERANCE
+    # With several rows matrix routines are the better choice.
+    several = graphs(spec, "static")["decode"]
+    assert apply(several, [single_row]) is several
+
+
+def test_grouped_heads_are_read_once() -> None:
+    class Body(torch.nn.Module):
+        def forward(self, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
+            keys, values = (one.repeat_interleave(3, dim=1) for one in (key, value))
+            return torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask)
+
+    def captured(queries: int) -> tuple[Graph, list[torch.Tensor]]:
+        given = [torch.randn(2, 6, queries, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)]
+        mask = torch.ones(2, 1, queries, 5, dtype=torch.bool)
+        mask[0, :, :, 3:] = False
+        given.append(mask)
+        program = torch.export.export(Body(), tuple(given))
+        made = Graph(name="one", program=program, inputs=(), outputs=(), bounds={}, constants={})
+        return made, given
+
+    graph, given = captured(1)
+    after = apply(graph, [grouped_heads])
+    assert operations(graph)["aten.repeat_interleave.self_int"] == 2
+    assert operations(after)["aten.repeat_interleave.self_int"] == 0
+    assert compare(graph, after, {}, given) <= TOLERANCE
+    several, _ = captured(4)
+    assert apply(several, [grouped_heads]) is several
 
 
 def test_amounts_are_short() -> None:

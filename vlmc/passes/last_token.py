@@ -1,8 +1,9 @@
 """Only one token's logits are asked for: what nothing else reads is computed for it alone.
 
-The choice of that token (a prompt's last, or the one that a classifier reads) moves up from the logits through the final norm and the last block: its
-MLP, its attention's output and its queries are computed for one token of each row. Keys and values
-stay those of all tokens. Of n layers that is nearly one n-th of a prompt's work.
+The choice of that token (a prompt's last, or the one that a classifier reads) moves up from the
+logits through the final norm and the last block: its MLP, its attention's output and its queries
+are computed for one token of each row. Keys and values stay those of all tokens. Of n layers that
+is nearly one n-th of a prompt's work.
 """
 
 from __future__ import annotations

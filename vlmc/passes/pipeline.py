@@ -12,11 +12,14 @@ from vlmc.capture.program import Draft
 from vlmc.passes.dead_constants import dead_constants
 from vlmc.passes.effect import Effect, Pass
 from vlmc.passes.fold_constants import fold_constants
+from vlmc.passes.grouped_heads import grouped_heads
+from vlmc.passes.image_masks import image_masks
 from vlmc.passes.last_token import last_token
 from vlmc.passes.merge_projections import merge_projections
 from vlmc.passes.no_ops import no_ops
 from vlmc.passes.runtime_checks import runtime_checks
 from vlmc.passes.shared_results import shared_results
+from vlmc.passes.single_row import single_row
 from vlmc.passes.verify import verify
 
 Target = Literal["onnx", "torch"]
@@ -25,6 +28,7 @@ ONNX: tuple[Pass, ...] = (
     dead_constants,
     no_ops,
     runtime_checks,
+    image_masks,
     shared_results,
     fold_constants,
     last_token,
@@ -34,10 +38,13 @@ ONNX: tuple[Pass, ...] = (
 TORCH: tuple[Pass, ...] = (
     dead_constants,
     no_ops,
+    image_masks,
     shared_results,
     fold_constants,
     last_token,
     merge_projections,
+    grouped_heads,
+    single_row,
 )
 
 
