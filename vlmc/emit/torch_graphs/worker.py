@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlmc.emit.torch_graphs.archive import private_folders, rewrite
 from vlmc.emit.torch_graphs.cpu import features
+from vlmc.passes.single_row import INDUCTOR
 
 
 def main() -> None:
@@ -56,6 +57,7 @@ def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> list
         # A constant of few numbers would otherwise become a literal in the code.
         "always_keep_tensor_constants": True,
         "cpp.march": settings["level"],
+        **(INDUCTOR if path.stem == "decode_one" else {}),
     }
     inductor: Any = import_module("torch._inductor")
     known: Any = import_module("torch._inductor.config")

@@ -14,6 +14,10 @@ from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.runtime.engines.graph_files import GraphFile
 from vlmc.runtime.engines.mapped_weights import MappedWeights
 
+SINGLE_ROW = {"realize_opcount_threshold": 4}
+"""Options for a step of a single row, whose products are sums over what must lie in memory: else a
+norm is computed anew for every row of the matrix that reads it."""
+
 
 class CompiledProgram:
     """A graph that torch.compile compiles at its first call, and again where an extent that varies
@@ -41,7 +45,10 @@ class CompiledProgram:
         self.compiled = self.name != "embed"
         if self.compiled:  # looking words up is one call as it is
             compiler: Any = torch
-            self.run = compiler.compile(module, fullgraph=True, dynamic=False, backend=backend)
+            chosen = SINGLE_ROW if backend == "inductor" and self.name == "decode_one" else None
+            self.run = compiler.compile(
+                module, fullgraph=True, dynamic=False, backend=backend, options=chosen
+            )
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         several = tuple(inputs[place].shape[axis] > 1 for place, axis in self.varying)
