@@ -1,0 +1,240 @@
+"""Graphs compiled ahead of time: equal answers, checked inputs, a word where they do not run.
+
+Compiling is slow, so of each way of serving one or two graphs are compiled, and the rest of its
+graphs run as they were exported.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import Twin, assert_same, twin
+
+from vlmc.diagnostics import EnvironmentFault
+from vlmc.emit.artifact import silent
+from vlmc.emit.faults import NotHere
+from vlmc.emit.torch_graphs import aoti as writer
+from vlmc.emit.torch_graphs import write_aoti
+from vlmc.emit.torch_graphs.archive import blanked
+from vlmc.runtime.engines import aoti_program
+from vlmc.runtime.engines.aoti_program import (
+    AotiProgram,
+    check_machine,
+    cpu_features,
+    missing_features,
+)
+from vlmc.runtime.engines.compiled_program import exported_module
+from vlmc.runtime.engines.graph_files import GraphFile, read_graphs
+from vlmc.runtime.engines.mapped_weights import MappedWeights
+from vlmc.runtime.engines.open import open_engine
+from vlmc.runtime.engines.torch_engine import TorchEngine
+
+COMPILED = {
+    "llava-1.5": ("prefill", "decode_one"),
+    "flamingo": ("decode",),
+    "blip2-flan-t5": ("decode",),
+}
+
+
+def _only(names: tuple[str, ...]) -> Callable[..., Any]:
+    """What compiles all graphs, but leaves those not in `names` as they were exported."""
+    compile_all = writer._compile
+
+    def compile_some(graphs: Any, programs: Path, folder: Path, *rest: Any) -> Any:
+        chosen = [graph for graph in graphs if graph.name in names]
+        features = compile_all(chosen, programs, folder, *rest)
+        for graph in graphs:
+            if graph not in chosen:
+                shutil.copy(programs / f"{graph.name}.pt2", folder)
+        return features
+
+    return compile_some
+
+
+@pytest.fixture(scope="module")
+def twins(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
+    found: dict[str, Twin] = {}
+    for name in (*COMPILED, "visualbert"):
+        one = found[name] = twin(root, name, tmp_path_factory.mktemp(name.replace(".", "-")))
+        with pytest.MonkeyPatch.context() as patch:
+            if name in COMPILED:
+                patch.setattr(writer, "_compile", _only(COMPILED[name]))
+            write_aoti(one.arch, one.folder / "weights", one.folder / "aoti", progress=silent)
+    return found
+
+
+def engine(one: Twin, name: str) -> TorchEngine:
+    graphs = read_graphs(one.folder / "aoti")
+    weights = MappedWeights(one.folder / "weights", graphs.folder, torch.float32, "cpu")
+
+    def load(graph: GraphFile) -> Any:
+        if graph.path.stem in COMPILED[name]:
+            return AotiProgram(graph, weights)
+        module = exported_module(graph, weights)
+        return lambda inputs: list(module(*inputs))
+
+    return TorchEngine("aoti", graphs, one.design, load)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_graphs_answer_as_the_model_does(twins: dict[str, Twin], name: str) -> None:
+    assert_same(engine(twins[name], name), twins[name].reference, twins[name])
+
+
+def test_a_whole_build_answers_as_the_model_does(twins: dict[str, Twin]) -> None:
+    one = twins["visualbert"]
+    assert_same(open_engine(one.folder, "aoti", one.design), one.reference, one)
+
+
+def test_a_wrong_shape_is_refused(twins: dict[str, Twin], capfd: Any) -> None:
+    one = twins["visualbert"]
+    loaded: Any = open_engine(one.folder, "aoti", one.design)
+    vision = loaded._program("vision")
+    shape = [3 if isinstance(d, str) else d for d in loaded.graphs["vision"].inputs[0].dims]
+    vision([torch.zeros(shape)])
+    for wrong in ([*shape[:-1], shape[-1] + 1], [*shape, 1], [100_000, *shape[1:]]):
+        with pytest.raises(RuntimeError, match=r"dim|size"):
+            vision([torch.zeros(wrong)])
+    with pytest.raises(RuntimeError, match="dtype"):
+        vision([torch.zeros(shape, dtype=torch.float64)])
+    capfd.readouterr()
+
+
+def test_a_package_holds_no_weights_and_nothing_of_this_machine(twins: dict[str, Twin]) -> None:
+    for name, one in twins.items():
+        for graph in COMPILED.get(name, ("vision", "model")):
+            with zipfile.ZipFile(one.folder / "aoti" / f"{graph}.pt2") as archive:
+                names = archive.namelist()
+                data = b"".join(archive.read(member) for member in names)
+            assert any(member.endswith(".so") for member in names)
+            assert not any(member.endswith((".cpp", ".h", ".o")) for member in names)
+            here = Path(torch.__file__).parent, Path(__file__).parent.parent.parent, Path.home()
+            for word in (*here, "torchinductor_"):
+                assert str(word).encode() not in data, f"{word} in {graph}"
+            value = one.model.get_parameter(next(iter(dict(one.model.named_parameters()))))
+            assert value.numpy().tobytes()[:64] not in data
+
+
+def test_names_of_folders_are_blanked_in_place() -> None:
+    data = b"|/tmp/x/a.cpp|/tmp/xy/b.cpp|"
+    assert blanked(data, [Path("/tmp/x")]) == b"|////// /a.cpp|/tmp/xy/b.cpp|".replace(b" ", b"")
+
+
+def test_what_a_package_needs_of_a_machine(
+    twins: dict[str, Twin], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one = twins["visualbert"]
+    graphs = read_graphs(one.folder / "aoti")
+    needed = graphs.system["cpu_features"]
+    check_machine(graphs)
+    if cpu_features():
+        assert needed
+        assert set(needed) <= cpu_features()
+    (tmp_path / "cpuinfo").write_text("model name : old\nflags\t\t: fpu sse2 avx2 fma\n")
+    assert cpu_features(tmp_path / "cpuinfo") == {"fpu", "sse2", "avx2", "fma"}
+    assert cpu_features(tmp_path / "absent") == frozenset()
+    assert missing_features({"cpu_features": ["avx512f", "fma"]}, frozenset({"fma"})) == ["avx512f"]
+    assert missing_features({"cpu_features": ["avx512f"]}, frozenset()) == []
+    other = {**graphs.system, "cpu_features": ["fma", "amx_tile"]}
+    monkeypatch.setattr(aoti_program, "cpu_features", lambda: frozenset({"fma"}))
+    with pytest.raises(EnvironmentFault, match=r"a CPU with amx_tile, which .* --engine onnx"):
+        check_machine(replace(graphs, system=other))
+    with pytest.raises(EnvironmentFault, match=r"compiled for torch 2\.1, and torch"):
+        check_machine(replace(graphs, torch="2.1.3"))
+    with pytest.raises(EnvironmentFault, match="compiled for Plan9, and this is"):
+        check_machine(replace(graphs, system={**other, "os": "Plan9"}))
+    if not torch.cuda.is_available():
+        with pytest.raises(EnvironmentFault, match="NVIDIA GPU"):
+            check_machine(replace(graphs, device="cuda"))
+
+
+def test_a_damaged_package_is_named(twins: dict[str, Twin], tmp_path: Path) -> None:
+    one = twins["visualbert"]
+    graphs = read_graphs(one.folder / "aoti")
+    weights = MappedWeights(one.folder / "weights", graphs.folder, torch.float32, "cpu")
+    broken = tmp_path / "model.pt2"
+    broken.write_bytes((graphs.folder / "model.pt2").read_bytes()[:5000])
+    with pytest.raises(EnvironmentFault, match=r"model\.pt2: cannot be loaded"):
+        AotiProgram(replace(graphs.graphs["model"], path=broken), weights)
+
+
+def test_what_is_missing_here_is_said(
+    twins: dict[str, Twin], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one = twins["visualbert"]
+    given: Any = (one.arch, one.folder / "weights", tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(NotHere, match="no NVIDIA GPU"):
+            write_aoti(*given, progress=silent, device="cuda")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(NotHere, match="no-such-compiler was looked for"):
+        write_aoti(*given, progress=silent)
+
+
+def test_a_compilation_that_fails_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.pt2").write_bytes(b"no archive")
+    worker = writer._Worker(tmp_path, {"device": "cpu", "level": None})
+    try:
+        with pytest.raises(EnvironmentFault, match=r"bad could not be compiled: .+"):
+            worker.compile(tmp_path / "bad.pt2", tmp_path / "out.pt2")
+    finally:
+        worker.close()
+
+
+def test_a_step_costs_the_same_python_whatever_the_depth(twins: dict[str, Twin]) -> None:
+    """One call into compiled code: not one for each of the five layers."""
+    one = twins["llava-1.5"]
+    running = engine(one, "llava-1.5")
+    state, logits = running.prefill(one.rows(running, (0,), (5,)))
+    token = logits.argmax(-1)
+    running.step(state, token)
+    calls: list[str] = []
+
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        if event in ("call", "c_call"):
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(count)
+    try:
+        running.step(state, token)
+    finally:
+        sys.setprofile(None)
+    # 33 with five layers; the graph itself has some 200 operators.
+    assert len(calls) < 60, calls
+
+
+def test_many_steps_take_no_memory(twins: dict[str, Twin]) -> None:
+    one = twins["flamingo"]
+    running = engine(one, "flamingo")
+    state, logits = running.prefill(one.rows(running, (1, 2), (5, 8)))
+    held = [tensor.data_ptr() for index, tensor in enumerate(state.inputs) if index != 2]
+    before = 0
+    for number in range(110):
+        logits = running.step(state, logits.argmax(-1))
+        if number == 30:
+            before = _resident()
+            tracemalloc.start()
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 4 * logits.nbytes + 10_000
+    assert np.isfinite(logits).all()
+    assert [t.data_ptr() for index, t in enumerate(state.inputs) if index != 2] == held
+    assert _resident() - before < 2 * 2**20
+
+
+def _resident() -> int:
+    """Bytes that this process has in memory."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
