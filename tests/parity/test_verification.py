@@ -18,7 +18,7 @@ from vlmc.commands import app
 from vlmc.emit.manifest import MEASURED, Manifest
 from vlmc.emit.options import Options
 from vlmc.emit.store import Store
-from vlmc.emit.verify import Unsound, judge, verifier, verify
+from vlmc.emit.verify import Unsound, judge, subject, verifier, verify
 from vlmc.emit.verify.cases import STEPS, cases
 from vlmc.emit.verify.measure import errors
 from vlmc.emit.verify.record import Verification
@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_measured_on_its_twin(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(judge, "free_memory", lambda: 0)
+    monkeypatch.setattr(subject, "free_memory", lambda: 0)
     plan = pipeline.plan(built, built, (), False, note=notes.append)
     onnx = verify(plan, built, Manifest.read(built), {}).engines["onnx"]
     assert (onnx.measured, onnx.sound) == ("twin", True)

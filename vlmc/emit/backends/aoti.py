@@ -1,8 +1,11 @@
-"""aoti/: graphs that AOTInductor has compiled for this machine's processor, without weights."""
+"""aoti/: graphs that AOTInductor has compiled for this machine, without weights: for its GPU where
+there is one, else for its processor."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import torch
 
 from vlmc.emit.artifact import Artifact, Build
 from vlmc.emit.backends.graphs import effects, graphs, telling
@@ -14,11 +17,21 @@ PATH = "aoti"
 def emit(build: Build) -> Artifact:
     """The compiled graphs of a build."""
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    gpu = torch.cuda.get_device_capability() if device == "cuda" else None
+
     def fill(weights: Path, folder: Path) -> None:
         from vlmc.emit.torch_graphs import write_aoti
 
         tell = effects(build, PATH)
-        write_aoti(build.arch, weights, folder, progress=telling(build, PATH), tell=tell)
+        write_aoti(
+            build.arch,
+            weights,
+            folder,
+            progress=telling(build, PATH),
+            device=device,
+            tell=tell,
+        )
 
     return graphs(
         build,
@@ -26,5 +39,5 @@ def emit(build: Build) -> Artifact:
         fill,
         sources=("emit/torch_graphs",),
         packages=(),
-        options={"machine": machine()},
+        options={"machine": machine(), "device": device, "gpu": gpu},
     )

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import platform
-import tempfile
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from vlmc.builder.model import instantiate
-from vlmc.builder.shards import stored_tensors
-from vlmc.builder.values import valued
-from vlmc.builder.weights import load_weights, save_weights
 from vlmc.diagnostics import EnvironmentFault
-from vlmc.diagnostics.amount import volume
-from vlmc.emit.artifact import Build, Graphs
+from vlmc.emit.artifact import Build
 from vlmc.emit.manifest import Manifest
 from vlmc.emit.options import Dtype
 from vlmc.emit.recipe import digest
-from vlmc.emit.verify.cases import Case, cases
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
-from vlmc.hardware.host import free_memory
-from vlmc.resolver import resolve
-from vlmc.runtime.describe import describe
-from vlmc.runtime.design import Design
-from vlmc.runtime.engines.eager_engine import EagerEngine
+from vlmc.emit.verify.subject import Subject, measurable, threads
 from vlmc.runtime.engines.engine import Engine
 from vlmc.runtime.engines.open import open_engine
-from vlmc.runtime.placement import dtype_of
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """The largest error of an engine, relative to eager fp32, by the number format of its weights."""
@@ -56,12 +41,6 @@ ENGINES: Mapping[str, Runtime] = {
     "onnx int4": Runtime("onnx", "onnxruntime", "int4"),
     "aoti": Runtime("aoti", "torch"),
 }
-
-ONE_THREAD = 100_000_000
-"""Parameters for each thread that a comparison uses."""
-
-BESIDE = 2**30
-"""Bytes of memory for activations and the interpreter, beside the weights."""
 
 
 class Unsound(EnvironmentFault):
@@ -118,7 +97,7 @@ def verify(
     engines = dict(known)
     wanted = [name for name in _present(folder, manifest) if name not in known]
     if wanted:
-        with _measurable(build, folder) as subject, _threads(subject.size):
+        with measurable(build, folder) as subject, threads(subject.size):
             expected = [trace(subject.eager, case, None) for case in subject.cases]
             for name in wanted:
                 runtime = ENGINES[name]
@@ -170,96 +149,7 @@ def _tolerance(build: Build, runtime: Runtime, dtype: Dtype) -> float:
     return build.options.max_error or LARGEST_ERROR[runtime.variant]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Subject:
-    """What is measured: a build folder, its model in fp32, and the inputs."""
-
-    measured: Literal["full", "twin"]
-    folder: Path
-    design: Design
-    dtype: Dtype
-    size: int
-    """Parameters."""
-    eager: Engine
-    cases: list[Case]
-
-
-@contextmanager
-def _threads(size: int) -> Generator[None]:
-    """As many threads as a model of `size` parameters has work for: threads that wait for each
-    other at every step slow a small one down fivefold where other processes run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, size // ONE_THREAD)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _measurable(build: Build, folder: Path) -> Generator[_Subject]:
-    """The build itself where this machine can hold it twice; otherwise a build of its twin, made
-    for the purpose."""
-    if 8 * build.arch.parameters + BESIDE <= free_memory():
-        yield _subject(build, folder, "full")
-        return
-    build.note(
-        f"{build.arch.name} is verified on its laptop-size twin: twice its weights in fp32 are "
-        f"{volume(8 * build.arch.parameters)}, which are not free here"
-    )
-    with tempfile.TemporaryDirectory(prefix="vlmc-") as place:
-        yield _subject(_twin(build, Path(place), _dtype(folder)), Path(place), "twin")
-
-
-def _dtype(folder: Path) -> Dtype:
-    """The number format of a build's weights: the narrowest of them."""
-    found = {one.dtype for one in stored_tensors(folder / "weights").values()}
-    narrow: dict[str, Dtype] = {"BF16": "bf16", "F16": "fp16"}
-    named: list[Dtype] = [name for stored, name in narrow.items() if stored in found]
-    return named[0] if named else "fp32"
-
-
-def _twin(build: Build, folder: Path, dtype: Dtype) -> Build:
-    """The laptop-size twin of a build with its own weights and graphs, made in `folder`."""
-    from vlmc.emit import catalog
-
-    build.progress("verifying: making the twin")
-    twin = replace(
-        build,
-        spec=build.spec.mini(),
-        arch=resolve(build.spec, mini=True),
-        mini=True,
-        checkpoint=None,
-        parts={},
-        seed=0,
-        folder=folder,
-        options=replace(build.options, layout=None, dtype=dtype),
-    )
-    save_weights(valued(twin.arch, seed=0, dtype=dtype_of(dtype)), folder / "weights")
-    for artifact in catalog.uncommitted(twin):
-        if isinstance(artifact, Graphs):
-            (folder / artifact.path).mkdir()
-            artifact.make(folder / artifact.path, {})
-    return twin
-
-
-def _subject(build: Build, folder: Path, measured: Literal["full", "twin"]) -> _Subject:
-    build.progress("verifying: eager")
-    design = describe(build.spec, build.arch)
-    model = load_weights(instantiate(build.arch), folder / "weights", dtype=torch.float32)
-    model = model.eval().requires_grad_(False)
-    return _Subject(
-        measured=measured,
-        folder=folder,
-        design=design,
-        dtype=_dtype(folder),
-        size=build.arch.parameters,
-        eager=EagerEngine(model, design),
-        cases=cases(design),
-    )
-
-
-def _measure(name: str, subject: _Subject, expected: list[Trace], build: Build) -> list[Measured]:
+def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -> list[Measured]:
     try:
         engine = _opened(name, subject)
         found: list[Measured] = []
@@ -275,7 +165,7 @@ def _measure(name: str, subject: _Subject, expected: list[Trace], build: Build) 
         ) from error
 
 
-def _opened(name: str, subject: _Subject) -> Engine:
+def _opened(name: str, subject: Subject) -> Engine:
     variant = ENGINES[name].variant
     if variant is None:
         return open_engine(subject.folder, name, subject.design)
