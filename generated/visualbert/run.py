@@ -20,6 +20,7 @@ import argparse
 import functools
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
@@ -3272,7 +3273,10 @@ class EagerEngine:
             shown = torch.arange(max(counts), device=self.device)
             seen = (shown < torch.tensor(counts, device=self.device)[:, None]).long()
             hidden = model.read(words, mask, visual, seen)
-        output = model.head(hidden, mask, model.language.embedding, None, None)
+        # An emitted model.py drops an argument that its design never reads.
+        read = inspect.signature(model.head.forward).parameters
+        words = {"embedding": model.language.embedding} if "embedding" in read else {}
+        output = model.head(hidden, mask, **words)
         found = {"logits": self._numbers(output.logits)}
         pairs = getattr(output, "seq_relationship_logits", None)
         if pairs is not None:
@@ -4051,6 +4055,11 @@ def _minor(version: str) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
+SINGLE_ROW = {"realize_opcount_threshold": 4}
+"""Options for a step of a single row, whose products are sums over what must lie in memory: else a
+norm is computed anew for every row of the matrix that reads it."""
+
+
 class CompiledProgram:
     """A graph that torch.compile compiles at its first call, and again where an extent that varies
     is 1 for the first time, or for the first time is not."""
@@ -4058,23 +4067,7 @@ class CompiledProgram:
     def __init__(
         self, graph: GraphFile, weights: MappedWeights, backend: str, report: Callable[[str], None]
     ) -> None:
-        try:
-            program: Any = torch.export.load(graph.path)
-        except (RuntimeError, OSError, ValueError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise EnvironmentFault(
-                f"{graph.path}: this torch ({torch.__version__}) cannot read it ({reason}); "
-                "build it again"
-            ) from None
-        module: Any = program.module(check_guards=False)
-        values = weights.constants(graph)
-        module.load_state_dict(
-            {
-                name: torch.nn.Parameter(value, requires_grad=False)
-                for name, value in values.items()
-            },
-            assign=True,
-        )
+        module = exported_module(graph, weights)
         self.report = report
         self.name = graph.path.stem
         self.seen: set[tuple[bool, ...]] = set()
@@ -4085,19 +4078,57 @@ class CompiledProgram:
             for axis, extent in enumerate(wire.dims)
             if isinstance(extent, str)
         ]
-        compiler: Any = torch
-        self.run = compiler.compile(module, fullgraph=True, dynamic=False, backend=backend)
+        self.run = module
+        self.compiled = self.name != "embed"
+        if self.compiled:  # looking words up is one call as it is
+            compiler: Any = torch
+            chosen = SINGLE_ROW if backend == "inductor" and self.name == "decode_one" else None
+            self.run = compiler.compile(
+                module, fullgraph=True, dynamic=False, backend=backend, options=chosen
+            )
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         several = tuple(inputs[place].shape[axis] > 1 for place, axis in self.varying)
-        if several not in self.seen:
-            self.seen.add(several)
-            self.report(f"compiling {self.name}")
+        if several in self.seen or not self.compiled:
+            return list(self.run(*inputs))
+        self.report(f"compiling {self.name}")
+        self.seen.add(several)
         dynamo: Any = torch._dynamo  # pyright: ignore[reportPrivateUsage]
         for (place, axis), more in zip(self.varying, several, strict=True):
             if more:
                 dynamo.maybe_mark_dynamic(inputs[place], axis)
-        return list(self.run(*inputs))
+        with quiet():
+            return list(self.run(*inputs))
+
+
+def exported_module(graph: GraphFile, weights: MappedWeights) -> Any:
+    """The exported program of `graph` as a module over the build's weights. Raises EnvironmentFault
+    where this torch cannot read it."""
+    try:
+        with quiet():
+            program: Any = torch.export.load(graph.path)
+            module: Any = program.module(check_guards=False)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EnvironmentFault(
+            f"{graph.path}: this torch ({torch.__version__}) cannot read it ({reason}); "
+            "build it again"
+        ) from None
+    values = weights.constants(graph)
+    module.load_state_dict(
+        {name: torch.nn.Parameter(value, requires_grad=False) for name, value in values.items()},
+        assign=True,
+    )
+    return module
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Without what torch's compiler says of torch's own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+        yield
 
 
 # --------------------------------------------------------------------------------------------------
@@ -4105,7 +4136,8 @@ class CompiledProgram:
 # --------------------------------------------------------------------------------------------------
 
 
-ENGINES = ("eager", "compile", "aoti", "onnx")
+ENGINES = ("eager", "compile", "aoti", "onnx", "onnx-int8", "onnx-int4")
+"""Every engine: its artifact's name, then the number format of quantised graphs."""
 
 
 def open_engine(
@@ -4128,22 +4160,28 @@ def open_engine(
     """
     if name not in ENGINES:
         raise UsageError(f"--engine {name}: {', '.join(ENGINES)} are there")
-    if name != "eager" and not (folder / name).is_dir():
+    artifact, _, quantised = name.partition("-")
+    if name != "eager" and not (folder / artifact).is_dir():
         there = [one for one in ENGINES if (folder / one).is_dir()]
-        wanted = ",".join(("model", *(one for one in ENGINES if one in (*there, name))))
+        wanted = ",".join(("model", *(one for one in ENGINES if one in (*there, artifact))))
+        quantise = f" --quantize {quantised}" * bool(quantised)
         raise UsageError(
             f"{folder} has no artifact for --engine {name}: `vlmc build {folder} --artifacts "
-            f"{wanted}` makes it; there is --engine {', '.join(('eager', *there))}"
+            f"{wanted}{quantise}` makes it; there is --engine {', '.join(('eager', *there))}"
         )
     if blocks is not None and name != "compile":
         raise UsageError(f"a paged key/value cache is for --engine compile, not for {name}")
-    if name != "onnx" and threads is not None:
+    if artifact != "onnx" and threads is not None:
         _limit_torch(threads)
     if name == "eager":
         return _eager(folder, design)
-    if name == "onnx":
+    if artifact == "onnx":
         return OnnxEngine(
-            folder / "onnx", serving=design.serving, start_token=design.start_token, threads=threads
+            folder / "onnx",
+            serving=design.serving,
+            start_token=design.start_token,
+            variant=quantised or None,
+            threads=threads,
         )
     return _graphs(folder, name, design, blocks, backend, report)
 
