@@ -57,6 +57,8 @@ def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> list
         # A constant of few numbers would otherwise become a literal in the code.
         "always_keep_tensor_constants": True,
         "cpp.march": settings["level"],
+        # As many threads as torch has where the package runs, and not as this process has.
+        "cpp.dynamic_threads": True,
         **(INDUCTOR if path.stem == "decode_one" else {}),
     }
     inductor: Any = import_module("torch._inductor")

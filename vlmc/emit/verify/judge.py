@@ -17,7 +17,6 @@ from vlmc.emit.recipe import digest
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
 from vlmc.emit.verify.subject import Subject, measurable, threads
-from vlmc.runtime.engines.engine import Engine
 from vlmc.runtime.engines.open import open_engine
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
@@ -37,8 +36,8 @@ class Runtime:
 ENGINES: Mapping[str, Runtime] = {
     "compile": Runtime("compile", "torch"),
     "onnx": Runtime("onnx", "onnxruntime"),
-    "onnx int8": Runtime("onnx", "onnxruntime", "int8"),
-    "onnx int4": Runtime("onnx", "onnxruntime", "int4"),
+    "onnx-int8": Runtime("onnx", "onnxruntime", "int8"),
+    "onnx-int4": Runtime("onnx", "onnxruntime", "int4"),
     "aoti": Runtime("aoti", "torch"),
 }
 
@@ -151,7 +150,7 @@ def _tolerance(build: Build, runtime: Runtime, dtype: Dtype) -> float:
 
 def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -> list[Measured]:
     try:
-        engine = _opened(name, subject)
+        engine = open_engine(subject.folder, name, subject.design)
         found: list[Measured] = []
         for index, (case, right) in enumerate(zip(subject.cases, expected, strict=True)):
             build.progress(f"verifying {name}: {case.name}", index, len(expected))
@@ -163,20 +162,6 @@ def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -
             f"{ENGINES[name].artifact}/ cannot be executed by the engine {name}: "
             f"{type(error).__name__}: {said}"
         ) from error
-
-
-def _opened(name: str, subject: Subject) -> Engine:
-    variant = ENGINES[name].variant
-    if variant is None:
-        return open_engine(subject.folder, name, subject.design)
-    from vlmc.runtime.engines.onnx_engine import OnnxEngine
-
-    return OnnxEngine(
-        subject.folder / "onnx",
-        serving=subject.design.serving,
-        start_token=subject.design.start_token,
-        variant=variant,
-    )
 
 
 def _agreement(found: list[Measured]) -> float:
