@@ -1,6 +1,6 @@
 """Graphs compiled ahead of time: equal answers, checked inputs, a word where they do not run.
 
-Compiling is slow, so of each way of serving one or two graphs are compiled, and the rest of its
+Compiling is slow, so of each system one or two graphs are compiled, and the rest of its
 graphs run as they were exported.
 """
 
@@ -43,7 +43,6 @@ from vlmc.runtime.engines.torch_engine import TorchEngine
 COMPILED = {
     "llava-1.5": ("prefill", "decode_one"),
     "flamingo": ("decode",),
-    "blip2-flan-t5": ("decode",),
 }
 
 
