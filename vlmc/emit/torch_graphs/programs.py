@@ -33,6 +33,10 @@ from vlmc.passes.pipeline import optimise
 
 Tell = Callable[[Effect], None] | None
 
+_KEPT: dict[tuple[str, str, str], tuple[list[Graph], list[Effect]]] = {}
+"""Graphs of the last design, by its text, kind of cache and number format, with what passes did to
+them: compile/ and aoti/ of one build are made of the same."""
+
 NUMBERS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 CONSTANTS = "constants.safetensors"
 DESCRIPTION = "graphs.json"
@@ -75,12 +79,21 @@ def optimised(
     """The graphs of a design for torch with caches of `kinds`, in the number format of most of its
     weights."""
     dtype = number_format(located(weights))
-    progress("capturing graphs")
-    captured = [graph for kind in kinds for graph in capture(arch, cache=kind, dtype=dtype)]
     graphs: list[Graph] = []
-    for graph in captured:
-        progress(f"optimising {graph.name}", len(graphs), len(captured))
-        graphs.append(optimise(graph, "torch", tell))
+    for kind in kinds:
+        key = (repr(arch), kind, str(dtype))
+        if key not in _KEPT:
+            progress("capturing graphs")
+            if any(other != key[0] for other, _, _ in _KEPT):
+                _KEPT.clear()
+            effects: list[Effect] = []
+            captured = capture(arch, cache=kind, dtype=dtype)
+            _KEPT[key] = [optimise(graph, "torch", effects.append) for graph in captured], effects
+        found, effects = _KEPT[key]
+        graphs += found
+        if tell is not None:
+            for effect in effects:
+                tell(effect)
     return graphs, dtype
 
 
