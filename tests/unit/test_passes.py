@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -83,6 +84,27 @@ def test_numbers_depend_on_every_float_input() -> None:
                 changed = given[place] + torch.randn_like(given[place])
                 other = [*given[:place], changed, *given[place + 1 :]]
                 assert (run(graph, weights(spec), other)[0] - logits).abs().max() > 1e-4, wire.name
+
+
+def test_a_comparison_notices_what_differs() -> None:
+    class Body(torch.nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+            cache.add_(self.factor)
+            return (x * 2).sqrt()
+
+    def graph(factor: float) -> Graph:
+        program = torch.export.export(Body(factor), (torch.zeros(2), torch.zeros(2)))
+        return Graph(name="one", program=program, inputs=(), outputs=(), bounds={}, constants={})
+
+    given = [torch.ones(2), torch.zeros(2)]
+    assert compare(graph(1.0), graph(1.0), {}, given) == 0.0
+    # What is written into an input counts as well.
+    assert compare(graph(1.0), graph(1.5), {}, given) == pytest.approx(0.5)
+    assert math.isnan(compare(graph(1.0), graph(1.0), {}, [-torch.ones(2), torch.zeros(2)]))
 
 
 def test_the_original_graph_is_left_alone() -> None:
@@ -253,6 +275,9 @@ def test_the_last_block_is_computed_for_the_last_token(
     assert "attention.query" in extents
     assert "mlp.down" in extents
     assert set(extents.values()) == {"1"}, extents
+    # Nothing is computed twice.
+    linears = [operations(one)["aten.linear.default"] for one in (graph, after)]
+    assert linears[0] == linears[1]
     before = f"layers.{len(_layers(graph)) - 2}."
     assert _tokens(after, f"{before}mlp.down.weight") != "1"
     assert gap(spec, graph, after) <= TOLERANCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -18,12 +19,10 @@ def compare(
     was, now = ([one.clone() for one in inputs] for _ in range(2))
     first = [*run(before, weights, was), *was]
     second = [*run(after, weights, now), *now]
-    worst = 0.0
-    for one, other in zip(first, second, strict=True):
-        if one.numel() == 0:
-            continue
-        gap = float((one.double() - other.double()).abs().max())
-        share = gap / max(1.0, float(one.double().abs().max()))
-        if not share <= worst:
-            worst = share
-    return worst
+    shares = [_share(*pair) for pair in zip(first, second, strict=True) if pair[0].numel() > 0]
+    return math.nan if any(map(math.isnan, shares)) else max(shares, default=0.0)
+
+
+def _share(one: Tensor, other: Tensor) -> float:
+    gap = float((one.double() - other.double()).abs().max())
+    return gap / max(1.0, float(one.double().abs().max()))
