@@ -310,7 +310,10 @@ def opened(name: str, system: System, folder: Path, dtype: torch.dtype) -> Conte
     if name == "memory":
         return Bandwidth()
     if name.startswith("vlmc"):
-        return Vlmc(system, folder / f"build-{dtype_name(dtype)}", name.split()[1])
+        engine = name.split()[1]
+        return Vlmc(
+            system, folder / f"build-{engine.partition('-')[2] or dtype_name(dtype)}", engine
+        )
     kinds: dict[str, Any] = {
         "transformers eager": TransformersEager,
         "transformers compile": TransformersCompiled,

@@ -53,7 +53,7 @@ def build(
         float | None,
         typer.Option(
             help="Mean error of quantised logits, relative to their standard deviation, above "
-            "which the build is refused (default: 0.05 for int8, 0.35 for int4)."
+            "which the build is refused (default: 0.1 for int8, 0.5 for int4)."
         ),
     ] = None,
     layout: Annotated[

@@ -7,6 +7,7 @@ an artifact that is one of the build's weights is kept by name alone and linked 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -117,8 +118,11 @@ class Store:
                     files[name] = same[path]
             document = {"schema": 1, "about": about, "bytes": size, "files": files}
             (half / ENTRY).write_text(json.dumps(document, indent=2), encoding="utf-8")
-            with suppress(FileExistsError):
+            try:
                 os.rename(half, self.graphs / key)
+            except OSError as error:  # another build was first with the same files
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
         finally:
             shutil.rmtree(half, ignore_errors=True)
         self.trim()

@@ -113,7 +113,9 @@ def _digest(build: Build, folder: Path) -> str:
     """What a checkpoint folder holds, to the last bit: a fine-tuned copy has the same names, sizes
     and shapes."""
     digests: dict[str, str] = {}
-    for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
+    for path in sorted(
+        path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")
+    ):
         build.progress(f"hashing {path.name}")
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
