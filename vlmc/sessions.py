@@ -28,12 +28,13 @@ def load(
     report: Callable[[str], None] = lambda _: None,
 ) -> Session:
     """A session over a build folder, by whichever of its artifacts `engine` names: eager, compile,
-    aoti, onnx, or onnx-int8 and onnx-int4 for quantised graphs. Over a spec file it is the model itself (eager): its laptop-size twin with `mini`,
-    else with the weights of `checkpoint` or of the folders that the spec names.
+    aoti, onnx, or onnx-int8 and onnx-int4 for quantised graphs. Over a spec file it is the model
+    itself (eager): its laptop-size twin with `mini`, else with the weights of `checkpoint` or of
+    the folders that the spec names.
 
     `tokenizer` stands in place of the checkpoint's. `device` and `dtype` (fp32, bf16, fp16) are
-    eager's; `threads` is how many the engine computes in. With `blocks`, the key/value caches of
-    all generations share a pool of that many blocks. `report` is told what is being done.
+    eager's; `threads` is how many the engine computes in. With `blocks` (eager and compile), the
+    key/value caches of all generations share a pool of that many blocks. `report` is told what is being done.
 
     Raises SpecError where the design is wrong, UsageError where there are no weights, no such
     artifact, or a file does not fit the design, EnvironmentFault where this machine cannot run it.

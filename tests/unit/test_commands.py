@@ -113,9 +113,8 @@ def test_the_printed_command_makes_the_same_build(
 
 
 def test_the_twin_of_overrides_is_asked_with_them(tmp_path: Path) -> None:
-    vlmc.build(
-        LLAVA, tmp_path / "out", overrides=["token_budget.text=1000", "artifacts=[model]"], mini=True
-    )
+    overrides = ["token_budget.text=1000", "artifacts=[model]"]
+    vlmc.build(LLAVA, tmp_path / "out", overrides=overrides, mini=True)
     readme = (tmp_path / "out" / "README.md").read_text()
     sets = "--set token_budget.text=1000 --set 'artifacts=[model]'"
     assert f"vlmc run specs/llava-1.5.yaml {sets} --mini" in readme
