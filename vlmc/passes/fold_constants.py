@@ -61,8 +61,11 @@ def fold_constants(draft: Draft) -> str:
         and any(user not in fixed for user in node.users)
         and _computed(node)
     ]
-    for node in fronts:
-        _fold(draft, node)
+    # All of them before any is replaced: one may follow from another.
+    constants = [_folded(draft, node) for node in fronts]
+    for node, (name, constant) in zip(fronts, constants, strict=True):
+        like = tensor(node)
+        draft.replace(node, draft.add_constant(name, like, like.shape, constant, draft.inputs[0]))
     if not fronts:
         return ""
     folded = draft.sweep()
@@ -102,15 +105,15 @@ def _computed(node: Node) -> bool:
     return any(_computed(one) for one in node.all_input_nodes)
 
 
-def _fold(draft: Draft, node: Node) -> None:
-    """Replaces what reads a call by what reads a constant."""
+def _folded(draft: Draft, node: Node) -> tuple[str, Folded]:
+    """The constant that a call becomes, with its name."""
     leaves, calls = _ancestry(draft, node)
     small = Graph()
     copies: dict[Node, Node] = {leaf: small.placeholder(leaf.name) for leaf in leaves}
     for call in calls:
         copies[call] = small.node_copy(call, lambda source: copies[source])
     small.output(copies[node])
-    stored = [draft.constants[draft.targets[leaf]] for leaf in leaves]
+    stored = [_stored(draft, leaf) for leaf in leaves]
     constant = Folded(
         parts=tuple(part for one in stored for part in one.parts),
         compute=Replay(
@@ -119,10 +122,14 @@ def _fold(draft: Draft, node: Node) -> None:
             tuple(len(one.parts) for one in stored),
         ),
     )
-    new = draft.add_constant(
-        _name(draft, leaves, node), tensor(node), tensor(node).shape, constant, draft.inputs[0]
-    )
-    draft.replace(node, new)
+    return _name(draft, leaves, node), constant
+
+
+def _stored(draft: Draft, leaf: Node) -> Stored:
+    """A constant that is made of weights: a folded one's parts are not its values."""
+    constant = draft.constants[draft.targets[leaf]]
+    assert isinstance(constant, Stored), leaf
+    return constant
 
 
 def _ancestry(draft: Draft, node: Node) -> tuple[list[Node], list[Node]]:
