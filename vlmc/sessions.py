@@ -34,7 +34,8 @@ def load(
 
     `tokenizer` stands in place of the checkpoint's. `device` and `dtype` (fp32, bf16, fp16) are
     eager's; `threads` is how many the engine computes in. With `blocks` (eager and compile), the
-    key/value caches of all generations share a pool of that many blocks. `report` is told what is being done.
+    key/value caches of all generations share a pool of that many blocks. `report` is told what is
+    being done.
 
     Raises SpecError where the design is wrong, UsageError where there are no weights, no such
     artifact, or a file does not fit the design, EnvironmentFault where this machine cannot run it.
