@@ -189,7 +189,7 @@ def test_a_design_and_its_limits(twins: dict[str, Twin]) -> None:
 
 def test_what_is_not_there_is_said(twins: dict[str, Twin], tmp_path: Path) -> None:
     one = twins["llava-1.5"]
-    with pytest.raises(UsageError, match="eager, compile, aoti, onnx are there"):
+    with pytest.raises(UsageError, match="eager, compile, aoti, onnx"):
         open_engine(one.folder, "tensorrt", one.design)
     with pytest.raises(UsageError, match="--engine aoti"):
         open_engine(one.folder, "aoti", one.design)
