@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlmc.emit.artifact import Build, Graphs, Needed, Progress
 from vlmc.emit.recipe import GRAPH_SOURCES, digest, source, versions
+from vlmc.emit.record import hashed
 from vlmc.emit.store import store
 from vlmc.passes.effect import Effect
 
@@ -55,8 +56,7 @@ def graphs(
 
     def keep(folder: Path, needed: Needed) -> None:
         weights = _weights(folder, needed, path)
-        own = (p for p in folder.rglob(f"*{VALUES}") if not _is_one_of(p, weights))
-        computed = any(own)
+        computed = any(not _is_weights(p, weights, needed) for p in folder.rglob(f"*{VALUES}"))
         key = _by_values(recipe, needed) if computed else _by_shapes(recipe, weights)
         if cached:
             kept.keep(key, folder, weights, about)
@@ -97,9 +97,12 @@ def _weights(folder: Path, needed: Needed, path: str) -> dict[str, Path]:
     return {name: _above(folder, path) / name for name in needed if name.endswith(VALUES)}
 
 
-def _is_one_of(path: Path, weights: Mapping[str, Path]) -> bool:
+def _is_weights(path: Path, weights: Mapping[str, Path], needed: Needed) -> bool:
+    """Whether a file is one of the weights, by a link or as a copy."""
+    if any(path.samefile(other) for other in weights.values()):
+        return True
     size = path.stat().st_size
-    return any(path.samefile(w) or size == w.stat().st_size for w in weights.values())
+    return any(size == needed[name].size and hashed(path) == needed[name] for name in weights)
 
 
 def _by_values(recipe: str, needed: Needed) -> str:

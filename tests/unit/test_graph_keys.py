@@ -1,0 +1,58 @@
+"""By what the store knows graphs: by the weights' values where they hold any that follow from
+them, whatever the size of the file that they lie in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlmc.emit.backends.graphs import graphs
+from vlmc.emit.record import hashed
+from vlmc.pipeline import plan
+
+LLAVA = Path(__file__).parents[2] / "specs" / "llava-1.5.yaml"
+NAME = "model.safetensors"
+
+
+def made(build: Path, weight: float, *, computes: bool) -> bool:
+    """Whether a build with one weight makes its graphs anew. Their own file is as large as that of
+    the weights: another value, or a copy."""
+    times: list[Path] = []
+
+    def fill(weights: Path, folder: Path) -> None:
+        times.append(folder)
+        value = load_file(weights / NAME)["gate"]
+        save_file({"gate": value.tanh() if computes else value}, folder / "own.safetensors")
+
+    found = graphs(
+        plan(LLAVA, build, (), True), "compile", fill, sources=(), packages=(), options={}
+    )
+    (build / "weights").mkdir(parents=True)
+    (build / "compile").mkdir()
+    save_file({"gate": torch.tensor([weight])}, build / "weights" / NAME)
+    needed = {f"weights/{NAME}": hashed(build / "weights" / NAME)}
+    found.make(build / "compile", needed)
+    found.keep(build / "compile", needed)
+    own = load_file(build / "compile" / "own.safetensors")["gate"]
+    expected = torch.tensor([weight])
+    assert torch.equal(own, expected.tanh() if computes else expected)
+    return bool(times)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMC_CACHE", str(tmp_path / "cache"))
+
+
+def test_constants_as_large_as_the_weights_are_never_stale(tmp_path: Path) -> None:
+    assert made(tmp_path / "a", 0.3, computes=True)
+    assert made(tmp_path / "b", 0.7, computes=True)
+    assert not made(tmp_path / "c", 0.3, computes=True)
+
+
+def test_a_copy_of_the_weights_is_no_constant(tmp_path: Path) -> None:
+    assert made(tmp_path / "a", 0.3, computes=False)
+    assert not made(tmp_path / "b", 0.7, computes=False)
