@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vlmc.emit.artifact import Artifact, Build, Progress
     from vlmc.emit.check import Stale
     from vlmc.emit.manifest import Manifest
-    from vlmc.emit.options import Options
+    from vlmc.emit.options import Said
     from vlmc.emit.verify.verdict import Verdict
 
     Hear = Callable[[str], None]
@@ -108,7 +108,7 @@ def plan(
     *,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
-    options: Options | None = None,
+    options: Said = None,
     progress: Progress | None = None,
     tell: Hear | None = None,
     note: Hear | None = None,
@@ -135,9 +135,13 @@ def plan(
         output = Path("generated") / stem if again is None else path
     if seed is None and mini and checkpoint is None:
         seed = 0
-    chosen, parts = options or choices.Options(), spec_of_build.weight_folders
-    valued = seed is not None or checkpoint is not None or bool(parts)
-    choices.check(chosen, spec_of_build.artifacts, valued=valued)
+    parts = spec_of_build.weight_folders
+    chosen = choices.settle(
+        options,
+        choices.Options(**({} if again is None else again.options)),
+        spec_of_build.artifacts,
+        valued=seed is not None or checkpoint is not None or bool(parts),
+    )
     return Build(
         spec=spec_of_build,
         arch=arch,
@@ -163,7 +167,7 @@ def build(
     checkpoint: str | Path | None = None,
     seed: int | None = None,
     artifacts: Iterable[str] | None = None,
-    options: Options | None = None,
+    options: Said = None,
     progress: Progress | None = None,
     tell: Hear | None = None,
     note: Hear | None = None,
@@ -173,7 +177,8 @@ def build(
     `output` is `generated/<spec>` by default (`generated/<spec>-mini` for the twin). Weights come
     from `checkpoint`, from the folders that the spec names, or from `seed` (0 for a twin);
     otherwise they are deferred, and the manifest says so. `artifacts` are made in place of those
-    that the spec names, as `options` say. Whatever can be executed is executed and compared with
+    that the spec names, as `options` say: all of them, or a mapping of those that are to differ from
+    what a build folder was made with. Whatever can be executed is executed and compared with
     eager fp32 before the build takes its place. A build folder in the place of a spec file is
     built again from its own spec.
 

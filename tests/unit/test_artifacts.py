@@ -223,6 +223,36 @@ def test_values_that_no_option_takes(name: str, value: object, words: str) -> No
         Options(**{name: value})  # pyright: ignore[reportArgumentType]
 
 
+def test_a_build_folder_is_made_in_the_same_way_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = Options(opset=20, quantize="int4", layout="transformers.js")
+    vlmc.build(LLAVA, out, artifacts=["onnx"], options=options)  # deferred: there are no weights
+    assert Manifest.read(out).options == {
+        "opset": 20,
+        "quantize": "int4",
+        "layout": "transformers.js",
+    }
+    assert pipeline.plan(out, out, (), False).options == options, "as `verify` asks"
+    assert vlmc.build(out).unchanged
+    assert pipeline.check(LLAVA, out, artifacts=["onnx"]) == []
+    other = pipeline.plan(out, None, (), False, options={"quantize": "int8", "opset": 23})
+    assert other.options == Options(quantize="int8", layout="transformers.js"), "a call says more"
+    assert pipeline.plan(out, None, ("artifacts=[model]",), False).options == Options()
+    done = CliRunner().invoke(app, ["build", str(out), "--opset", "23"])
+    assert done.exit_code == 0, done.stderr
+    assert sorted(Manifest.read(out).options) == ["layout", "quantize"]
+
+
+def test_the_usual_options_are_not_written_and_others_are_read(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = vlmc.build(LLAVA, out, artifacts=["model"]).text()
+    assert '"options"' not in text
+    for wrong in ('{"opset": 22}', '{"quantize_vision": "no"}', '{"colour": "red"}'):
+        data = text.replace('"files": {', f'"options": {wrong}, "files": {{', 1).encode()
+        with pytest.raises(EnvironmentFault, match="is not a manifest that vlmc wrote: options"):
+            Manifest.parse(data, out)
+
+
 def test_options_as_they_are_typed() -> None:
     assert Options().given() == ()
     given = Options(quantize="int4", quantize_vision=True, max_error=0.5).given()

@@ -41,7 +41,9 @@ def build(
         Literal["fp32", "bf16", "fp16"] | None,
         typer.Option(help="Number format of the written weights (default: the checkpoint's)."),
     ] = None,
-    opset: Annotated[int, typer.Option(help="ONNX operators: 23 or 20.")] = 23,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operators: 23 or 20 (default: 23).")
+    ] = None,
     quantize: Annotated[
         Literal["int8", "int4"] | None,
         typer.Option(help="Write ONNX graphs with the language model's weights in so many bits."),
@@ -69,25 +71,24 @@ def build(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compile designs into folders: model.py, arch.txt, spec.resolved.yaml, README.md,
+    """Compile designs into folders: model.py, run.py, arch.txt, spec.resolved.yaml, README.md,
     manifest.json; where there are weights those and graphs, executed and compared with eager."""
     style: Format = "json" if as_json else "text"
     with guarded(style):
         if output is not None and len(specs) > 1:
             raise UsageError("--output names one folder, but several specs are given")
-        from vlmc.emit.options import Options
-
-        options = Options(
-            dtype=dtype,
-            opset=opset,
-            quantize=quantize,
-            quantize_vision=quantize_vision,
-            max_error=max_error,
-            layout=layout,
-        )
+        options = {
+            "dtype": dtype,
+            "opset": opset,
+            "quantize": quantize,
+            "quantize_vision": quantize_vision or None,
+            "max_error": max_error,
+            "layout": layout,
+        }
+        said = {name: value for name, value in options.items() if value is not None}
         wanted = None if artifacts is None else [word.strip() for word in artifacts.split(",")]
         if check:
-            if checkpoint is not None or seed is not None or options.given():
+            if checkpoint is not None or seed is not None or said:
                 raise UsageError(
                     "--check compares text outputs: it takes no weights, and no option of graphs"
                 )
@@ -107,7 +108,7 @@ def build(
                     checkpoint=checkpoint,
                     seed=seed,
                     artifacts=wanted,
-                    options=options,
+                    options=said,
                     progress=progress,
                     tell=_line if verbose else None,
                     note=_note,

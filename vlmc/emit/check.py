@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ from vlmc.emit import catalog
 from vlmc.emit.artifact import Build, Deferred, Graphs
 from vlmc.emit.faults import explained
 from vlmc.emit.manifest import NAME, Manifest, UnreadableManifest
+from vlmc.emit.options import Options, settle
 from vlmc.emit.record import File, Status
 
 State = Literal["stale", "missing", "extra"]
@@ -41,6 +42,9 @@ def compare(build: Build, command: str) -> list[Stale]:
         old = Manifest.read(folder)
     except UnreadableManifest:
         old = None
+    if old is not None:  # how graphs are made is not a matter of texts
+        made = Options(**old.options)
+        build = replace(build, options=settle(None, made, build.spec.artifacts, valued=True))
     fresh = {text.path: text.data for text in catalog.texts(build)}
     files = {path: File.of(data) for path, data in fresh.items()}
     statuses = {path: Status(status="built", files=(path,)) for path in fresh}

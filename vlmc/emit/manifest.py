@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
-from vlmc.diagnostics import EnvironmentFault
+from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.emit.artifact import Build
 from vlmc.emit.faults import explained
+from vlmc.emit.options import Options
 from vlmc.emit.record import File, Inside, Record, Sha256, Status, hashed
 from vlmc.emit.swap import Places, recover
 from vlmc.ir import Arch
@@ -27,6 +28,14 @@ MAX_BYTES = 16_000_000
 
 class UnreadableManifest(EnvironmentFault):
     """A manifest.json that vlmc did not write, or that was damaged since."""
+
+
+def _takes(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, if they are such as a build has. Raises ValueError."""
+    try:
+        return Options(**options).unusual
+    except (TypeError, UsageError) as error:
+        raise ValueError(str(error)) from None
 
 
 class Predictions(Record):
@@ -70,6 +79,9 @@ class Manifest(Record):
     mini: bool
     spec_sha256: Sha256
     """Of spec.resolved.yaml: two builds of one hash are builds of one design."""
+    options: Annotated[Mapping[str, Any], AfterValidator(_takes)] = {}
+    """How its artifacts are made, where that is not the usual way: a build of the folder is made in
+    the same way again."""
     files: Mapping[Inside, File]
     artifacts: Mapping[str, Status]
     predictions: Predictions
@@ -86,6 +98,7 @@ class Manifest(Record):
             origin=build.origin,
             mini=build.mini,
             spec_sha256=files["spec.resolved.yaml"].sha256,
+            options=build.options.unusual,
             files=files,
             artifacts=artifacts,
             predictions=Predictions.of(build.arch),
@@ -130,6 +143,8 @@ class Manifest(Record):
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json."""
         document = self.model_dump(mode="json", by_alias=True)
+        if not self.options:
+            del document["options"]
         document["artifacts"] = {
             path: status.model_dump(mode="json", exclude_defaults=True)
             for path, status in self.artifacts.items()

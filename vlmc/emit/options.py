@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from vlmc.diagnostics import UsageError
 from vlmc.diagnostics.nearest import listing
@@ -16,6 +16,7 @@ Layout = Literal["transformers.js"]
 _VALID: dict[str, tuple[object, ...]] = {
     "opset": (23, 20),
     "quantize": (None, "int8", "int4"),
+    "quantize_vision": (False, True),
     "layout": (None, "transformers.js"),
     "dtype": (None, "fp32", "bf16", "fp16"),
 }
@@ -48,16 +49,44 @@ class Options:
         if self.max_error is not None and not 0 < self.max_error < float("inf"):
             raise UsageError(f"--max-error {self.max_error:g}: a number above 0 is expected")
 
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """The options that differ from the usual ones, by their names."""
+        pairs = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in pairs if value != field.default}
+
     def given(self) -> tuple[str, ...]:
         """The options that differ from the usual ones, as they are typed."""
-        words: list[str] = []
-        for field in fields(self):
-            value, name = getattr(self, field.name), field.name.replace("_", "-")
-            if value is True:
-                words.append(f"--{name}")
-            elif value != field.default:
-                words.append(f"--{name} {value}")
-        return tuple(words)
+        return tuple(
+            f"--{name.replace('_', '-')}"
+            if value is True
+            else f"--{name.replace('_', '-')} {value}"
+            for name, value in self.unusual.items()
+        )
+
+
+Said = Options | Mapping[str, Any] | None
+"""What a call says of options: all of them, or by their names those that are to differ from what a
+build folder was made with; None is nothing."""
+
+
+def settle(said: Said, recorded: Options, artifacts: Sequence[str], *, valued: bool) -> Options:
+    """The options of a build: what a call says, else what is `recorded` of the build that is made
+    again, as far as it is about `artifacts`. Raises UsageError for what a call says as `check`
+    does."""
+    if isinstance(said, Options):
+        check(said, artifacts, valued=valued)
+        return said
+    chosen = replace(_about(recorded, artifacts), **(said or {}))
+    if said:
+        # The number format that is recorded says how weights were written, not that they are now.
+        check(chosen, artifacts, valued=valued or "dtype" not in said)
+    return chosen
+
+
+def _about(recorded: Options, artifacts: Sequence[str]) -> Options:
+    """Recorded options without those of artifacts that are no longer made."""
+    return recorded if "onnx" in artifacts else Options(dtype=recorded.dtype)
 
 
 def check(options: Options, artifacts: Sequence[str], *, valued: bool) -> None:
