@@ -119,12 +119,19 @@ def test_sampling_options_reach_the_model() -> None:
 def test_several_images_among_words() -> None:
     images = ("--image", PICTURE, "--image", PICTURE)
     said = answer(
-        LLAVA, "--mini", *images, "--max-new-tokens", "2", prompt="A <image> and <image>: same?"
+        LLAVA,
+        "--mini",
+        *images,
+        "--max-new-tokens",
+        "2",
+        "--set",
+        "token_budget.images=2",
+        prompt="A <image> and <image>: same?",
     )
     assert said["prompt"]["images"] == 2
     assert said["prompt"]["visual_tokens"] == 32
-    message = fails(2, LLAVA, "--mini", *images, prompt="One <image>?")
-    assert "1 <image> marker, but 2 images are given" in message
+    message = fails(2, LLAVA, "--mini", *images[:2], prompt="<image> and <image>?")
+    assert "2 <image> markers, but 1 image is given" in message
 
 
 def test_overrides_change_the_design() -> None:

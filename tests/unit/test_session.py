@@ -29,12 +29,15 @@ SPECS = {
     name: ROOT / "specs" / f"{name}.yaml"
     for name in ("llava-1.5", "blip2", "blip2-flan-t5", "flamingo", "idefics-9b", "visualbert")
 }
+OF_ONE_IMAGE = ("llava-1.5", "blip2", "blip2-flan-t5")
+"""Designs whose token budget has a single image."""
 twins: dict[str, Session] = {}
 
 
 def twin(name: str = "llava-1.5") -> Session:
     if name not in twins:
-        twins[name] = vlmc.load(SPECS[name], mini=True)
+        more = ["token_budget.images=3"] if name in OF_ONE_IMAGE else []
+        twins[name] = vlmc.load(SPECS[name], mini=True, overrides=more)
     twins[name].store.clear()
     return twins[name]
 

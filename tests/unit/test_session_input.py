@@ -85,7 +85,7 @@ def test_a_truncated_image(kind: str, tmp_path: Path) -> None:
     refused("image 1: the image is damaged", "What?", half)
     (tmp_path / "half.img").write_bytes(half)
     refused(r"half\.img: the image is damaged", "What?", tmp_path / "half.img")
-    refused("image 2", "What?", [PICTURE, half])
+    refused("image 2", "What?", [PICTURE, half], session=twin(FLAMINGO))
     if kind != "WEBP":  # of which Pillow opens no half
         lazy = Image.open(io.BytesIO(half))
         refused("image 1: the image is damaged", "What?", lazy)
@@ -220,22 +220,22 @@ def test_images_of_a_batch_are_listed_by_prompt() -> None:
     refused("several prompts", ["a", "b"], features="a.safetensors")
 
 
-def test_more_images_than_the_token_budget() -> None:
-    said = refused(
-        r"4 images are too many: the token budget of this design has 3 images in one prompt; give "
-        r"fewer, or token_budget: \{images: 4\}",
-        "What?",
-        [PICTURE] * 4,
-        session=twin(FLAMINGO),
-    )
-    assert said
-    refused(
-        r"10 images are too many: 7 text \+ 10 x 16 visual = 167 tokens, but the token budget has "
-        r"144 for text and images; 8 of them fit beside this text",
-        "What?!",
-        [PICTURE] * 10,
-    )
-    assert twin().generate("What?!", [PICTURE] * 8, max_new_tokens=1).inputs.images == 8
+@pytest.mark.parametrize(("spec", "most"), [(LLAVA, "1 image"), (FLAMINGO, "3 images")])
+def test_more_images_than_the_token_budget(spec: Path, most: str) -> None:
+    count = int(most[0]) + 1
+    for session in (twin(spec), replace(twin(spec), engine=Small(twin(spec).engine))):
+        refused(
+            rf"{count} images are too many: the token budget of this design has {most} in one "
+            rf"prompt; give fewer, or build it with token_budget: \{{images: {count}\}}",
+            "What?",
+            [PICTURE] * count,
+            session=session,
+        )
+
+
+def test_images_of_a_larger_token_budget() -> None:
+    session = vlmc.load(LLAVA, mini=True, overrides=["token_budget.images=3"])
+    assert session.generate("?", [PICTURE] * 3, max_new_tokens=1).inputs.images == 3
 
 
 def test_a_prompt_beyond_what_the_graphs_of_a_build_hold() -> None:

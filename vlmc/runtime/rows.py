@@ -91,26 +91,16 @@ def laid_out(
     return Layout(ids=array, visual=marks, seen=seen, inputs=inputs)
 
 
-def check_images(design: Design, inputs: Inputs) -> None:
-    """Raises UsageError, with the arithmetic, where there are more images than the token budget
-    has room for."""
-    images, most = inputs.images, design.max_images
+def check_images(design: Design, images: int) -> None:
+    """Raises UsageError where a prompt has more images than the token budget."""
+    most = design.max_images
     if images <= most:
         return
-    remedy = f"token_budget: {{images: {images}}} makes room for them"
-    if design.serving in ("cross_attention", "single_pass"):
-        budget = f"{most or 'no'} image{'s' * (most != 1)}"
-        raise UsageError(
-            f"{images} images are too many: the token budget of this design has {budget} in one "
-            f"prompt; give fewer, or {remedy}"
-        )
-    if inputs.sequence > design.sequence:
-        fitting = max(0, (design.sequence - inputs.text) * images // inputs.visual)
-        raise UsageError(
-            f"{images} images are too many: {_taken(inputs)} tokens, but the token budget has "
-            f"{design.sequence:,} for text and images; {fitting} of them fit beside this text, and "
-            f"{remedy}"
-        )
+    budget = f"{most or 'no'} image{'s' * (most != 1)}"
+    raise UsageError(
+        f"{images} images are too many: the token budget of this design has {budget} in one "
+        f"prompt; give fewer, or build it with token_budget: {{images: {images}}}"
+    )
 
 
 def check_context(

@@ -168,6 +168,7 @@ class Session:
         sight = self.sight
         layouts: list[Layout] = []
         for question in questions:
+            check_images(self.design, len(question.shown))
             layout = laid_out(
                 self.design,
                 self.tokenizer,
@@ -176,7 +177,6 @@ class Session:
                 surrounded=question.surrounded,
                 notes=(*sight.notes(question.shown), *self._origin_notes()),
             )
-            check_images(self.design, layout.inputs)
             check_context(self.design, layout.inputs, limit, self.engine.capacity)
             if not self.design.generates:
                 check_masks(self.design, self.tokenizer, layout.ids.tolist())

@@ -173,11 +173,6 @@ class TorchEngine:
                 f"the prompt takes {longest} tokens, and the {self.name} graphs of this build take "
                 f"{text}; --engine eager takes more, and so would a larger token_budget"
             )
-        images, least = max(len(row.features) for row in rows), max(1, self.design.max_images)
-        if images > least:
-            raise UsageError(
-                f"{images} images in one prompt, and the token budget of this design has {least}"
-            )
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Ids [batch, text], padded on the right, and their mask."""
