@@ -177,10 +177,10 @@ def build(
     `output` is `generated/<spec>` by default (`generated/<spec>-mini` for the twin). Weights come
     from `checkpoint`, from the folders that the spec names, or from `seed` (0 for a twin);
     otherwise they are deferred, and the manifest says so. `artifacts` are made in place of those
-    that the spec names, as `options` say: all of them, or a mapping of those that are to differ from
-    what a build folder was made with. Whatever can be executed is executed and compared with
+    that the spec names, as `options` say: all of them, or a mapping of those that are to differ
+    from what a build folder was made with. Whatever can be executed is executed and compared with
     eager fp32 before the build takes its place. A build folder in the place of a spec file is
-    built again from its own spec.
+    built again from its own spec, with the options that it was made with.
 
     `progress` is told each stage, `tell` what each pass did to a graph, `note` what a user should
     know though nothing failed.
@@ -222,6 +222,7 @@ def _made(this: Build) -> tuple[Manifest, bool]:
     from vlmc.emit import catalog
     from vlmc.emit.manifest import Manifest
     from vlmc.emit.verify import verifier
+    from vlmc.emit.verify.finite import blaming_weights
     from vlmc.emit.writer import write
 
     this.progress("building")
@@ -232,7 +233,7 @@ def _made(this: Build) -> tuple[Manifest, bool]:
         this.folder,
         artifacts,
         partial(Manifest.of, this),
-        verify=verifier(this),
+        verify=blaming_weights(verifier(this)),
         progress=this.progress,
     )
     return manifest, not any(_by_host(one, manifest) for one in artifacts)

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_writer import describe, folder, texts, tree, weights
 from typer.testing import CliRunner
 
@@ -22,6 +24,8 @@ from vlmc.emit.faults import NotHere
 from vlmc.emit.manifest import MEASURED, NAME, Manifest
 from vlmc.emit.options import Options, check
 from vlmc.emit.store import Store
+from vlmc.emit.verify import Unsound
+from vlmc.emit.verify.finite import blaming_weights
 
 LLAVA = Path(__file__).parents[2] / "specs" / "llava-1.5.yaml"
 assert folder  # a fixture: a folder to build, with an atomic exchange and without
@@ -136,6 +140,23 @@ def test_what_is_not_sound_never_stands(folder: Path) -> None:
         build(folder, [*texts(a_txt="2"), weights(), bad.graphs], refuse)
     assert tree(folder) == before
     assert bad.kept == [], "and nothing of it is kept for others"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])
+def test_weights_that_are_no_numbers_are_blamed_and_no_artifact(folder: Path, value: float) -> None:
+    def fill(place: Path) -> None:
+        values = {"encoder.a": torch.ones(2), "language.b": torch.tensor([1.0, value])}
+        save_file(values, place / "model.safetensors")
+
+    def refuse(place: Path, manifest: Manifest, former: bytes | None) -> bytes | None:
+        raise Unsound("onnx/ does not compute what the model does")
+
+    made = replace(weights(), write=fill)
+    with pytest.raises(EnvironmentFault) as raised:
+        build(folder, [made, Made().graphs], blaming_weights(refuse))
+    blamed = "weights of seed 0 hold NaN or infinity: language.b (part: language)"
+    said = "onnx/ does not compute" if value == 1.0 else blamed
+    assert str(raised.value).startswith(said)
 
 
 def test_what_was_measured_lies_beside_the_build(folder: Path) -> None:
