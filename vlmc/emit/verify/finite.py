@@ -24,10 +24,8 @@ def blaming_weights(judge: Verify) -> Verify:
                 raise
             parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in bad))
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-            status = manifest.artifacts.get("weights")
-            source = "" if status is None or status.source is None else f" of {status.source}"
             raise EnvironmentFault(
-                f"weights{source} hold NaN or infinity: {', '.join(bad[:3])}{more} (part: {parts}), "
+                f"weights hold NaN or infinity: {', '.join(bad[:3])}{more} (part: {parts}), "
                 "so that no artifact can be compared; the file is damaged, or training diverged "
                 "before it was saved: build from another copy"
             ) from unsound
