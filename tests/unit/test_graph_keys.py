@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmc.emit.backends.graphs import graphs
+from vlmc.emit.backends.graphs import effects, graphs
 from vlmc.emit.record import hashed
+from vlmc.passes.effect import Effect
 from vlmc.pipeline import plan
 
 LLAVA = Path(__file__).parents[2] / "specs" / "llava-1.5.yaml"
@@ -56,3 +57,24 @@ def test_constants_as_large_as_the_weights_are_never_stale(tmp_path: Path) -> No
 def test_a_copy_of_the_weights_is_no_constant(tmp_path: Path) -> None:
     assert made(tmp_path / "a", 0.3, computes=False)
     assert not made(tmp_path / "b", 0.7, computes=False)
+
+
+def test_what_passes_did_is_told_of_graphs_from_the_cache_too(tmp_path: Path) -> None:
+    def told(folder: Path) -> list[str]:
+        lines: list[str] = []
+        heard: list[str] = []
+        build = plan(LLAVA, folder, (), True, tell=lines.append)
+
+        def fill(weights: Path, place: Path) -> None:
+            effects(build, "compile", heard)(Effect("fold_constants", "decode", "3 nodes"))
+            (place / "graph").touch()
+
+        found = graphs(build, "compile", fill, sources=(), packages=(), options={}, heard=heard)
+        (folder / "compile").mkdir(parents=True)
+        found.make(folder / "compile", {})
+        found.keep(folder / "compile", {})
+        return lines
+
+    first = told(tmp_path / "a")
+    assert first == ["compile/decode: fold constants: 3 nodes"]
+    assert told(tmp_path / "b") == first

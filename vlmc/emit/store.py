@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,18 +84,40 @@ class Store:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return False
 
-    def keep(self, key: str, source: Path, weights: Mapping[str, Path], about: str) -> None:
+    def told(self, key: str) -> list[str]:
+        """What was said when the entry `key` was made, a line each."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            document: Any = json.loads((self.graphs / key / ENTRY).read_text(encoding="utf-8"))
+            return [str(line) for line in document["told"]]
+        return []
+
+    def keep(
+        self,
+        key: str,
+        source: Path,
+        weights: Mapping[str, Path],
+        about: str,
+        told: Sequence[str] = (),
+    ) -> None:
         """Copies the finished folder `source` into the entry `key`, unless another process was
-        first. Files that are one of `weights` are kept by name."""
+        first, with what was `told` as it was made. Files that are one of `weights` are kept by
+        name."""
         try:
-            self._keep(key, source, weights, about)
+            self._keep(key, source, weights, about, told)
         except OSError as error:
             self.note(
                 f"{about} was not cached: {self.root} cannot be written "
                 f"({error.strerror or error}); set ${FOLDER} to a folder that can"
             )
 
-    def _keep(self, key: str, source: Path, weights: Mapping[str, Path], about: str) -> None:
+    def _keep(
+        self,
+        key: str,
+        source: Path,
+        weights: Mapping[str, Path],
+        about: str,
+        told: Sequence[str],
+    ) -> None:
         names = [path for path in sorted(source.rglob("*")) if path.is_file()]
         same = {path: _weights_of(path, weights) for path in names}
         size = sum(path.stat().st_size for path in names if same[path] is None)
@@ -116,7 +138,7 @@ class Store:
                     files[name] = hashed(place).model_dump()
                 else:
                     files[name] = same[path]
-            document = {"schema": 1, "about": about, "bytes": size, "files": files}
+            document = {"schema": 1, "about": about, "bytes": size, "files": files, "told": [*told]}
             (half / ENTRY).write_text(json.dumps(document, indent=2), encoding="utf-8")
             try:
                 os.rename(half, self.graphs / key)

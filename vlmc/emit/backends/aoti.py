@@ -20,10 +20,12 @@ def emit(build: Build) -> Artifact:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     gpu = torch.cuda.get_device_capability() if device == "cuda" else None
 
+    heard: list[str] = []
+
     def fill(weights: Path, folder: Path) -> None:
         from vlmc.emit.torch_graphs import write_aoti
 
-        tell = effects(build, PATH)
+        tell = effects(build, PATH, heard)
         write_aoti(
             build.arch,
             weights,
@@ -40,4 +42,5 @@ def emit(build: Build) -> Artifact:
         sources=("emit/torch_graphs",),
         packages=(),
         options={"machine": machine(), "device": device, "gpu": gpu},
+        heard=heard,
     )

@@ -29,11 +29,13 @@ def graphs(
     options: Mapping[str, object],
     needs: tuple[str, ...] = (WEIGHTS,),
     cached: bool = True,
+    heard: list[str] | None = None,
 ) -> Graphs:
     """The folder `path` of a build, as `fill` makes it.
 
     It follows from the design, from `sources` of vlmc and `packages`, from `options` and from the
-    weights. `cached` is whether a copy of it may be kept for other builds.
+    weights. `cached` is whether a copy of it may be kept for other builds, and `heard` where
+    `effects` notes what it tells, so that it can be told of a copy, too.
     """
     recipe = digest(
         path,
@@ -51,6 +53,8 @@ def graphs(
         for key in (_by_values(recipe, needed), _by_shapes(recipe, weights)):
             build.progress(f"{path}: looking into the cache")
             if cached and kept.fetch(key, folder, weights):
+                for line in kept.told(key):
+                    build.tell(line)
                 return
         fill(_above(folder, path) / WEIGHTS, folder)
 
@@ -59,7 +63,7 @@ def graphs(
         computed = any(not _is_weights(p, weights, needed) for p in folder.rglob(f"*{VALUES}"))
         key = _by_values(recipe, needed) if computed else _by_shapes(recipe, weights)
         if cached:
-            kept.keep(key, folder, weights, about)
+            kept.keep(key, folder, weights, about, heard or ())
 
     return Graphs(path=path, recipe=recipe, command=command, needs=needs, make=make, keep=keep)
 
@@ -81,11 +85,15 @@ def telling(build: Build, path: str) -> Progress:
     return tell
 
 
-def effects(build: Build, path: str) -> Callable[[Effect], None]:
-    """Tells what a pass did to a graph of the artifact `path`."""
-    return lambda effect: build.tell(
-        f"{path}/{effect.graph_name}: {effect.pass_name.replace('_', ' ')}: {effect.text}"
-    )
+def effects(build: Build, path: str, heard: list[str]) -> Callable[[Effect], None]:
+    """Tells what a pass did to a graph of the artifact `path`, and notes it in `heard`."""
+
+    def tell(effect: Effect) -> None:
+        name = effect.pass_name.replace("_", " ")
+        heard.append(f"{path}/{effect.graph_name}: {name}: {effect.text}")
+        build.tell(heard[-1])
+
+    return tell
 
 
 def _above(folder: Path, path: str) -> Path:

@@ -20,6 +20,8 @@ def emit(build: Build) -> Artifact:
         "max_error": given.max_error,
     }
 
+    heard: list[str] = []
+
     def fill(weights: Path, folder: Path) -> None:
         from vlmc.emit.onnx import OnnxOptions, write  # with onnx, only where it is made
 
@@ -35,7 +37,7 @@ def emit(build: Build) -> Artifact:
             folder,
             options=chosen,
             progress=telling(build, PATH),
-            tell=effects(build, PATH),
+            tell=effects(build, PATH, heard),
         )
 
     return graphs(
@@ -45,5 +47,6 @@ def emit(build: Build) -> Artifact:
         sources=("emit/onnx",),
         packages=("onnx", "onnxruntime"),
         options=options,
+        heard=heard,
         cached=given.quantize is None,  # quantised weights are weights: the store holds none
     )
