@@ -34,6 +34,7 @@ PORTABLE = (
     "vlmc.runtime.engines.paged",
     "vlmc.runtime.engines.torch_engine",
     "vlmc.runtime.engines.aoti_program",
+    "vlmc.runtime.engines.plain_archive",
     "vlmc.runtime.engines.compiled_program",
     "vlmc.runtime.engines.open",
     "vlmc.runtime.command",

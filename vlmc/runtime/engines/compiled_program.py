@@ -13,6 +13,7 @@ from torch import Tensor
 from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.runtime.engines.graph_files import GraphFile
 from vlmc.runtime.engines.mapped_weights import MappedWeights
+from vlmc.runtime.engines.plain_archive import check_plain
 
 SINGLE_ROW = {"realize_opcount_threshold": 4}
 """Options for a step of a single row, whose products are sums over what must lie in memory: else a
@@ -66,12 +67,13 @@ class CompiledProgram:
 
 def exported_module(graph: GraphFile, weights: MappedWeights) -> Any:
     """The exported program of `graph` as a module over the build's weights. Raises EnvironmentFault
-    where this torch cannot read it."""
+    where this torch cannot read it, or reading it would run what it holds."""
     try:
+        check_plain(graph.path)
         with quiet():
             program: Any = torch.export.load(graph.path)
             module: Any = program.module(check_guards=False)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EnvironmentFault(
             f"{graph.path}: this torch ({torch.__version__}) cannot read it ({reason}); "
