@@ -213,6 +213,7 @@ def build(
         standing, settled = _made(this)
         if settled:
             remember(this, standing, kept)
+            kept.trim()
     return standing.called(" ".join(words), to)
 
 

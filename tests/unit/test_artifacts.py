@@ -23,7 +23,7 @@ from vlmc.emit.artifact import Artifact, Deferred, Graphs, Needed
 from vlmc.emit.faults import NotHere
 from vlmc.emit.manifest import MEASURED, NAME, Manifest
 from vlmc.emit.options import Options, check
-from vlmc.emit.store import Store
+from vlmc.emit.store import Store, store
 from vlmc.emit.verify import Unsound
 from vlmc.emit.verify.finite import blaming_weights
 
@@ -337,6 +337,14 @@ def test_any_change_is_looked_at(
     else:
         plan = replace(plan, seed=1)
     assert fresh.current(plan, kept) is None
+
+
+def test_notes_on_builds_stay_within_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMC_CACHE_BYTES", "0")
+    vlmc.build(LLAVA, tmp_path / "out", artifacts=["model"])
+    assert store().notes() == []
 
 
 def test_weights_in_the_number_format_that_is_asked_for(tmp_path: Path) -> None:

@@ -153,6 +153,30 @@ def test_where_it_is_and_how_large_it_may_be(
         store()
 
 
+def test_notes_on_builds_and_damaged_entries_are_counted_and_trimmed(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Store(root=tmp_path / "cache")
+    kept.keep("a", graphs, weights(graphs), "a")
+    (kept.graphs / "a" / "entry.json").write_bytes(b"\xff{")
+    kept.builds.mkdir()
+    (kept.builds / "old.json").write_bytes(b"o" * 100)
+    os.utime(kept.builds / "old.json", (1, 1))
+    (kept.builds / "new.json").write_bytes(b"n" * 100)
+    os.utime(kept.graphs / "a", (2, 2))
+    (damaged,) = kept.entries()
+    assert (damaged.about, damaged.size) == ("unreadable", len(b"graph") + 2)
+    monkeypatch.setenv("VLMC_CACHE", str(kept.root))
+    shown = json.loads(CliRunner().invoke(app, ["cache", "--json"]).stdout)
+    assert (shown["bytes"], shown["notes"], len(shown["entries"])) == (207, 2, 1)
+    Store(root=kept.root, limit=110).trim()
+    assert [note.folder.name for note in kept.notes()] == ["new.json"], "the oldest goes first"
+    assert len(kept.entries()) == 1
+    Store(root=kept.root, limit=105).trim()
+    assert (kept.entries(), len(kept.notes())) == ([], 1)
+    assert kept.clear() == (0, 100)
+
+
 def test_the_command_shows_and_clears(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,8 +32,8 @@ def cache(
             else:
                 typer.echo(f"{found.root}: {count} artifacts removed, {volume(size)}")
             return
-        entries = found.entries()
-        size = sum(entry.size for entry in entries)
+        entries, notes = found.entries(), found.notes()
+        size = sum(entry.size for entry in (*entries, *notes))
         if as_json:
             rows = [{"about": e.about, "bytes": e.size, "key": e.folder.name} for e in entries]
             document = {
@@ -42,12 +42,13 @@ def cache(
                 "bytes": size,
                 "limit": found.limit,
                 "entries": rows,
+                "notes": len(notes),
             }
             typer.echo(json.dumps(document))
             return
         typer.echo(
-            f"{found.root}: {len(entries)} artifacts, {volume(size)} of at most "
-            f"{volume(found.limit)}"
+            f"{found.root}: {len(entries)} artifacts and notes on {len(notes)} builds, "
+            f"{volume(size)} of at most {volume(found.limit)}"
         )
         for entry in reversed(entries):
             typer.echo(f"  {entry.about}, {volume(entry.size)}")

@@ -30,6 +30,8 @@ LIMIT = 10_000_000_000
 ENTRY = "entry.json"
 ABANDONED = 86_400
 """Seconds after which a half-made entry is nobody's."""
+UNREADABLE = "unreadable"
+"""What is known of an entry whose own words are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class Store:
         """Where the entries lie, each in a folder named by its key."""
         return self.root / "graphs"
 
+    @property
+    def builds(self) -> Path:
+        """Where notes on builds that stand lie, a file each."""
+        return self.root / "builds"
+
     def fetch(self, key: str, target: Path, weights: Mapping[str, Path]) -> bool:
         """Fills the empty folder `target` from the entry `key`; False where there is none that is
         whole. `weights` are the build's weight files by their names in it."""
@@ -74,7 +81,7 @@ class Store:
             os.utime(entry / ENTRY)
             return True
         except FileNotFoundError as error:
-            if entry.exists() and (entry / ENTRY).exists():
+            if entry.exists():
                 self._drop(entry, f"{error.filename} is missing")
         except (KeyError, TypeError, ValueError) as error:
             self._drop(entry, str(error))
@@ -150,19 +157,25 @@ class Store:
         self.trim()
 
     def entries(self) -> list[Entry]:
-        """What is there, least recently used first."""
+        """The artifacts that are there, least recently used first."""
         found: list[Entry] = []
         for folder in _children(self.graphs):
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                document: Any = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-                used = (folder / ENTRY).stat().st_mtime
-                found.append(Entry(folder, str(document["about"]), int(document["bytes"]), used))
+            with suppress(OSError):  # another process may have taken it away
+                found.append(_entry(folder))
+        return sorted(found, key=lambda entry: entry.used)
+
+    def notes(self) -> list[Entry]:
+        """The notes on builds, least recently written first."""
+        found: list[Entry] = []
+        for path in _children(self.builds):
+            with suppress(OSError):
+                found.append(Entry(path, "a build", path.stat().st_size, path.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.used)
 
     def trim(self) -> None:
         """Removes what was used least recently, until the rest is within the limit, and what
         killed processes left."""
-        entries = self.entries()
+        entries = sorted((*self.entries(), *self.notes()), key=lambda entry: entry.used)
         over = sum(entry.size for entry in entries) - self.limit
         for entry in entries:
             if over <= 0:
@@ -175,9 +188,9 @@ class Store:
                     shutil.rmtree(half, ignore_errors=True)
 
     def clear(self) -> tuple[int, int]:
-        """Removes everything; the number of entries and of bytes that were there. Raises
+        """Removes everything; the number of artifacts and of all bytes that were there. Raises
         EnvironmentFault where the system refuses."""
-        entries = self.entries()
+        entries, notes = self.entries(), self.notes()
         for place in ("graphs", "builds", "unfinished"):
             try:
                 if (self.root / place).exists():
@@ -186,7 +199,7 @@ class Store:
                 raise EnvironmentFault(
                     f"{self.root} was not cleared: {error.strerror} (at {error.filename})"
                 ) from None
-        return len(entries), sum(entry.size for entry in entries)
+        return len(entries), sum(entry.size for entry in (*entries, *notes))
 
     def _drop(self, entry: Path, why: str) -> None:
         self.note(f"a cached artifact is made again: {why}")
@@ -204,6 +217,19 @@ def store(note: Callable[[str], None] = unheard) -> Store:
     if text and not text.isdecimal():
         raise UsageError(f"${BYTES} is {text[:40]!r}: a whole number of bytes is expected")
     return Store(root=root.absolute(), limit=int(text) if text else LIMIT, note=note)
+
+
+def _entry(folder: Path) -> Entry:
+    """What an entry says of itself; the sizes of its files where it says nothing that can be read.
+    Raises OSError where it is gone."""
+    try:
+        document: Any = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+        used = (folder / ENTRY).stat().st_mtime
+        return Entry(folder, str(document["about"]), int(document["bytes"]), used)
+    except (OSError, ValueError, KeyError, TypeError):
+        files = [path.stat() for path in (folder, *folder.rglob("*")) if path.is_file()]
+        size = sum(found.st_size for found in files)
+        return Entry(folder, UNREADABLE, size, folder.stat().st_mtime)
 
 
 def _files(entry: Path) -> dict[str, File | str]:
