@@ -17,14 +17,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import tokenizer_files
 from PIL import Image
 
 from vlmc.builder.values import valued
 from vlmc.builder.weights import save_weights
+from vlmc.emit.artifact import Graphs
+from vlmc.emit.backends.layout import emit
 from vlmc.emit.layout.transformers_js import transformers_js
 from vlmc.emit.onnx import OnnxOptions, write
-from vlmc.pipeline import load_spec, resolve
+from vlmc.emit.options import Options
+from vlmc.pipeline import load_spec, plan, resolve
 from vlmc.runtime.start import start
+from vlmc.runtime.tokenizer import load_tokenizer
 
 JS = Path(__file__).parent.parent / "js"
 PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
@@ -176,3 +181,21 @@ def test_graphs_have_the_names_that_optimum_feeds(case: Case) -> None:
     present = {name.replace("past_key_values", "present") for name in past}
     assert {*outputs} == {"logits", *present}
     assert found["present.0.key"].shape[2] == x.shape[1]
+
+
+def test_the_tokenizer_that_a_user_put_into_the_build(
+    root: Path, case: Case, tmp_path: Path
+) -> None:
+    """It lies in the build that stands, while the new one grows elsewhere."""
+    tokenizer_files.save(tokenizer_files.llama(), tmp_path)
+    options = Options(layout="transformers.js")
+    this = plan(root / "specs/llava-1.5.yaml", tmp_path, (), True, options=options)
+    artifact = emit(this)
+    assert isinstance(artifact, Graphs)
+    folder = case.folder.parent / artifact.path
+    folder.mkdir()
+    artifact.make(folder, {})
+    words = "two windows"
+    made, own = load_tokenizer(folder), load_tokenizer(tmp_path)
+    assert made.encode(words) == own.encode(words)
+    assert made.id("▁th") is not None, "no bytes"

@@ -18,6 +18,7 @@ from typing import Any
 
 from vlmc.emit.artifact import Build
 from vlmc.emit.backends import spec_resolved
+from vlmc.emit.beside import beside
 from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
 from vlmc.emit.recipe import digest, source, stats, versions
 from vlmc.emit.store import Store
@@ -69,6 +70,7 @@ def _cause(build: Build) -> str:
         build.mini,
         build.seed,
         build.options,
+        beside(build),
         [None if folder is None else stats(folder) for folder in folders],
         machine(),
     )

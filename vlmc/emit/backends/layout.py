@@ -7,6 +7,7 @@ from pathlib import Path
 from vlmc.emit.artifact import Artifact, Build
 from vlmc.emit.backends import onnx
 from vlmc.emit.backends.graphs import WEIGHTS, graphs
+from vlmc.emit.beside import beside
 
 PATH = "transformers.js"
 
@@ -19,7 +20,7 @@ def emit(build: Build) -> Artifact:
 
     def fill(weights: Path, folder: Path) -> None:
         build.progress(f"{PATH}: writing")
-        transformers_js(build.arch, build.spec, weights.parent, folder)
+        transformers_js(build.arch, build.spec, weights.parent, folder, build.folder)
 
     return graphs(
         build,
@@ -27,7 +28,7 @@ def emit(build: Build) -> Artifact:
         fill,
         sources=("emit/layout", "runtime"),
         packages=("onnx",),
-        options={},
+        options={"tokenizer": beside(build)},
         needs=(WEIGHTS, onnx.PATH),
         cached=False,  # it is renamed in less time than it is copied
     )

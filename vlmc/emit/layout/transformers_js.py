@@ -50,10 +50,12 @@ def check(arch: Arch) -> None:
     )
 
 
-def transformers_js(arch: Arch, spec: ModelSpec, build: Path, folder: Path) -> None:
+def transformers_js(
+    arch: Arch, spec: ModelSpec, build: Path, folder: Path, own: Path | None = None
+) -> None:
     """Fills `folder` from a build with weights/ and onnx/: graphs in onnx/ beside the weights that
     they read, which are linked, and the JSON files that tell a client how to feed them. `spec` is
-    the twin's where `arch.mini`.
+    the twin's where `arch.mini`; `own` is where a user's own tokenizer may lie: None is `build`.
 
     Raises UsageError where the design or its preprocessing is beyond the client, or there is no
     tokenizer.
@@ -61,7 +63,7 @@ def transformers_js(arch: Arch, spec: ModelSpec, build: Path, folder: Path) -> N
     check(arch)
     design = describe(spec, arch)
     processor = _processor(design, build / "weights")
-    tokenizer = _tokenizer(design, build)
+    tokenizer = _tokenizer(design, build, own or build)
     if processor.pad:
         raise UsageError(
             "--layout transformers.js: it cannot pad a picture before it resizes it; set "
@@ -100,14 +102,14 @@ def _processor(design: Design, folder: Path) -> ImageProcessor:
     return from_checkpoint(folder, from_spec(design.preprocessing, design.image_size))
 
 
-def _tokenizer(design: Design, build: Path) -> Tokenizer:
-    """The tokenizer of a build, bytes for a twin that has none."""
-    for folder in (build, build / "weights"):
+def _tokenizer(design: Design, build: Path, own: Path) -> Tokenizer:
+    """The tokenizer that a user gave, else that of a build, bytes for a twin that has none."""
+    for folder in (own, build / "weights"):
         if (folder / "tokenizer.json").is_file():
             return load_tokenizer(folder, checkpoint=build / "weights")
     if design.mini:
         return byte_tokenizer(ARCHITECTURES[design.serving], design.vocabulary)
     raise UsageError(
-        f"--layout transformers.js: {design.name} has no tokenizer in {build}; put the published "
-        f"tokenizer.json there"
+        f"--layout transformers.js: {design.name} has no tokenizer in {own}; put the published "
+        "tokenizer.json there, after a build without --layout where there is none yet"
     )
