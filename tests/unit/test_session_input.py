@@ -215,6 +215,44 @@ def test_options_that_mean_nothing() -> None:
     refused("stop: 7 never", "What?", stop=["a", 7])
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("temperature", "1", r"0 \(greedy\) to 10,000"),
+        ("temperature", None, r"0 \(greedy\) to 10,000"),
+        ("top_p", "a", "more than 0 and at most 1"),
+        ("top_k", 1.5, "a whole number, 1 or more"),
+        ("seed", None, "a whole number, 0 or more"),
+        ("seed", 1.5, "a whole number, 0 or more"),
+        ("max_new_tokens", "5", "a whole number, 1 or more"),
+        ("cancel", 3, r"one with is_set\(\)"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_named(name: str, given: Any, expected: str) -> None:
+    option = name if name == "cancel" else f"--{name.replace('_', '-')}"
+    refused(rf"^{option} {given!r}: {expected}.* is expected$", "What?", **{name: given})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "reason"),
+    [
+        ("dtype", "fp8", "dtype fp8: fp32, bf16, fp16 or one of torch's is expected"),
+        ("dtype", 8, "dtype 8: fp32"),
+        ("threads", "2", "--threads '2': a whole number, 1 or more is expected"),
+        ("blocks", 2.0, "blocks 2.0: a whole number, 1 or more is expected"),
+    ],
+)
+def test_a_session_of_the_wrong_kind_is_refused(name: str, given: Any, reason: str) -> None:
+    options: Any = {name: given}
+    with pytest.raises(UsageError, match=reason):
+        vlmc.load(LLAVA, mini=True, **options)
+
+
+@pytest.mark.parametrize("prompt", ["\udcff", ["What?", "a\ud800b"]])
+def test_bytes_that_are_no_text(prompt: Any) -> None:
+    refused("the prompt is no text in UTF-8", prompt)
+
+
 def test_images_of_a_batch_are_listed_by_prompt() -> None:
     refused("images: of a batch of 2 prompts, a list of 2 is expected", ["a", "b"], [PICTURE])
     refused("several prompts", ["a", "b"], features="a.safetensors")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.runtime.amounts import check_whole
 from vlmc.runtime.assemble import deployed
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.open import ENGINES, open_engine
@@ -55,13 +56,13 @@ def _answer(design: Design, folder: Path, asked: argparse.Namespace) -> None:
         raise UsageError(
             f"{folder} has no weights: build it with `vlmc build {folder} --checkpoint DIR`"
         )
-    if asked.threads is not None and asked.threads < 1:
-        raise UsageError(f"--threads {asked.threads}: 1 or more is expected")
+    if asked.threads is not None:
+        check_whole("--threads", asked.threads, 1)
     engine = open_engine(folder, asked.engine, design, threads=asked.threads)
     session = deployed(folder, design, engine, tokenizer=asked.tokenizer)
     session.load_seconds = time.perf_counter() - begun
     stream = session.generate(
-        asked.prompt,
+        session.chatted(asked.prompt, len(asked.image)) if asked.chat else asked.prompt,
         asked.image,
         features=asked.features,
         max_new_tokens=asked.max_new_tokens,
@@ -122,6 +123,7 @@ def _parser(design: Design) -> argparse.ArgumentParser:
     add("--top-k", type=int, help="draw from this many of the likeliest")
     add("--seed", type=int, default=0, help="of the draws (0)")
     add("--stop", action="append", default=[], help="a text that ends the answer; may be repeated")
+    add("--chat", action="store_true", help="put the prompt into the weights' chat template")
     add("--threads", type=int, help="threads that compute (default: as the engine chooses)")
     add("--json", action="store_true", help="print one JSON object")
     return parser

@@ -18,7 +18,7 @@ def dtype_of(given: torch.dtype | str | None) -> torch.dtype:
         return torch.float32
     if isinstance(given, str) and given in DTYPES:
         return DTYPES[given]
-    if isinstance(given, str) or not given.is_floating_point:
+    if not isinstance(given, torch.dtype) or not given.is_floating_point:
         raise UsageError(f"dtype {given}: {', '.join(DTYPES)} or one of torch's is expected")
     return given
 

@@ -3,6 +3,7 @@
 PORTABLE = (
     "vlmc.diagnostics.faults",
     "vlmc.runtime.design",
+    "vlmc.runtime.amounts",
     "vlmc.runtime.json_object",
     "vlmc.runtime.engines.engine",
     "vlmc.runtime.tokenizer",

@@ -48,9 +48,11 @@ def token_ids(
     front where the prompt has no marker. `surrounded` says that the text itself holds what stands
     around a prompt, as one does that a chat template made.
 
-    Raises UsageError where markers and images do not match, where the text itself reads as a
-    placeholder, or where the tokenizer knows words that the model does not.
+    Raises UsageError where the prompt is no text, where markers and images do not match, where the
+    text itself reads as a placeholder, or where the tokenizer knows words that the model does not.
     """
+    if any("\ud800" <= c <= "\udfff" for c in prompt):  # what a shell makes of other bytes
+        raise UsageError("the prompt is no text in UTF-8: write it in that encoding")
     stretches = _stretches(prompt, len(images))
     texts = _encoded(stretches, tokenizer)
     for text in texts:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.runtime.amounts import check_whole, is_number
 
 MAX_TEMPERATURE = 1e4
 """Far above it every token is as likely as any other, in the numbers that are computed with."""
@@ -28,17 +29,16 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+        if not (is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE):
             raise UsageError(
-                f"--temperature {self.temperature}: 0 (greedy) to {MAX_TEMPERATURE:,.0f} "
+                f"--temperature {self.temperature!r}: 0 (greedy) to {MAX_TEMPERATURE:,.0f} "
                 "is expected"
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p {self.top_p}: more than 0 and at most 1 is expected")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"--top-k {self.top_k}: 1 or more is expected")
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed}: 0 or more is expected")
+        if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise UsageError(f"--top-p {self.top_p!r}: more than 0 and at most 1 is expected")
+        if self.top_k is not None:
+            check_whole("--top-k", self.top_k, 1)
+        check_whole("--seed", self.seed, 0)
         if self.temperature == 0 and (self.top_p is not None or self.top_k is not None):
             raise UsageError(
                 "--top-p and --top-k mean nothing at temperature 0, which always takes the "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.runtime.amounts import check_whole
 from vlmc.runtime.answer import Answer
 from vlmc.runtime.chat import ChatTemplate
 from vlmc.runtime.choices import check_masks, judged
@@ -98,8 +99,11 @@ class Session:
         model's numbers are not finite. The session may be used on after either.
         """
         begun = time.perf_counter()
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:  # pyright: ignore
-            raise UsageError(f"--max-new-tokens {max_new_tokens}: 1 or more is expected")
+        check_whole("--max-new-tokens", max_new_tokens, 1)
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise UsageError(
+                f"cancel {cancel!r}: one with is_set(), such as a threading.Event, is expected"
+            )
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         stops = stop_strings(stop)
         if not self.design.generates and (stops or sampling != Sampling(seed=seed)):

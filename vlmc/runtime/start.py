@@ -15,6 +15,7 @@ from vlmc.builder.values import valued
 from vlmc.diagnostics import UsageError
 from vlmc.ir import Arch, Role
 from vlmc.resolver import resolve
+from vlmc.runtime.amounts import check_whole
 from vlmc.runtime.assemble import Belongings, equip, not_finite, of_build, without_values
 from vlmc.runtime.describe import describe
 from vlmc.runtime.design import Design
@@ -22,7 +23,7 @@ from vlmc.runtime.engines.eager_engine import EagerEngine
 from vlmc.runtime.engines.engine import Engine
 from vlmc.runtime.engines.open import ENGINES, open_engine
 from vlmc.runtime.engines.paged_eager import PagedEagerEngine
-from vlmc.runtime.placement import DTYPES, check_memory, device_of
+from vlmc.runtime.placement import check_memory, device_of, dtype_of
 from vlmc.runtime.session import Session
 from vlmc.spec.document import ModelSpec
 
@@ -80,16 +81,17 @@ def start(
     running: Engine
     begun = time.perf_counter()
     origin = _origin(spec, mini, checkpoint, build)
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}: 1 or more is expected")
-    if blocks is not None and blocks < 1:
-        raise UsageError(f"blocks {blocks}: 1 or more is expected")
+    if threads is not None:
+        check_whole("--threads", threads, 1)
+    if blocks is not None:
+        check_whole("blocks", blocks, 1)
+    number = None if dtype is None else dtype_of(dtype)
     arch = resolve(spec, mini=mini)
     spec = spec.mini() if mini else spec
     design = describe(spec, arch)
     equipment = equip(design, origin.belongings(design, tokenizer))
     if engine == "eager":
-        model = _model(arch, design, origin, device, dtype, threads, report)
+        model = _model(arch, design, origin, device, number, threads, report)
         if blocks is None:
             running = EagerEngine(model, design)
         else:
@@ -109,12 +111,12 @@ def _model(
     design: Design,
     origin: Origin,
     device: str,
-    dtype: str | None,
+    dtype: torch.dtype | None,
     threads: int | None,
     report: Report,
 ) -> nn.Module:
     place = device_of(device)
-    number = DTYPES[dtype or ("fp32" if place.type == "cpu" else "bf16")]
+    number = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     if threads is not None:
         torch.set_num_threads(threads)
     cache = design.sequence * design.cache_elements * number.itemsize
