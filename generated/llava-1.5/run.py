@@ -25,10 +25,12 @@ import json
 import math
 import os
 import platform
+import re
 import time
 import unicodedata
 import warnings
 import weakref
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,6 +38,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from io import BytesIO
 from itertools import groupby, pairwise
+from numbers import Integral, Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
 
@@ -186,6 +189,23 @@ def design_from_json(text: str) -> Design:
 
 def _tuples(value: Any) -> Any:
     return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
+# --------------------------------------------------------------------------------------------------
+# Numbers that a caller gives, checked by their kind before they are compared.
+# --------------------------------------------------------------------------------------------------
+
+
+def check_whole(name: str, given: object, least: int) -> None:
+    """Raises UsageError, which calls the number `name`, unless it is whole and `least` or more."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
+        what = "a whole number, " * (not isinstance(given, int))
+        raise UsageError(f"{name} {given!r}: {what}{least} or more is expected")
+
+
+def is_number(given: object) -> bool:
+    """Whether it is a real number, whole or not."""
+    return isinstance(given, Real) and not isinstance(given, bool)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -565,9 +585,11 @@ def token_ids(
     front where the prompt has no marker. `surrounded` says that the text itself holds what stands
     around a prompt, as one does that a chat template made.
 
-    Raises UsageError where markers and images do not match, where the text itself reads as a
+    Raises UsageError where the prompt is no text, where markers and images do not match, where the text itself reads as a
     placeholder, or where the tokenizer knows words that the model does not.
     """
+    if any("\ud800" <= c <= "\udfff" for c in prompt):  # what a shell makes of other bytes
+        raise UsageError("the prompt is no text in UTF-8: write it in that encoding")
     stretches = _stretches(prompt, len(images))
     texts = _encoded(stretches, tokenizer)
     for text in texts:
@@ -1805,17 +1827,16 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+        if not (is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE):
             raise UsageError(
-                f"--temperature {self.temperature}: 0 (greedy) to {MAX_TEMPERATURE:,.0f} "
+                f"--temperature {self.temperature!r}: 0 (greedy) to {MAX_TEMPERATURE:,.0f} "
                 "is expected"
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p {self.top_p}: more than 0 and at most 1 is expected")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"--top-k {self.top_k}: 1 or more is expected")
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed}: 0 or more is expected")
+        if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise UsageError(f"--top-p {self.top_p!r}: more than 0 and at most 1 is expected")
+        if self.top_k is not None:
+            check_whole("--top-k", self.top_k, 1)
+        check_whole("--seed", self.seed, 0)
         if self.temperature == 0 and (self.top_p is not None or self.top_k is not None):
             raise UsageError(
                 "--top-p and --top-k mean nothing at temperature 0, which always takes the "
@@ -2127,26 +2148,16 @@ def laid_out(
     return Layout(ids=array, visual=marks, seen=seen, inputs=inputs)
 
 
-def check_images(design: Design, inputs: Inputs) -> None:
-    """Raises UsageError, with the arithmetic, where there are more images than the token budget
-    has room for."""
-    images, most = inputs.images, design.max_images
+def check_images(design: Design, images: int) -> None:
+    """Raises UsageError where a prompt has more images than the token budget."""
+    most = design.max_images
     if images <= most:
         return
-    remedy = f"token_budget: {{images: {images}}} makes room for them"
-    if design.serving in ("cross_attention", "single_pass"):
-        budget = f"{most or 'no'} image{'s' * (most != 1)}"
-        raise UsageError(
-            f"{images} images are too many: the token budget of this design has {budget} in one "
-            f"prompt; give fewer, or {remedy}"
-        )
-    if inputs.sequence > design.sequence:
-        fitting = max(0, (design.sequence - inputs.text) * images // inputs.visual)
-        raise UsageError(
-            f"{images} images are too many: {_taken(inputs)} tokens, but the token budget has "
-            f"{design.sequence:,} for text and images; {fitting} of them fit beside this text, and "
-            f"{remedy}"
-        )
+    budget = f"{most or 'no'} image{'s' * (most != 1)}"
+    raise UsageError(
+        f"{images} images are too many: the token budget of this design has {budget} in one "
+        f"prompt; give fewer, or build it with token_budget: {{images: {images}}}"
+    )
 
 
 def check_context(
@@ -2618,8 +2629,11 @@ class Session:
         model's numbers are not finite. The session may be used on after either.
         """
         begun = time.perf_counter()
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:  # pyright: ignore
-            raise UsageError(f"--max-new-tokens {max_new_tokens}: 1 or more is expected")
+        check_whole("--max-new-tokens", max_new_tokens, 1)
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise UsageError(
+                f"cancel {cancel!r}: an object with is_set(), such as threading.Event(), is expected"
+            )
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         stops = stop_strings(stop)
         if not self.design.generates and (stops or sampling != Sampling(seed=seed)):
@@ -2688,6 +2702,7 @@ class Session:
         sight = self.sight
         layouts: list[Layout] = []
         for question in questions:
+            check_images(self.design, len(question.shown))
             layout = laid_out(
                 self.design,
                 self.tokenizer,
@@ -2696,7 +2711,6 @@ class Session:
                 surrounded=question.surrounded,
                 notes=(*sight.notes(question.shown), *self._origin_notes()),
             )
-            check_images(self.design, layout.inputs)
             check_context(self.design, layout.inputs, limit, self.engine.capacity)
             if not self.design.generates:
                 check_masks(self.design, self.tokenizer, layout.ids.tolist())
@@ -3870,11 +3884,6 @@ class TorchEngine:
                 f"the prompt takes {longest} tokens, and the {self.name} graphs of this build take "
                 f"{text}; --engine eager takes more, and so would a larger token_budget"
             )
-        images, least = max(len(row.features) for row in rows), max(1, self.design.max_images)
-        if images > least:
-            raise UsageError(
-                f"{images} images in one prompt, and the token budget of this design has {least}"
-            )
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Ids [batch, text], padded on the right, and their mask."""
@@ -4051,6 +4060,76 @@ def _minor(version: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
+# What an exported program on disk may hold: data alone, nothing that runs when it is read.
+#
+# torch.export.load unpickles weights, constants, custom objects and example inputs, and evaluates
+# the expressions of symbolic sizes. A build writes none of the former and only sums and products.
+# --------------------------------------------------------------------------------------------------
+
+
+EXAMPLE = "data/sample_inputs/model.pt"
+TABLES = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+PROGRAM = "models/model.json"
+PARTS = {
+    *TABLES,
+    EXAMPLE,
+    PROGRAM,
+    "data/weights/weight_0",
+    "archive_format",
+    "archive_version",
+    ".data/version",
+    ".data/serialization_id",
+    "byteorder",
+}
+"""Entries of an archive, below the one folder that all of them share."""
+
+_EXPRESSION = re.compile(r"([-\s'(),=+*/<>]|\b([su]?\d+|[A-Z][A-Za-z]*|positive|integer)\b)*")
+"""Numbers, symbols such as s12, and constructors such as Mul. No function has such a name, and
+without escapes and attributes none can be reached."""
+
+
+def check_plain(path: Path) -> None:
+    """Raises ValueError, with the reason, for an archive that no build of ours wrote, and OSError
+    where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            root = names[0].partition("/")[0] + "/" if names else ""
+            found = [name.removeprefix(root) for name in names]
+            foreign = sorted({name for name in found if name not in PARTS or found.count(name) > 1})
+            if foreign:
+                raise ValueError(f"it holds {foreign[0]}, which no build writes")
+            if archive.getinfo(root + EXAMPLE).file_size:
+                raise ValueError("it holds pickled example inputs")
+            weights, constants = (_table(archive.read(root + name)) for name in TABLES)
+            if constants or any(one.get("use_pickle") is not False for one in weights):
+                raise ValueError("it holds pickled values")
+            for text in _expressions(json.loads(archive.read(root + PROGRAM))):
+                if _EXPRESSION.fullmatch(text) is None:
+                    raise ValueError(f"a size in it is {text[:40]!r}")
+    except (zipfile.BadZipFile, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is damaged: {error}") from None
+
+
+def _table(text: bytes) -> list[dict[str, Any]]:
+    return list(json.loads(text)["config"].values())
+
+
+def _expressions(found: object) -> Iterator[str]:
+    """Every text that is evaluated."""
+    waiting = [found]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            for key, value in cast("dict[str, object]", one).items():
+                if key == "expr_str" and isinstance(value, str):
+                    yield value
+                waiting.append(value)
+        elif isinstance(one, list):
+            waiting += cast("list[object]", one)
+
+
+# --------------------------------------------------------------------------------------------------
 # Exported programs, compiled by torch.compile when they are first used.
 # --------------------------------------------------------------------------------------------------
 
@@ -4103,12 +4182,13 @@ class CompiledProgram:
 
 def exported_module(graph: GraphFile, weights: MappedWeights) -> Any:
     """The exported program of `graph` as a module over the build's weights. Raises EnvironmentFault
-    where this torch cannot read it."""
+    where this torch cannot read it, or reading it would run what it holds."""
     try:
+        check_plain(graph.path)
         with quiet():
             program: Any = torch.export.load(graph.path)
             module: Any = program.module(check_guards=False)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EnvironmentFault(
             f"{graph.path}: this torch ({torch.__version__}) cannot read it ({reason}); "
@@ -4277,13 +4357,13 @@ def _answer(design: Design, folder: Path, asked: argparse.Namespace) -> None:
         raise UsageError(
             f"{folder} has no weights: build it with `vlmc build {folder} --checkpoint DIR`"
         )
-    if asked.threads is not None and asked.threads < 1:
-        raise UsageError(f"--threads {asked.threads}: 1 or more is expected")
+    if asked.threads is not None:
+        check_whole("--threads", asked.threads, 1)
     engine = open_engine(folder, asked.engine, design, threads=asked.threads)
     session = deployed(folder, design, engine, tokenizer=asked.tokenizer)
     session.load_seconds = time.perf_counter() - begun
     stream = session.generate(
-        asked.prompt,
+        session.chatted(asked.prompt, len(asked.image)) if asked.chat else asked.prompt,
         asked.image,
         features=asked.features,
         max_new_tokens=asked.max_new_tokens,
@@ -4344,6 +4424,7 @@ def _parser(design: Design) -> argparse.ArgumentParser:
     add("--top-k", type=int, help="draw from this many of the likeliest")
     add("--seed", type=int, default=0, help="of the draws (0)")
     add("--stop", action="append", default=[], help="a text that ends the answer; may be repeated")
+    add("--chat", action="store_true", help="put the prompt into the weights' chat template")
     add("--threads", type=int, help="threads that compute (default: as the engine chooses)")
     add("--json", action="store_true", help="print one JSON object")
     return parser

@@ -47,3 +47,17 @@ def test_the_table_of_specs(root: Path) -> None:
             unit = {"B": 1e9, "M": 1e6}[shown[-1]]
             assert abs(float(shown[:-1]) * unit / design[exact] - 1) < 0.006
         assert int(tokens) == design["visual_tokens_per_image"]
+
+
+def test_what_a_build_holds_is_named(root: Path) -> None:
+    built = (root / "generated" / "llava-1.5" / "README.md").read_text("utf-8")
+    for name in ("run.py", "onnx/", "transformers.js/", "verification.json"):
+        assert f"| `{name}` |" in built, name
+    assert "\npython run.py --engine onnx --image photo.png --prompt" in built
+    other = (root / "generated" / "flamingo" / "README.md").read_text("utf-8")
+    assert "transformers.js" not in other, "it has no class for it"
+    said = " ".join(vlmc("build", "--help", folder=root).stdout.split())
+    assert "run.py" in said
+    readme = (root / "README.md").read_text("utf-8")
+    assert "vlmc.load(" in readme
+    assert "(docs/runtime.md)" in readme

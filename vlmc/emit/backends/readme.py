@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlmc.diagnostics import UsageError
 from vlmc.emit.artifact import Build
 from vlmc.ir import Node
 from vlmc.spec.document import ArtifactName
@@ -31,6 +32,12 @@ Other files in this folder are kept.
 {run}
 ```
 
+`run.py` answers from this folder where vlmc is not installed, once there are weights:
+
+```
+{alone}
+```
+
 `model.py` needs torch only:
 
 ```python
@@ -47,6 +54,7 @@ load_weights(model, "weights")
 | file | what it is |
 |---|---|
 | `model.py` | the model, one self-contained file |
+| `run.py` | answers questions by the artifacts in this folder, without vlmc |
 | `arch.txt` | the design with every width, token count and parameter count inferred |
 | `spec.resolved.yaml` | the spec with presets and defaults written out; itself a spec |
 | `manifest.json` | the hash of each file, what is deferred and why, the predictions |
@@ -61,6 +69,10 @@ FOLDERS: dict[ArtifactName, str] = {
     "onnx": "graphs for ONNX Runtime, beside links to `weights/`; not committed",
     "aoti": "graphs that AOTInductor compiled, which read `weights/`; not committed",
 }
+LAYOUT = (
+    "with `--layout transformers.js`: the ONNX graphs under the names of that client, beside links "
+    "to `weights/`; not committed"
+)
 MEASURED = (
     "how far each artifact is from eager fp32, measured where it was built; not committed; "
     "`vlmc verify` measures again"
@@ -112,6 +124,7 @@ def source(build: Build) -> str:
             f"| {name} | {'no bound' if count is None else f'{count:,}'} |" for name, count in rows
         ),
         run=_run(build),
+        alone=_alone(build),
         folders=_folders(build),
         weights=_weights(build),
     )
@@ -120,9 +133,24 @@ def source(build: Build) -> str:
 def _folders(build: Build) -> str:
     """A line of the table of files for each folder of graphs, and for what is measured of them."""
     rows = [(f"{name}/", FOLDERS[name]) for name in build.spec.artifacts if name in FOLDERS]
+    if _in_browsers(build):
+        rows.append(("transformers.js/", LAYOUT))
     if rows:
         rows.append(("verification.json", MEASURED))
     return "".join(f"| `{name}` | {text} |\n" for name, text in rows)
+
+
+def _in_browsers(build: Build) -> bool:
+    """Whether transformers.js has a class for the design, so that graphs may be made for it."""
+    if "onnx" not in build.spec.artifacts:
+        return False
+    from vlmc.emit.layout.transformers_js import check  # with onnx, only where there are graphs
+
+    try:
+        check(build.arch)
+    except UsageError:
+        return False
+    return True
 
 
 def _training(node: Node) -> str:
@@ -139,7 +167,18 @@ def _weights(build: Build) -> str:
 
 
 def _run(build: Build) -> str:
-    inputs = '--image photo.png --prompt "What is in the picture?"'
+    inputs = _inputs(build)
     twin = f"vlmc run {build.origin} --mini {inputs}"
     full = f"vlmc run {build.origin} {inputs} --checkpoint DIR"
     return twin if build.mini else f"{full}\n{twin}  # at laptop size"
+
+
+def _alone(build: Build) -> str:
+    engine = "onnx" if "onnx" in build.spec.artifacts else "eager"
+    return f"python run.py --engine {engine} {_inputs(build)}"
+
+
+def _inputs(build: Build) -> str:
+    regions = build.arch.node("encoder").kind == "regions"
+    shown = "--features regions.safetensors" if regions else "--image photo.png"
+    return f'{shown} --prompt "What is in the picture?"'
