@@ -57,10 +57,18 @@ def check_machine(graphs: GraphFolder) -> None:
         raise EnvironmentFault(
             f"{graphs.folder} was compiled for an NVIDIA GPU, and torch sees none; {ELSEWHERE}"
         )
-    for word, own in (("os", platform.system()), ("machine", platform.machine())):
-        if graphs.system.get(word) != own:
+    if graphs.device == "cuda" and graphs.gpu is not None:
+        # Machine code of one capability runs on later ones of the same generation.
+        (major, minor), own = graphs.gpu, torch.cuda.get_device_capability()
+        if own[0] != major or own[1] < minor:
             raise EnvironmentFault(
-                f"{graphs.folder} was compiled for {graphs.system.get(word)}, and this is {own}; "
+                f"{graphs.folder} was compiled for GPUs of capability {major}.{minor}, and "
+                f"this one has {own[0]}.{own[1]}: build it again here, or {ELSEWHERE}"
+            )
+    for word, name in (("os", platform.system()), ("machine", platform.machine())):
+        if graphs.system.get(word) != name:
+            raise EnvironmentFault(
+                f"{graphs.folder} was compiled for {graphs.system.get(word)}, and this is {name}; "
                 f"{ELSEWHERE}"
             )
     missing = missing_features(graphs.system, cpu_features())

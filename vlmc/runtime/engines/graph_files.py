@@ -50,6 +50,8 @@ class GraphFolder:
     system: Mapping[str, Any]
     """What compiled code needs: os, machine, cpu_features. Empty where nothing is compiled."""
     graphs: Mapping[str, GraphFile]
+    gpu: tuple[int, int] | None = None
+    """The compute capability for which they are compiled; None for a processor's."""
 
     @property
     def capacity(self) -> int | None:
@@ -70,12 +72,20 @@ def read_graphs(folder: Path) -> GraphFolder:
             dtype=found["dtype"],
             device=found["device"],
             system=found.get("system", {}),
+            gpu=_capability(found.get("gpu")),
             graphs={entry["name"]: _graph_file(folder, entry) for entry in found["graphs"]},
         )
     except FileNotFoundError:
         raise EnvironmentFault(f"{folder}: there are no graphs here; build them") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentFault(f"{path}: is damaged ({error}); build it again") from None
+
+
+def _capability(found: Any) -> tuple[int, int] | None:
+    if found is None:
+        return None
+    major, minor = found
+    return int(major), int(minor)
 
 
 def _graph_file(folder: Path, entry: Mapping[str, Any]) -> GraphFile:

@@ -13,6 +13,26 @@ from vlmc.builder.located import Located, adjacent, located, located_in
 from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.runtime.engines.graph_files import GraphFile
 
+MAPPED = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The number formats of safetensors."""
+
 
 class MappedWeights:
     """Weights by name, in the number format `dtype` and on `device`.
@@ -57,12 +77,21 @@ class MappedWeights:
         shape = first.shape
         if len(places) > 1:
             shape = (sum(place.shape[0] for place in places), *shape[1:])
-        kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
-        dtype = kinds.get(first.dtype, torch.bfloat16)
+        dtype = MAPPED.get(first.dtype)
+        if dtype is None:
+            raise EnvironmentFault(
+                f"{first.file}: holds {first.dtype}, which this torch does not know; build it again"
+            )
         part = self._mapped(first.file)[first.begin : places[-1].end]
         if first.begin % dtype.itemsize:
             part = part.clone()
-        return part.view(dtype).view(shape)
+        try:
+            return part.view(dtype).view(shape)
+        except RuntimeError:
+            raise EnvironmentFault(
+                f"{first.file}: a tensor of {first.dtype} {list(shape)} does not take "
+                f"{len(part):,} bytes; it is damaged, build it again"
+            ) from None
 
     def _mapped(self, file: Path) -> Tensor:
         if file not in self.files:

@@ -49,9 +49,15 @@ class BlockTable:
 
     def reach(self, last: Sequence[int]) -> bool:
         """Makes room up to the position `last` of each row; whether a block was added. Raises
-        UsageError, and changes nothing, where too few are free."""
+        UsageError, and changes nothing, where a row has no place for more, or too few are free."""
         have = np.count_nonzero(self.numbers, axis=1)
         need = [position // self.blocks.size + 1 for position in last]
+        width = self.numbers.shape[1]
+        if max(need, default=0) > width:
+            raise UsageError(
+                f"the paged key/value cache holds {width * self.blocks.size} tokens of a sequence, "
+                f"and {max(last) + 1} are needed; a larger token_budget holds more"
+            )
         wanted = [
             (row, number) for row, most in enumerate(need) for number in range(have[row], most)
         ]

@@ -1,0 +1,101 @@
+"""What stands in the files of an engine and does not fit: said before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlmc.diagnostics import EnvironmentFault, UsageError
+from vlmc.runtime.engines.aoti_program import check_machine
+from vlmc.runtime.engines.graph_files import read_graphs
+from vlmc.runtime.engines.mapped_weights import MAPPED, MappedWeights
+from vlmc.runtime.engines.paged import Blocks, BlockTable
+
+
+def mapped(folder: Path, values: dict[str, torch.Tensor]) -> MappedWeights:
+    """Constants of graphs, and one weight."""
+    folder.mkdir(exist_ok=True)
+    save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    save_file(values, folder / "constants.safetensors")
+    return MappedWeights(folder, folder, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("dtype", MAPPED.values(), ids=MAPPED)
+def test_constants_of_every_number_format(dtype: torch.dtype, tmp_path: Path) -> None:
+    expected = torch.tensor([[0, 1, 3], [1, 0, 2]]).to(dtype)
+    own = mapped(tmp_path, {"first": torch.ones(1, dtype=torch.uint8), "c": expected}).constant("c")
+    assert own.dtype == dtype
+    assert torch.equal(own.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(("F32", "F4"), "holds F4, which"), (("[2,3]", "[2,4]"), r"F32 \[2, 4\] does not take 24")],
+)
+def test_a_constant_that_is_none(change: tuple[str, str], reason: str, tmp_path: Path) -> None:
+    mapped(tmp_path, {"c": torch.ones(2, 3)})
+    file = tmp_path / "constants.safetensors"
+    old, new = (one.encode() for one in change)
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].replace(old, new)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    with pytest.raises(EnvironmentFault, match=reason):
+        MappedWeights(tmp_path, tmp_path, torch.float32, "cpu").constant("c")
+
+
+@pytest.mark.parametrize(
+    ("made", "here", "runs"),
+    [
+        ([9, 0], (9, 0), True),
+        ([8, 0], (8, 6), True),
+        ([8, 6], (8, 0), False),
+        ([8, 0], (9, 0), False),
+        (None, (9, 0), True),
+    ],
+)
+def test_a_package_for_another_gpu(
+    made: Any, here: Any, runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: here)
+    described = {
+        "torch": torch.__version__,
+        "dtype": "float32",
+        "device": "cuda",
+        "gpu": made,
+        "system": {"os": platform.system(), "machine": platform.machine()},
+        "graphs": [],
+    }
+    (tmp_path / "graphs.json").write_text(json.dumps(described))
+    if runs:
+        check_machine(read_graphs(tmp_path))
+        return
+    with pytest.raises(EnvironmentFault, match=rf"capability {made[0]}.{made[1]}, and this one"):
+        check_machine(read_graphs(tmp_path))
+
+
+def test_a_capability_that_is_none(tmp_path: Path) -> None:
+    described = {"torch": "2", "dtype": "float32", "device": "cuda", "gpu": [9], "graphs": []}
+    (tmp_path / "graphs.json").write_text(json.dumps(described))
+    with pytest.raises(EnvironmentFault, match="is damaged"):
+        read_graphs(tmp_path)
+
+
+def test_a_row_beyond_its_table_takes_no_block() -> None:
+    blocks = Blocks(10, 16)
+    table = BlockTable(blocks, 2, 3)
+    table.reach([0, 40])
+    free, numbers = list(blocks.free), table.numbers.copy()
+    with pytest.raises(UsageError, match="holds 48 tokens of a sequence, and 49 are needed"):
+        table.reach([20, 48])
+    assert blocks.free == free
+    assert np.array_equal(table.numbers, numbers)
+    assert table.reach([20, 47])
