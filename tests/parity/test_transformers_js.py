@@ -41,8 +41,7 @@ LEAST_NODE = (20, 9)
 @pytest.fixture(scope="module")
 def client() -> Path:
     """The folder of the client, installed once for a lock file and a Python environment."""
-    if shutil.which("npm") is None or _node() < LEAST_NODE:
-        pytest.skip("Node 20.9 or newer and npm are not installed")
+    _need_node()
     files = sorted(path for path in JS.rglob("*.json") if "node_modules" not in path.parts)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     folder = Path(sys.prefix) / "share" / f"vlmc-js-{digest}"
@@ -60,6 +59,16 @@ def client() -> Path:
         shutil.rmtree(made.parent)
     shutil.copyfile(JS / "run.mjs", folder / "run.mjs")
     return folder
+
+
+def _need_node() -> None:
+    """Skips where the client cannot run; fails where the whole check is meant to run (CI)."""
+    if shutil.which("npm") is not None and _node() >= LEAST_NODE:
+        return
+    lacking = "Node 20.9 or newer and npm are not installed"
+    if os.environ.get("CI"):
+        pytest.fail(f"{lacking}; .ci/run installs them")
+    pytest.skip(lacking)
 
 
 def _node() -> tuple[int, ...]:
@@ -199,3 +208,13 @@ def test_the_tokenizer_that_a_user_put_into_the_build(
     made, own = load_tokenizer(folder), load_tokenizer(tmp_path)
     assert made.encode(words) == own.encode(words)
     assert made.id("▁th") is not None, "no bytes"
+
+
+@pytest.mark.parametrize(("ci", "ends"), [("1", pytest.fail), ("", pytest.skip)])
+def test_without_node_the_whole_check_fails(
+    monkeypatch: pytest.MonkeyPatch, ci: str, ends: Any
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ends.Exception, match="are not installed"):
+        _need_node()
