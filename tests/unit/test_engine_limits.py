@@ -27,8 +27,9 @@ def mapped(folder: Path, values: dict[str, torch.Tensor]) -> MappedWeights:
     return MappedWeights(folder, folder, torch.float32, "cpu")
 
 
-@pytest.mark.parametrize("dtype", MAPPED.values(), ids=MAPPED)
-def test_constants_of_every_number_format(dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MAPPED.values(), ids=MAPPED)
+def test_constants_of_every_number_format(name: str, tmp_path: Path) -> None:
+    dtype = getattr(torch, name)
     expected = torch.tensor([[0, 1, 3], [1, 0, 2]]).to(dtype)
     own = mapped(tmp_path, {"first": torch.ones(1, dtype=torch.uint8), "c": expected}).constant("c")
     assert own.dtype == dtype

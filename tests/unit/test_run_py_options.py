@@ -1,13 +1,18 @@
-"""What run.py hands on from its command line."""
+"""What run.py hands on from its command line, and says where it cannot run."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vlmc
+from vlmc.emit.backends import run_py
 from vlmc.runtime import command
 from vlmc.runtime.session import Session
 
@@ -71,3 +76,24 @@ def test_bytes_that_are_no_text_are_a_sentence(
     assert capsys.readouterr().err == (
         "error: the prompt is no text in UTF-8: write it in that encoding\n"
     )
+
+
+@pytest.mark.parametrize(("package", "named"), [("numpy", "numpy"), ("PIL", "Pillow")])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_package_that_is_missing_is_named(
+    package: str, named: str, as_json: bool, tmp_path: Path
+) -> None:
+    spec = vlmc.load_spec(ROOT / "specs" / "llava-1.5.yaml")
+    (tmp_path / "run.py").write_text(run_py.source(spec, vlmc.resolve(spec)))
+    without = tmp_path / "without"
+    without.mkdir()
+    (without / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    line = [sys.executable, str(tmp_path / "run.py"), "--prompt", "What?", *["--json"] * as_json]
+    environment = {**os.environ, "PYTHONPATH": str(without)}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    sentence = f"the package {named} is missing: pip install {named}"
+    assert done.returncode == 3
+    if as_json:
+        assert json.loads(done.stdout) == {"version": 1, "error": sentence, "exit": 3}
+    else:
+        assert (done.stdout, done.stderr) == ("", f"error: {sentence}\n")

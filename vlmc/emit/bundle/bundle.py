@@ -5,7 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from vlmc.emit.bundle.late import DEFINITIONS, NEEDED, deferring, is_late, stand_ins
+from vlmc.emit.bundle.late import (
+    ABSENT,
+    DEFINITIONS,
+    NEEDED,
+    deferring,
+    is_late,
+    is_present,
+    stand_ins,
+)
 from vlmc.emit.bundle.portion import Portion, Taken, Unportable
 from vlmc.emit.inline.layout import LINE_LENGTH, formatted
 
@@ -31,16 +39,23 @@ def bundled(header: str, portions: Sequence[Portion], closing: str) -> str:
     _check_order(portions)
     lines = {line for one in portions for line in one.imports} - set(_START)
     late = sorted(line for line in lines if is_late(line))
+    needed = sorted(line for line in lines if is_present(line))
     types = sorted({*late, *(line for one in portions for line in one.for_types)})
     parts = [
         f'"""{header.rstrip()}\n"""',
         "from __future__ import annotations",
         "\n".join(_START),
         _FIRST,
-        "\n".join(sorted(lines.difference(late) | {"from typing import TYPE_CHECKING, Any"})),
+        "\n".join(
+            sorted(lines.difference(late, needed) | {"from typing import TYPE_CHECKING, Any"})
+        ),
     ]
     if late:
-        parts += ["\n".join(NEEDED), DEFINITIONS]
+        parts.append("\n".join(NEEDED))
+    if needed:
+        parts.append(f"try:\n{_indented(needed)}\n{ABSENT}")
+    if late:
+        parts.append(DEFINITIONS)
     if types:
         parts.append(f"if TYPE_CHECKING:\n{_indented(types)}")
     if late:

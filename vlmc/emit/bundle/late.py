@@ -12,6 +12,19 @@ from vlmc.emit.bundle.portion import Portion, Unportable, bound
 PRESENT = ("numpy", "PIL", "tokenizers")
 """Packages that every engine needs."""
 
+ABSENT = """\
+except ModuleNotFoundError as error:
+    package = {"PIL": "Pillow"}.get(error.name or "", error.name)
+    sentence = f"the package {package} is missing: pip install {package}"
+    if "--json" in sys.argv:
+        import json
+
+        print(json.dumps({"version": 1, "error": sentence, "exit": 3}))
+    else:
+        print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(3)"""
+"""What a file does without one of them."""
+
 DEFINITIONS = '''\
 class _Late:
     """A package that is imported when it is first used: each engine needs its own alone."""
@@ -37,14 +50,22 @@ NEEDED = ("import functools", "import importlib", "from collections.abc import C
 
 
 def is_late(line: str) -> bool:
-    """Whether an import is of such a package."""
+    """Whether an import is of a package that one engine alone may need."""
+    return any(one not in PRESENT and one not in sys.stdlib_module_names for one in _imported(line))
+
+
+def is_present(line: str) -> bool:
+    """Whether an import is of a package that every engine needs."""
+    return any(one in PRESENT for one in _imported(line))
+
+
+def _imported(line: str) -> list[str]:
+    """The packages of an import."""
     (node,) = ast.parse(line).body
     if isinstance(node, ast.ImportFrom):
-        packages = [(node.module or "").split(".")[0]]
-    else:
-        assert isinstance(node, ast.Import)
-        packages = [alias.name.split(".")[0] for alias in node.names]
-    return any(one not in PRESENT and one not in sys.stdlib_module_names for one in packages)
+        return [(node.module or "").split(".")[0]]
+    assert isinstance(node, ast.Import)
+    return [alias.name.split(".")[0] for alias in node.names]
 
 
 def stand_ins(lines: Iterable[str]) -> list[str]:

@@ -14,24 +14,24 @@ from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.runtime.engines.graph_files import GraphFile
 
 MAPPED = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "C64": "complex64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-"""The number formats of safetensors."""
+"""The number formats of safetensors, as torch calls them."""
 
 
 class MappedWeights:
@@ -77,7 +77,7 @@ class MappedWeights:
         shape = first.shape
         if len(places) > 1:
             shape = (sum(place.shape[0] for place in places), *shape[1:])
-        dtype = MAPPED.get(first.dtype)
+        dtype: Any = getattr(torch, MAPPED.get(first.dtype, ""), None)
         if dtype is None:
             raise EnvironmentFault(
                 f"{first.file}: holds {first.dtype}, which this torch does not know; build it again"
