@@ -20,10 +20,13 @@ TorchProgram = Callable[[list["Tensor"]], list["Tensor"]]
 
 
 class TorchState:
-    """A generation: everything that a step reads and writes, allocated once.
+    """A generation.
 
-    `inputs` is the list that the graph of a step is called with. Between two steps the tokens and
-    positions in it are overwritten, and its slots replaced by a longer view of `places`.
+    `inputs` is the list that the graph of a step is called with: tokens, positions and slots, what
+    is read from outside the sequence, and the caches (or a block table and the pool), all allocated
+    before the first step. Between two steps tokens and positions are overwritten, and the slots
+    replaced by a longer view of `places`. What a graph computes in, and the logits that it gives,
+    are its own to allocate at each step.
     """
 
     def __init__(
