@@ -42,14 +42,25 @@ from numbers import Integral, Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as TokenizerFile
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+try:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image, ImageOps
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as TokenizerFile
+    from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+except ModuleNotFoundError as error:
+    package = {"PIL": "Pillow"}.get(error.name or "", error.name)
+    sentence = f"the package {package} is missing: pip install {package}"
+    if "--json" in sys.argv:
+        import json
+
+        print(json.dumps({"version": 1, "error": sentence, "exit": 3}))
+    else:
+        print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(3)
 
 
 class _Late:
@@ -205,7 +216,7 @@ def check_whole(name: str, given: object, least: int) -> None:
 
 def is_number(given: object) -> bool:
     """Whether it is a real number, whole or not."""
-    return isinstance(given, Real) and not isinstance(given, bool)
+    return not isinstance(given, bool) and isinstance(given, Real)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -585,8 +596,8 @@ def token_ids(
     front where the prompt has no marker. `surrounded` says that the text itself holds what stands
     around a prompt, as one does that a chat template made.
 
-    Raises UsageError where the prompt is no text, where markers and images do not match, where the text itself reads as a
-    placeholder, or where the tokenizer knows words that the model does not.
+    Raises UsageError where the prompt is no text, where markers and images do not match, where the
+    text itself reads as a placeholder, or where the tokenizer knows words that the model does not.
     """
     if any("\ud800" <= c <= "\udfff" for c in prompt):  # what a shell makes of other bytes
         raise UsageError("the prompt is no text in UTF-8: write it in that encoding")
@@ -2632,7 +2643,7 @@ class Session:
         check_whole("--max-new-tokens", max_new_tokens, 1)
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError(
-                f"cancel {cancel!r}: an object with is_set(), such as threading.Event(), is expected"
+                f"cancel {cancel!r}: one with is_set(), such as a threading.Event, is expected"
             )
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         stops = stop_strings(stop)
@@ -3081,6 +3092,8 @@ class GraphFolder:
     system: Mapping[str, Any]
     """What compiled code needs: os, machine, cpu_features. Empty where nothing is compiled."""
     graphs: Mapping[str, GraphFile]
+    gpu: tuple[int, int] | None = None
+    """The compute capability for which they are compiled; None for a processor's."""
 
     @property
     def capacity(self) -> int | None:
@@ -3101,12 +3114,20 @@ def read_graphs(folder: Path) -> GraphFolder:
             dtype=found["dtype"],
             device=found["device"],
             system=found.get("system", {}),
+            gpu=_capability(found.get("gpu")),
             graphs={entry["name"]: _graph_file(folder, entry) for entry in found["graphs"]},
         )
     except FileNotFoundError:
         raise EnvironmentFault(f"{folder}: there are no graphs here; build them") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentFault(f"{path}: is damaged ({error}); build it again") from None
+
+
+def _capability(found: Any) -> tuple[int, int] | None:
+    if found is None:
+        return None
+    major, minor = found
+    return int(major), int(minor)
 
 
 def _graph_file(folder: Path, entry: Mapping[str, Any]) -> GraphFile:
@@ -3131,6 +3152,27 @@ def _graph_wire(wire: Mapping[str, Any]) -> GraphWire:
 # --------------------------------------------------------------------------------------------------
 # The weights of a build as tensors over its own files: nothing is copied where it need not be.
 # --------------------------------------------------------------------------------------------------
+
+
+MAPPED = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "C64": "complex64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""The number formats of safetensors, as torch calls them."""
 
 
 class MappedWeights:
@@ -3176,12 +3218,21 @@ class MappedWeights:
         shape = first.shape
         if len(places) > 1:
             shape = (sum(place.shape[0] for place in places), *shape[1:])
-        kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
-        dtype = kinds.get(first.dtype, torch.bfloat16)
+        dtype: Any = getattr(torch, MAPPED.get(first.dtype, ""), None)
+        if dtype is None:
+            raise EnvironmentFault(
+                f"{first.file}: holds {first.dtype}, which this torch does not know; build it again"
+            )
         part = self._mapped(first.file)[first.begin : places[-1].end]
         if first.begin % dtype.itemsize:
             part = part.clone()
-        return part.view(dtype).view(shape)
+        try:
+            return part.view(dtype).view(shape)
+        except RuntimeError:
+            raise EnvironmentFault(
+                f"{first.file}: a tensor of {first.dtype} {list(shape)} does not take "
+                f"{len(part):,} bytes; it is damaged, build it again"
+            ) from None
 
     def _mapped(self, file: Path) -> Tensor:
         if file not in self.files:
@@ -3700,9 +3751,15 @@ class BlockTable:
 
     def reach(self, last: Sequence[int]) -> bool:
         """Makes room up to the position `last` of each row; whether a block was added. Raises
-        UsageError, and changes nothing, where too few are free."""
+        UsageError, and changes nothing, where a row has no place for more, or too few are free."""
         have = np.count_nonzero(self.numbers, axis=1)
         need = [position // self.blocks.size + 1 for position in last]
+        width = self.numbers.shape[1]
+        if max(need, default=0) > width:
+            raise UsageError(
+                f"the paged key/value cache holds {width * self.blocks.size} tokens of a sequence, "
+                f"and {max(last) + 1} are needed; a larger token_budget holds more"
+            )
         wanted = [
             (row, number) for row, most in enumerate(need) for number in range(have[row], most)
         ]
@@ -3731,10 +3788,13 @@ TorchProgram = Callable[[list["Tensor"]], list["Tensor"]]
 
 
 class TorchState:
-    """A generation: everything that a step reads and writes, allocated once.
+    """A generation.
 
-    `inputs` is the list that the graph of a step is called with. Between two steps the tokens and
-    positions in it are overwritten, and its slots replaced by a longer view of `places`.
+    `inputs` is the list that the graph of a step is called with: tokens, positions and slots, what
+    is read from outside the sequence, and the caches (or a block table and the pool), all allocated
+    before the first step. Between two steps tokens and positions are overwritten, and the slots
+    replaced by a longer view of `places`. What a graph computes in, and the logits that it gives,
+    are its own to allocate at each step.
     """
 
     def __init__(
@@ -4021,10 +4081,18 @@ def check_machine(graphs: GraphFolder) -> None:
         raise EnvironmentFault(
             f"{graphs.folder} was compiled for an NVIDIA GPU, and torch sees none; {ELSEWHERE}"
         )
-    for word, own in (("os", platform.system()), ("machine", platform.machine())):
-        if graphs.system.get(word) != own:
+    if graphs.device == "cuda" and graphs.gpu is not None:
+        # Machine code of one capability runs on later ones of the same generation.
+        (major, minor), own = graphs.gpu, torch.cuda.get_device_capability()
+        if own[0] != major or own[1] < minor:
             raise EnvironmentFault(
-                f"{graphs.folder} was compiled for {graphs.system.get(word)}, and this is {own}; "
+                f"{graphs.folder} was compiled for GPUs of capability {major}.{minor}, and "
+                f"this one has {own[0]}.{own[1]}: build it again here, or {ELSEWHERE}"
+            )
+    for word, name in (("os", platform.system()), ("machine", platform.machine())):
+        if graphs.system.get(word) != name:
+            raise EnvironmentFault(
+                f"{graphs.folder} was compiled for {graphs.system.get(word)}, and this is {name}; "
                 f"{ELSEWHERE}"
             )
     missing = missing_features(graphs.system, cpu_features())
