@@ -30,6 +30,7 @@ from vlmc.emit.onnx import OnnxOptions, write
 from vlmc.emit.onnx.builder import Builder
 from vlmc.emit.onnx.external import Tables, of_weights
 from vlmc.emit.onnx.measure import measure
+from vlmc.emit.onnx.options import LARGEST_ERROR
 from vlmc.emit.onnx.quantise import pack
 from vlmc.emit.onnx.writer import Writer, silent
 from vlmc.passes.pipeline import optimise
@@ -252,6 +253,7 @@ def test_quantised_graphs_and_their_error(
     error = json.loads((folder / "quantisation.json").read_text())[bits]
     assert least < error["mean"] < most
     assert error["mean"] <= error["largest"]
+    assert error["allowed"] == LARGEST_ERROR[bits]
     assert 0 <= error["agreement"] <= 1
     assert not (folder / f"vision.{bits}.onnx").exists()
     packed = folder / f"decoder.{bits}.safetensors"

@@ -15,8 +15,10 @@ import vlmc
 from vlmc import pipeline
 from vlmc.builder.shards import stored_tensors
 from vlmc.commands import app
-from vlmc.emit.manifest import MEASURED, Manifest
+from vlmc.diagnostics import EnvironmentFault
+from vlmc.emit.manifest import MEASURED, NAME, Manifest
 from vlmc.emit.options import Options
+from vlmc.emit.record import hashed
 from vlmc.emit.store import Store
 from vlmc.emit.verify import Unsound, judge, subject, verifier, verify
 from vlmc.emit.verify.cases import STEPS, cases
@@ -189,6 +191,49 @@ def test_an_unsound_build_leaves_the_old_one(
     assert "language is " in str(raised.value)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert [path.name for path in copy.parent.iterdir()] == ["out"]
+
+
+def allowing(folder: Path, tolerance: float) -> bytes:
+    """What verification.json says, with another tolerance in it."""
+    document = json.loads((folder / MEASURED).read_text())
+    document["engines"]["onnx"]["tolerance"] = tolerance
+    return json.dumps(document).encode()
+
+
+def test_what_is_allowed_is_not_read_from_what_was_measured(copy: Path) -> None:
+    path = copy / "onnx" / "weights" / "model.safetensors"
+    flip(path, *place(path, "language.layers.0.mlp.down.weight"))
+    manifest = json.loads((copy / NAME).read_text())
+    manifest["files"]["onnx/weights/model.safetensors"] = hashed(path).model_dump()
+    (copy / NAME).write_text(json.dumps(manifest))
+    (copy / MEASURED).write_bytes(allowing(copy, 1e9))
+    verdict = pipeline.verify(copy)
+    assert (verdict.faults, verdict.sound) == ((), False)
+    assert verdict.engines["onnx"].tolerance == 1e-4
+
+
+def test_a_tolerance_of_ones_own_is_no_reason_not_to_measure(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*given: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(judge, "_measure", never)
+    check = verifier(pipeline.plan(copy, copy, (), False))
+    with pytest.raises(AssertionError, match="measured again"):
+        check(copy, Manifest.read(copy), allowing(copy, 1e9))
+
+
+def test_quantised_graphs_say_themselves_what_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    path = tmp_path / "onnx" / "quantisation.json"
+    for text in ("{}", "[]", "{", '{"int8": {"mean": 0.1}}'):
+        path.write_text(text)
+        with pytest.raises(EnvironmentFault, match="build it again"):
+            judge._tolerance(judge.ENGINES["onnx-int8"], tmp_path, "fp32")
+    path.write_text('{"int8": {"mean": 0.1, "allowed": 0.3}}')
+    assert judge._tolerance(judge.ENGINES["onnx-int8"], tmp_path, "fp32") == 0.3
+    assert judge._tolerance(judge.ENGINES["onnx"], tmp_path, "bf16") == 2e-2
 
 
 # -- beside fp32 on the design itself --------------------------------------------------------------

@@ -10,6 +10,9 @@ Bits = Literal["int8", "int4"]
 OPSETS = (20, 23)
 """20 is the first with Gelu; 23 the first with Attention, RMSNormalization and RotaryEmbedding."""
 
+QUANTISATION = "quantisation.json"
+"""Among the graphs: what quantisation costs, as it was measured, and what it may cost."""
+
 LARGEST_ERROR: dict[Bits, float] = {"int8": 0.1, "int4": 0.5}
 """The largest mean error of logits, relative to their spread, that a quantised graph may
 have unless a user says otherwise. Rounding costs most where weights are drawn from a normal

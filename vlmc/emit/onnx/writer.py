@@ -25,7 +25,7 @@ from vlmc.emit.onnx.external import Initializer, Tables, link, of_weights
 from vlmc.emit.onnx.lowering import Lowering
 from vlmc.emit.onnx.measure import QuantisationError, measure
 from vlmc.emit.onnx.operators import OPERATORS
-from vlmc.emit.onnx.options import OPSETS, OnnxOptions
+from vlmc.emit.onnx.options import OPSETS, QUANTISATION, OnnxOptions
 from vlmc.emit.onnx.quantise import Quantiser
 from vlmc.ir import Arch
 from vlmc.passes.effect import Effect
@@ -48,8 +48,6 @@ NUMBERS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 WEIGHTS = "weights"
 CONSTANTS = "constants.safetensors"
-QUANTISATION = "quantisation.json"
-"""What quantisation costs, as it was measured."""
 
 
 def write(
@@ -84,6 +82,7 @@ def write(
         error = measure(arch, folder, options.quantize)
         check(error, options)
         found = {key: float(f"{value:.3g}") for key, value in asdict(error).items()}
+        found["allowed"] = options.threshold
         (folder / QUANTISATION).write_text(json.dumps({options.quantize: found}, indent=2) + "\n")
 
 

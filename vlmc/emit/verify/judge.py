@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from vlmc.emit.options import Dtype
 from vlmc.emit.recipe import digest
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
-from vlmc.emit.verify.subject import Subject, measurable, threads
+from vlmc.emit.verify.subject import Subject, measurable, number_format, threads
 from vlmc.runtime.engines.open import open_engine
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
@@ -31,6 +32,11 @@ class Runtime:
     package: str
     variant: Literal["int8", "int4"] | None = None
     """The number format of the quantised graphs that it executes."""
+
+    @property
+    def judged(self) -> Literal["max_relative", "mean_relative"]:
+        """The error by which it is judged."""
+        return "max_relative" if self.variant is None else "mean_relative"
 
 
 ENGINES: Mapping[str, Runtime] = {
@@ -52,10 +58,11 @@ def verifier(build: Build) -> Callable[[Path, Manifest, bytes | None], bytes | N
 
     def judge(folder: Path, manifest: Manifest, before: bytes | None) -> bytes | None:
         former = Verification.parse(before)
-        known = {} if former is None else dict(former.engines)
-        for name, found in list(known.items()):
-            if found.files != _files(manifest, found.artifact) or not found.sound:
-                del known[name]
+        known: dict[str, Verified] = {}
+        for name in _present(folder, manifest):
+            found = None if former is None else former.engines.get(name)
+            if found is not None and _holds(found, ENGINES[name], folder, manifest):
+                known[name] = found
         measured = verify(build, folder, manifest, known)
         for name, found in measured.engines.items():
             if not found.sound:
@@ -88,11 +95,9 @@ def verify(
     folder: Path,
     manifest: Manifest,
     known: Mapping[str, Verified],
-    tolerances: Mapping[str, float] | None = None,
 ) -> Verification:
     """Everything about the artifacts of `manifest`, which lie in `folder`: what is `known`, and the
-    rest measured. `tolerances` are those of earlier quantised artifacts, by engine. Raises Unsound
-    for an artifact that cannot be executed at all."""
+    rest measured. Raises Unsound for an artifact that cannot be executed at all."""
     engines = dict(known)
     wanted = [name for name in _present(folder, manifest) if name not in known]
     if wanted:
@@ -102,13 +107,12 @@ def verify(
                 runtime = ENGINES[name]
                 build.progress(f"verifying {name}")
                 found = _measure(name, subject, expected, build)
-                given = (tolerances or {}).get(name)
                 engines[name] = Verified(
                     artifact=runtime.artifact,
                     files=_files(manifest, runtime.artifact),
                     measured=subject.measured,
-                    judged="mean_relative" if runtime.variant else "max_relative",
-                    tolerance=_tolerance(build, runtime, subject.dtype) if given is None else given,
+                    judged=runtime.judged,
+                    tolerance=_tolerance(runtime, folder, subject.dtype),
                     max_abs=max(one.max_abs for one in found),
                     max_relative=max(one.max_relative for one in found),
                     mean_relative=max(one.mean_relative for one in found),
@@ -140,12 +144,31 @@ def _present(folder: Path, manifest: Manifest) -> list[str]:
     ]
 
 
-def _tolerance(build: Build, runtime: Runtime, dtype: Dtype) -> float:
+def _tolerance(runtime: Runtime, folder: Path, dtype: Dtype) -> float:
+    """The largest error that is allowed. That of quantised graphs was chosen when they were made
+    and lies among their files, whose hashes the manifest knows."""
     if runtime.variant is None:
         return TOLERANCES[dtype]
-    from vlmc.emit.onnx.options import LARGEST_ERROR
+    from vlmc.emit.onnx.options import QUANTISATION
 
-    return build.options.max_error or LARGEST_ERROR[runtime.variant]
+    path = folder / runtime.artifact / QUANTISATION
+    try:
+        return float(json.loads(path.read_bytes())[runtime.variant]["allowed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise EnvironmentFault(
+            f"{path} does not say how large an error is allowed; build it again"
+        ) from None
+
+
+def _holds(found: Verified, runtime: Runtime, folder: Path, manifest: Manifest) -> bool:
+    """Whether something sound was measured of the same files, and by the same bound: nobody vouches
+    for what verification.json says is allowed."""
+    return (
+        found.sound
+        and found.files == _files(manifest, runtime.artifact)
+        and found.judged == runtime.judged
+        and found.tolerance == _tolerance(runtime, folder, number_format(folder))
+    )
 
 
 def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -> list[Measured]:

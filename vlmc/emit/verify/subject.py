@@ -72,10 +72,10 @@ def measurable(build: Build, folder: Path) -> Generator[Subject]:
         f"{volume(8 * build.arch.parameters)}, which are not free here"
     )
     with tempfile.TemporaryDirectory(prefix="vlmc-") as place:
-        yield _subject(_twin(build, Path(place), _dtype(folder)), Path(place), "twin")
+        yield _subject(_twin(build, Path(place), number_format(folder)), Path(place), "twin")
 
 
-def _dtype(folder: Path) -> Dtype:
+def number_format(folder: Path) -> Dtype:
     """The number format of a build's weights: the narrowest of them."""
     found = {one.dtype for one in stored_tensors(folder / "weights").values()}
     narrow: dict[str, Dtype] = {"BF16": "bf16", "F16": "fp16"}
@@ -116,7 +116,7 @@ def _subject(build: Build, folder: Path, measured: Literal["full", "twin"]) -> S
         measured=measured,
         folder=folder,
         design=design,
-        dtype=_dtype(folder),
+        dtype=number_format(folder),
         size=build.arch.parameters,
         eager=EagerEngine(model, design),
         cases=cases(design),

@@ -9,9 +9,8 @@ from typing import Any
 from vlmc.emit.artifact import Build
 from vlmc.emit.faults import explained
 from vlmc.emit.manifest import MEASURED, Manifest
-from vlmc.emit.staging import read
 from vlmc.emit.verify.judge import verify
-from vlmc.emit.verify.record import Verification, Verified
+from vlmc.emit.verify.record import Verified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +51,7 @@ def examine(manifest: Manifest, plan: Callable[[], Build]) -> Verdict:
     faults = manifest.verify(folder)
     engines: Mapping[str, Verified] = {}
     if not faults:
-        before = Verification.parse(read(folder / MEASURED))
-        held = {} if before is None else {n: one.tolerance for n, one in before.engines.items()}
-        found = verify(plan(), folder, manifest, {}, held)
+        found = verify(plan(), folder, manifest, {})
         engines = found.engines
         if engines:
             with explained(folder / MEASURED, "written"):
