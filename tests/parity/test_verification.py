@@ -25,6 +25,7 @@ from vlmc.emit.verify.cases import STEPS, cases
 from vlmc.emit.verify.measure import errors
 from vlmc.emit.verify.record import Verification
 from vlmc.runtime.describe import describe
+from vlmc.runtime.engines.paged import BlockTable
 
 SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
 LLAVA = next(path for path in SPECS if path.stem == "llava-1.5")
@@ -257,6 +258,39 @@ def test_half_precision_has_a_bound_of_its_own(tmp_path: Path) -> None:
     assert found is not None
     assert found.engines["onnx"].tolerance == 2e-2
     assert {one.dtype for one in stored_tensors(out / "weights").values()} == {"BF16"}
+
+
+# -- graphs for a cache in blocks ------------------------------------------------------------------
+
+
+@pytest.fixture
+def paged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A build with graphs for torch.compile; those for a cache of fixed size are not compiled."""
+    folder = tmp_path / "paged"
+    name = "compile-paged"
+    monkeypatch.setattr(judge, "ENGINES", {name: judge.ENGINES[name]})
+    vlmc.build(LLAVA, folder, mini=True, artifacts=["compile"])
+    return folder
+
+
+def test_graphs_for_a_cache_in_blocks_are_executed(
+    paged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Verification.parse((paged / MEASURED).read_bytes())
+    assert known is not None
+    found = known.engines["compile-paged"]
+    assert (found.artifact, found.tolerance, found.tokens) == ("compile", 1e-4, 1.0)
+    assert 0 < found.max_relative < 1e-5
+    assert {(case.graph, len(case.lengths)) for case in found.cases} == {
+        ("vision", 2),
+        ("language", 2),
+    }
+    # The table of blocks matters: one that leads all rows to one block is noticed.
+    monkeypatch.setattr(BlockTable, "reach", lambda self, last: False)
+    assert not measured(paged).engines["compile-paged"].sound
+    (paged / "compile" / "paged_decode.pt2").write_bytes(b"")
+    with pytest.raises(Unsound, match="executed by the engine compile-paged"):
+        measured(paged)
 
 
 # -- vlmc verify -----------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ from vlmc.emit.artifact import Build
 from vlmc.emit.manifest import Manifest
 from vlmc.emit.options import Dtype
 from vlmc.emit.recipe import digest
+from vlmc.emit.verify.cases import Case
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
 from vlmc.emit.verify.subject import Subject, measurable, number_format, threads
+from vlmc.runtime.engines.graph_files import read_graphs
 from vlmc.runtime.engines.open import open_engine
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
@@ -32,6 +34,8 @@ class Runtime:
     package: str
     variant: Literal["int8", "int4"] | None = None
     """The number format of the quantised graphs that it executes."""
+    paged: bool = False
+    """Whether it keeps key/value caches in blocks of a pool, by graphs of their own."""
 
     @property
     def judged(self) -> Literal["max_relative", "mean_relative"]:
@@ -41,6 +45,7 @@ class Runtime:
 
 ENGINES: Mapping[str, Runtime] = {
     "compile": Runtime("compile", "torch"),
+    "compile-paged": Runtime("compile", "torch", paged=True),
     "onnx": Runtime("onnx", "onnxruntime"),
     "onnx-int8": Runtime("onnx", "onnxruntime", "int8"),
     "onnx-int4": Runtime("onnx", "onnxruntime", "int4"),
@@ -141,6 +146,7 @@ def _present(folder: Path, manifest: Manifest) -> list[str]:
             runtime.variant is None
             or any((folder / runtime.artifact).glob(f"*.{runtime.variant}.onnx"))
         )
+        and (not runtime.paged or any((folder / runtime.artifact).glob("paged_*.pt2")))
     ]
 
 
@@ -173,10 +179,23 @@ def _holds(found: Verified, runtime: Runtime, folder: Path, manifest: Manifest) 
 
 def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -> list[Measured]:
     try:
-        engine = open_engine(subject.folder, name, subject.design)
+        pairs = list(zip(subject.cases, expected, strict=True))
+        if ENGINES[name].paged:
+            # As they are: the compiler has shown itself at the same layers over another cache, and
+            # takes longer than all the rest. Rows that grow side by side take blocks in turns.
+            pairs = [pair for pair in pairs if len(pair[0].prompts) > 1][:1]
+            engine = open_engine(
+                subject.folder,
+                ENGINES[name].artifact,
+                subject.design,
+                blocks=_blocks(subject.folder, pairs[0][0]),
+                backend="eager",
+            )
+        else:
+            engine = open_engine(subject.folder, name, subject.design)
         found: list[Measured] = []
-        for index, (case, right) in enumerate(zip(subject.cases, expected, strict=True)):
-            build.progress(f"verifying {name}: {case.name}", index, len(expected))
+        for index, (case, right) in enumerate(pairs):
+            build.progress(f"verifying {name}: {case.name}", index, len(pairs))
             found += compare(case, right, trace(engine, case, right.tokens()))
         return found
     except Exception as error:  # each runtime fails in its own way
@@ -185,6 +204,13 @@ def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -
             f"{ENGINES[name].artifact}/ cannot be executed by the engine {name}: "
             f"{type(error).__name__}: {said}"
         ) from error
+
+
+def _blocks(folder: Path, case: Case) -> int:
+    """As many blocks as the rows of a case could fill."""
+    graph = read_graphs(folder / "compile").graphs["paged_decode"]
+    width = next(wire.dims[1] for wire in graph.inputs if wire.name == "table")
+    return len(case.prompts) * int(width)
 
 
 def _agreement(found: list[Measured]) -> float:

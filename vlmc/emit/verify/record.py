@@ -19,6 +19,8 @@ DEFINITIONS = {
     "reference in the same case: by it quantised graphs are judged, all others by max_relative",
     "tokens": "the share of positions whose likeliest token is the reference's; every engine is "
     "given the reference's tokens to go on with",
+    "compile-paged": "the engine compile with its key/value cache in blocks: one case, by graphs "
+    "as they are exported",
     "measured": "full: the design itself; twin: its laptop-size twin, where this machine cannot "
     "hold the design twice",
 }
