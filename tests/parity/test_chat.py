@@ -118,7 +118,8 @@ def test_a_conversation_with_images_becomes_the_same_tokens(bos: str, tmp_path: 
 
 
 def talking(folder: Path) -> Session:
-    return vlmc.load(LLAVA, mini=True, tokenizer=folder)
+    budget = ["token_budget.images=2"]
+    return vlmc.load(LLAVA, mini=True, tokenizer=folder, overrides=budget)
 
 
 def test_where_a_template_is_found(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_two_images_among_words_where_none_can_be_placed() -> None:
     prompt = "One <image> and <image>?"
     picture = ROOT / "docs" / "images" / "shapes.png"
     images = ("--image", picture, "--image", picture)
-    said = refused("run", VISUALBERT, "--mini", *images, "--prompt", prompt)
+    budget = ("--set", "token_budget.images=2")
+    said = refused("run", VISUALBERT, "--mini", *budget, *images, "--prompt", prompt)
     assert "fusion.token" not in said
     assert "leave the markers out" in said
 

@@ -213,5 +213,6 @@ def test_the_same_picture_twice_is_two_images(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (9, 9), (10, 200, 90)).save(path)
     for spec in GENERATING:
-        answer = session(spec).generate("Which?", [path, PICTURE], max_new_tokens=3)
+        twin = vlmc.load(spec, mini=True, overrides=["token_budget.images=2"])
+        answer = twin.generate("Which?", [path, PICTURE], max_new_tokens=3)
         assert answer.inputs.images == 2
