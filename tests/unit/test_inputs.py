@@ -148,9 +148,8 @@ def test_a_video_is_answered_frame_by_frame(tmp_path: Path) -> None:
 
 
 def test_placeholders_follow_the_frames_that_are_shown(tmp_path: Path) -> None:
-    twin = vlmc.load(
-        LLAVA, mini=True, overrides=["encoder.frames={train: 3}", "token_budget.images=2"]
-    )
+    overrides = ["encoder.frames={train: 3}", "token_budget={images: 2, text: 512}"]
+    twin = vlmc.load(LLAVA, mini=True, overrides=overrides)
     film, one = animation(tmp_path / "a.gif", [0, 250]), still(tmp_path / "1.png", 9)
     for path, tokens in ((one, 16), (film, 32)):
         assert twin.generate("What?", [path], max_new_tokens=2).inputs.visual == tokens
