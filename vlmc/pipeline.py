@@ -9,6 +9,7 @@ validated in a fraction of the time that importing torch takes.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -133,6 +134,8 @@ def plan(
     if output is None:
         stem = f"{path.stem}-mini" if mini else path.stem
         output = Path("generated") / stem if again is None else path
+    if seed is None and checkpoint is None and again is not None:
+        seed = _seed(again)
     if seed is None and mini and checkpoint is None:
         seed = 0
     parts = spec_of_build.weight_folders
@@ -328,6 +331,14 @@ def _quoted(word: str) -> str:
         return shlex.quote(word)
     escaped = word.replace("\\", "\\\\").replace("'", "\\'")
     return "$'" + "".join(c if c.isprintable() else rf"\U{ord(c):08x}" for c in escaped) + "'"
+
+
+def _seed(manifest: Manifest) -> int | None:
+    """The seed that a build's weights were drawn from, alone or beside checkpoints of parts."""
+    weights = manifest.artifacts.get("weights")
+    source = "" if weights is None else weights.source or ""
+    found = re.search(r"(?:^|, )seed (\d+)", source)
+    return None if found is None else int(found[1])
 
 
 def _compatible(mini: bool, checkpoint: str | Path | None, seed: int | None) -> None:

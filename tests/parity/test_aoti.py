@@ -126,8 +126,9 @@ def test_a_package_holds_no_weights_and_nothing_of_this_machine(twins: dict[str,
 
 
 def test_names_of_folders_are_blanked_in_place() -> None:
-    data = b"|/tmp/x/a.cpp|/tmp/xy/b.cpp|"
-    assert blanked(data, [Path("/tmp/x")]) == b"|////// /a.cpp|/tmp/xy/b.cpp|".replace(b" ", b"")
+    data = b"|/some/x/a.cpp|/some/xy/b.cpp|"
+    expected = b"|" + b"/" * len("/some/x") + b"/a.cpp|/some/xy/b.cpp|"
+    assert blanked(data, [Path("/some/x")]) == expected
 
 
 def test_what_a_package_needs_of_a_machine(

@@ -113,6 +113,13 @@ def test_the_printed_command_makes_the_same_build(
     assert vlmc.build(out).unchanged
 
 
+def test_a_folder_is_built_again_from_its_own_seed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    vlmc.build(LLAVA, out, overrides=["artifacts=[model]"], mini=True, seed=3)
+    assert vlmc.build(out).unchanged
+    assert not vlmc.build(out, seed=4).unchanged
+
+
 def test_the_twin_of_overrides_is_asked_with_them(tmp_path: Path) -> None:
     overrides = ["token_budget.text=1000", "artifacts=[model]"]
     vlmc.build(LLAVA, tmp_path / "out", overrides=overrides, mini=True)

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from vlmc.capture.graph import Graph, Stored
+from vlmc.diagnostics import UsageError
 from vlmc.emit.onnx.builder import TYPES, Builder
 from vlmc.emit.onnx.external import FORMATS, Initializer
 from vlmc.emit.onnx.quantise import Quantiser
@@ -187,8 +188,8 @@ class Lowering:
         return found
 
     def run(self, operators: Mapping[Any, Operator]) -> list[str]:
-        """Translates every call; the names of the outputs. Raises NotImplementedError for an
-        operator that no component uses."""
+        """Translates every call; the names of the outputs. Raises UsageError for an operator
+        that has no form in ONNX here."""
         self.begin()
         program: Any = self.graph.program
         for node in program.graph.nodes:
@@ -199,7 +200,10 @@ class Lowering:
                 self.values[node] = known
                 continue
             if node.target not in operators:
-                raise NotImplementedError(f"{self.graph.name}: no ONNX form of {node.target}")
+                raise UsageError(
+                    f"onnx/{self.graph.name} cannot be written: the design uses {node.target}, "
+                    f"which has no ONNX form here; --artifacts model leaves ONNX out"
+                )
             self.values[node] = operators[node.target](self, node)
         self.builder.stem = ""
         results: Any = program.graph.output_node().args[0]
