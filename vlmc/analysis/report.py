@@ -1,0 +1,123 @@
+"""What was read off the graphs of a design."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from vlmc.analysis.polynomial import ZERO, Polynomial
+from vlmc.ir import Role
+
+Phase = Literal["forward", "backward_input", "backward_weight"]
+"""backward_input: gradients of activations; backward_weight: gradients of parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Sizes of one micro-batch."""
+
+    batch: int
+    text: int
+    images: int = 1
+    tokens: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """One kind of operator within a block, all its calls of one phase together."""
+
+    name: str
+    """As PyTorch's dispatcher calls it: aten.addmm."""
+    phase: Phase
+    calls: int
+    flops: Polynomial
+    """By the formulas of torch.utils.flop_counter."""
+    bytes: Polynomial
+    """Read plus written, each tensor once a call. Bytes."""
+    matmul: bool = False
+    """Whether it runs on the matrix units."""
+    split: bool = True
+    """Whether tensor parallelism divides its work by the degree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What the forward pass of a block keeps for its backward pass, in bytes, outside of what its
+    parameters are: without checkpointing; with the block's input alone (full checkpointing); with
+    attention's insides left out (selective, Korthikanti et al., 2022, section 5)."""
+
+    none: Polynomial = ZERO
+    selective: Polynomial = ZERO
+    full: Polynomial = ZERO
+    split: Fraction = Fraction(1)
+    """Share of `none` that tensor parallelism divides by the degree (the rest is whole on each
+    device, unless sequence parallelism divides it, too)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A distinct block and how often it stands in the design."""
+
+    role: Role
+    name: str
+    """Path of the module, with * for the number in a stack: `language.layers.*`."""
+    count: int
+    parameters: int
+    """Of one block."""
+    trained: bool
+    """Whether its parameters take gradients."""
+    reached: bool
+    """Whether gradients pass through it: something upstream of it, or it itself, is trained."""
+    tensor_limits: tuple[int, ...]
+    """A degree of tensor parallelism must divide each of them; (1,) where it cannot be split."""
+    split_parameters: int
+    """Of one block's parameters, those that tensor parallelism divides."""
+    operators: tuple[Operator, ...]
+    saved: Saved
+    input: Polynomial
+    """Bytes of the activations that enter it."""
+    output: Polynomial
+    """Bytes of the activations that leave it: what a pipeline sends on."""
+    peak_forward: Polynomial
+    """Bytes over the level at its start, at most, while it runs forward, `saved` and output
+    included."""
+    peak_backward: Polynomial
+    """Bytes over the level before its backward pass (where `saved` is held), gradients of
+    parameters left out."""
+    all_reduces: int = 2
+    """All-reduces of `output`'s size that tensor parallelism needs in its forward pass; as many in
+    the backward pass."""
+    cache: Polynomial = ZERO
+    """Bytes of the key/value cache that it holds when it serves, for all tokens of `Sizes`."""
+
+    def flops(self, phase: Phase) -> Polynomial:
+        """FLOPs of one block."""
+        return sum((one.flops for one in self.operators if one.phase == phase), ZERO)
+
+    def moved(self, phase: Phase) -> Polynomial:
+        """Bytes that one block reads and writes."""
+        return sum((one.bytes for one in self.operators if one.phase == phase), ZERO)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphReport:
+    """A design's blocks in the order in which data meets them. Blocks of unlike kinds that take
+    turns (gated blocks between layers) stand in `order`."""
+
+    design: str
+    mode: Literal["train", "prefill", "decode"]
+    trained: tuple[Role, ...]
+    number_bytes: int
+    """Bytes of an activation's number."""
+    blocks: tuple[Block, ...]
+    order: tuple[int, ...]
+    """Every block of the whole depth, by its place in `blocks`, as it runs."""
+    loss_peak: Polynomial = ZERO
+    """Bytes over the level after the last block, at most, while logits become a loss and its
+    gradient."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole design."""
+        return sum(block.count * block.parameters for block in self.blocks)
