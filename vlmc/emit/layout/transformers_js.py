@@ -7,7 +7,9 @@ transformers.js 4.3.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from vlmc.diagnostics import UsageError
 from vlmc.emit.layout.graphs import renamed
@@ -28,7 +30,10 @@ GRAPHS = {
 }
 """Our graphs by the client's names."""
 
-VARIANTS = {"int8": ("_int8", "_quantized"), "int4": ("_q4",)}
+VARIANTS: Mapping[Literal["int8", "int4"], tuple[str, ...]] = {
+    "int8": ("_int8", "_quantized"),
+    "int4": ("_q4",),
+}
 """Endings of the client's names for a quantised graph: its dtypes int8, q8 and q4."""
 
 
@@ -69,8 +74,25 @@ def transformers_js(
             "--layout transformers.js: it cannot pad a picture before it resizes it; set "
             "encoder.preprocess.resize to shortest_edge or stretch"
         )
+    image_token = arch.node("fusion").arguments["image_token"]
+    assert isinstance(image_token, int)
+    text = words(tokenizer, image_token, build / "weights")
+    files: dict[str, Json] = {
+        "generation_config.json": dict(text.ids),
+        "preprocessor_config.json": image_config(processor),
+        "processor_config.json": processor_config(arch, text.image_word),
+        **text.files,
+    }
+    named(arch, build, folder, text.ids)
+    for name, content in files.items():
+        _write(folder / name, content)
+
+
+def named(arch: Arch, build: Path, folder: Path, ids: Mapping[str, Any]) -> None:
+    """Fills `folder` as far as numbers go: the graphs of a build and config.json, which names the
+    placeholder's token beside special tokens' `ids`."""
+    source, target = build / "onnx", folder / "onnx"
     for ours, theirs in GRAPHS.items():
-        source, target = build / "onnx", folder / "onnx"
         renamed(source / f"{ours}.onnx", target / f"{theirs}.onnx")
         for variant, endings in VARIANTS.items():
             if not (source / f"decoder.{variant}.onnx").is_file():
@@ -80,19 +102,12 @@ def transformers_js(
             for ending in endings:
                 chosen = own if own.is_file() else source / f"{ours}.onnx"
                 renamed(chosen, target / f"{theirs}{ending}.onnx")
-    image_token = arch.node("fusion").arguments["image_token"]
-    assert isinstance(image_token, int)
-    text = words(tokenizer, image_token, build / "weights")
-    files: dict[str, Json] = {
-        "config.json": model_config(arch, text.ids),
-        "generation_config.json": dict(text.ids),
-        "preprocessor_config.json": image_config(processor),
-        "processor_config.json": processor_config(arch, text.image_word),
-        **text.files,
-    }
-    for name, content in files.items():
-        written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / name).write_text(written, encoding="utf-8")
+    _write(folder / "config.json", model_config(arch, ids))
+
+
+def _write(path: Path, content: Json) -> None:
+    written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(written, encoding="utf-8")
 
 
 def _processor(design: Design, folder: Path) -> ImageProcessor:

@@ -5,52 +5,21 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.artifact import Build
 from vlmc.emit.manifest import Manifest
 from vlmc.emit.options import Dtype
 from vlmc.emit.recipe import digest
-from vlmc.emit.verify.cases import Case
+from vlmc.emit.verify.engines import ENGINES, Runtime, opened
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
 from vlmc.emit.verify.subject import Subject, measurable, number_format, threads
-from vlmc.runtime.engines.graph_files import read_graphs
-from vlmc.runtime.engines.open import open_engine
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """The largest error of an engine, relative to eager fp32, by the number format of its weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """What executes an artifact."""
-
-    artifact: str
-    package: str
-    variant: Literal["int8", "int4"] | None = None
-    """The number format of the quantised graphs that it executes."""
-    paged: bool = False
-    """Whether it keeps key/value caches in blocks of a pool, by graphs of their own."""
-
-    @property
-    def judged(self) -> Literal["max_relative", "mean_relative"]:
-        """The error by which it is judged."""
-        return "max_relative" if self.variant is None else "mean_relative"
-
-
-ENGINES: Mapping[str, Runtime] = {
-    "compile": Runtime("compile", "torch"),
-    "compile-paged": Runtime("compile", "torch", paged=True),
-    "onnx": Runtime("onnx", "onnxruntime"),
-    "onnx-int8": Runtime("onnx", "onnxruntime", "int8"),
-    "onnx-int4": Runtime("onnx", "onnxruntime", "int4"),
-    "aoti": Runtime("aoti", "torch"),
-}
 
 
 class Unsound(EnvironmentFault):
@@ -142,11 +111,7 @@ def _present(folder: Path, manifest: Manifest) -> list[str]:
         for name, runtime in ENGINES.items()
         if (status := manifest.artifacts.get(runtime.artifact)) is not None
         and status.status == "built"
-        and (
-            runtime.variant is None
-            or any((folder / runtime.artifact).glob(f"*.{runtime.variant}.onnx"))
-        )
-        and (not runtime.paged or any((folder / runtime.artifact).glob("paged_*.pt2")))
+        and runtime.present(folder)
     ]
 
 
@@ -157,7 +122,7 @@ def _tolerance(runtime: Runtime, folder: Path, dtype: Dtype) -> float:
         return TOLERANCES[dtype]
     from vlmc.emit.onnx.options import QUANTISATION
 
-    path = folder / runtime.artifact / QUANTISATION
+    path = folder / "onnx" / QUANTISATION
     try:
         return float(json.loads(path.read_bytes())[runtime.variant]["allowed"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -184,15 +149,7 @@ def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -
             # As they are: the compiler has shown itself at the same layers over another cache, and
             # takes longer than all the rest. Rows that grow side by side take blocks in turns.
             pairs = [pair for pair in pairs if len(pair[0].prompts) > 1][:1]
-            engine = open_engine(
-                subject.folder,
-                ENGINES[name].artifact,
-                subject.design,
-                blocks=_blocks(subject.folder, pairs[0][0]),
-                backend="eager",
-            )
-        else:
-            engine = open_engine(subject.folder, name, subject.design)
+        engine = opened(ENGINES[name], subject, [case for case, _ in pairs])
         found: list[Measured] = []
         for index, (case, right) in enumerate(pairs):
             build.progress(f"verifying {name}: {case.name}", index, len(pairs))
@@ -204,13 +161,6 @@ def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -
             f"{ENGINES[name].artifact}/ cannot be executed by the engine {name}: "
             f"{type(error).__name__}: {said}"
         ) from error
-
-
-def _blocks(folder: Path, case: Case) -> int:
-    """As many blocks as the rows of a case could fill."""
-    graph = read_graphs(folder / "compile").graphs["paged_decode"]
-    width = next(wire.dims[1] for wire in graph.inputs if wire.name == "table")
-    return len(case.prompts) * int(width)
 
 
 def _agreement(found: list[Measured]) -> float:

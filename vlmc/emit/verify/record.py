@@ -21,6 +21,8 @@ DEFINITIONS = {
     "given the reference's tokens to go on with",
     "compile-paged": "the engine compile with its key/value cache in blocks: one case, by graphs "
     "as they are exported",
+    "transformers.js": "the graphs of the layout in ONNX Runtime, fed as the client of that name "
+    "feeds them; graphs under a second name (_quantized for _int8) are the same bytes",
     "measured": "full: the design itself; twin: its laptop-size twin, where this machine cannot "
     "hold the design twice",
 }

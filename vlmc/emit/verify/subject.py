@@ -104,6 +104,11 @@ def _twin(build: Build, folder: Path, dtype: Dtype) -> Build:
         if isinstance(artifact, Graphs):
             (folder / artifact.path).mkdir()
             artifact.make(folder / artifact.path, {})
+    if build.options.layout is not None:
+        # The graphs alone: no tokenizer and no picture is looked at here.
+        from vlmc.emit.layout.transformers_js import named
+
+        named(twin.arch, folder, folder / build.options.layout, {})
     return twin
 
 
