@@ -1,11 +1,13 @@
 """Compares what vlmc builds with what transformers runs: same weights, same inputs, same threads.
 
     python benchmarks/run.py [--systems llava-1.5 idefics blip-2] [--dtypes fp32 bf16]
-                               [--rounds 7] [--tokens 24] [--images 4] [--work FOLDER]
+                               [--rounds 7] [--tokens 24] [--images 4]
+                               [--work FOLDER] [--stages build export compare]
 
 Each contender is loaded into a process of its own and waits. Then, in rounds, each is asked in turn
 for a first token, for further tokens and for a batch of images, and so is the host's memory for the
-speed at which it reads. Figures are medians over the rounds. It takes about half an hour.
+speed at which it reads. Figures are medians over the rounds. It takes about an hour, most of it to
+build; with --work, what an earlier run built is there for the later stages.
 """
 
 from __future__ import annotations
@@ -127,8 +129,8 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def prepared(name: str, folder: Path, dtypes: list[str]) -> None:
-    """Checkpoint, exports and builds of one system, with the time and disk that each took."""
+def built(name: str, folder: Path, dtypes: list[str]) -> None:
+    """Checkpoint and builds of one system, with the time and disk that each took."""
     folder.mkdir(parents=True, exist_ok=True)
     make = (
         "import sys, torch; from pathlib import Path; from contenders import system_of; "
@@ -151,7 +153,6 @@ def prepared(name: str, folder: Path, dtypes: list[str]) -> None:
             words = [*command, "--output", str(folder / f"build-{bits}"), "--quantize", bits]
             seconds, _ = called(*words, "--artifacts", "model,onnx")
             print(f"  build {bits} (model,onnx): {seconds:.0f} s")
-    exports(name, folder)
 
 
 def exports(name: str, folder: Path) -> None:
@@ -262,20 +263,24 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--work", type=Path, help="Keep checkpoints and builds here.")
-    parser.add_argument("--ready", action="store_true", help="Take what lies in --work as it is.")
+    stages = ("build", "export", "compare")
+    parser.add_argument("--stages", nargs="+", default=list(stages), choices=stages)
     options = parser.parse_args()
     packages = ("torch", "transformers", "onnxruntime")
     used = ", ".join(f"{package} {version(package)}" for package in packages)
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {used}"
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {used}",
+        flush=True,
     )
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         for name in options.systems:
             print(f"\n{name}")
-            if not options.ready:
-                prepared(name, work / name, options.dtypes)
-            for dtype in options.dtypes:
+            if "build" in options.stages:
+                built(name, work / name, options.dtypes)
+            if "export" in options.stages:
+                exports(name, work / name)
+            for dtype in options.dtypes if "compare" in options.stages else ():
                 compared(name, work / name, dtype, options)
 
 
