@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from vlmc.hardware import BYTES, device, names
+from vlmc.hardware import BYTES, BadDevice, device, names
 
 PUBLISHED = {
     "a100-40gb": (40, 1555, 312, None, 624, 600),
@@ -59,3 +61,70 @@ def test_no_figure_is_sparse(name: str) -> None:
 def test_an_unknown_device_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         device("a10g")
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_device_says_what_of_its_peak_is_reached(name: str) -> None:
+    card = device(name)
+    assert card.node
+    assert card.efficiency.source.startswith("assumed") != card.efficiency.measured
+    large, small = card.efficiency.matmul_share(1e15), card.efficiency.matmul_share(1e6)
+    assert 0 < small < large < 1
+    assert card.seconds(1e6, 0, "fp16") == pytest.approx(card.seconds(1e3, 0, "fp16"))
+    assert card.seconds(1e3, 1e12, "fp16") == card.moving_seconds(1e12) > 1 / card.memory_gbps
+    assert card.seconds(0, 0, "fp16") == 0
+
+
+def test_an_h200_reaches_what_was_measured_on_one() -> None:
+    """A bf16 product of 8192^3 at 769 to 798 TFLOP/s; a device copy at 4.3 TB/s."""
+    card = device("h200")
+    flops = 2 * 8192**3
+    assert 769e12 < flops / card.seconds(flops, 0, "bf16") < 798e12
+    assert 20e9 / card.moving_seconds(20e9) == pytest.approx(4.3e12, rel=0.01)
+
+
+SOUND = """about: mine
+source: measured
+memory_gb: 8
+memory_gbps: 40
+tflops: {fp32: 0.2}
+efficiency: {matmul: [[1e6, 0.5], [1e9, 1.0]], memory: [[1e6, 1.0]], measured: true, source: mine}
+"""
+
+
+def test_a_file_is_a_device(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SOUND, encoding="utf-8")
+    card = device(str(path))
+    assert (card.name, card.per_node, card.link_gbps, card.network_gbps) == ("mine", 1, None, None)
+    assert card.efficiency.matmul_share(31.6227766e6) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("memory_gbps: 40", "memory_gbps: 0", "memory_gbps: input should be greater than 0"),
+        ("{fp32: 0.2}", "{fp32: 0}", "tflops.fp32: input should be greater than 0"),
+        ("source: measured\n", "", "source: field required"),
+        ("[1e6, 0.5], [1e9, 1.0]", "[1e9, 1.0], [1e6, 0.5]", "sizes must rise"),
+        ("about: mine", "about: mine\nlink_gbps: -3", "link_gbps: input should be greater than 0"),
+        ("about: mine", "about: mine\nlinks: 3", "links: extra inputs"),
+        (SOUND, "- 3", "no mapping"),
+        (SOUND, "a: [", "it is no YAML"),
+    ],
+)
+def test_a_bad_file_is_answered_in_a_sentence(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(SOUND.replace(old, new), encoding="utf-8")
+    with pytest.raises(BadDevice) as caught:
+        device(str(path))
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file_is_answered_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadDevice, match="cannot be read: No such file"):
+        device(str(tmp_path / "none.yaml"))

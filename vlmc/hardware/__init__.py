@@ -1,5 +1,5 @@
 """Hardware: devices as data files."""
 
-from vlmc.hardware.device import BYTES, Device, device, names
+from vlmc.hardware.device import BYTES, BadDevice, Device, device, is_file, names
 
-__all__ = ["BYTES", "Device", "device", "names"]
+__all__ = ["BYTES", "BadDevice", "Device", "device", "is_file", "names"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlmc.hardware.efficiency import Efficiency
 
 BYTES: dict[str, float] = {
     "fp32": 4,
@@ -21,23 +23,41 @@ BYTES: dict[str, float] = {
 """Bytes of a number in each format."""
 
 FOLDER = Path(__file__).with_name("devices")
+SUFFIXES = (".yaml", ".yml")
+MAX_FILE = 2**20
+"""Bytes of a device file, at most."""
+
+
+class BadDevice(Exception):
+    """A device file that is missing or says what cannot be. One sentence."""
 
 
 class Device(BaseModel):
     """One accelerator. All rates are dense (without structured sparsity) and at their peak."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     about: str
     source: str = Field(description="Where the figures were published.")
     memory_gb: float = Field(gt=0, description="Memory, in 10^9 bytes.")
     memory_gbps: float = Field(gt=0, description="Memory bandwidth, in 10^9 bytes a second.")
-    tflops: dict[str, float] = Field(
-        description="Peak rate by number format, in 10^12 operations a second."
+    tflops: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="Peak rate by number format, in 10^12 operations a second."
     )
-    link: str = Field(description="What joins it to its neighbours.")
-    link_gbps: float = Field(gt=0, description="Bidirectional link rate, in 10^9 bytes a second.")
+    link: str = Field(default="none", description="What joins it to its neighbours.")
+    link_gbps: float | None = Field(
+        default=None, gt=0, description="Bidirectional link rate, in 10^9 bytes a second."
+    )
+    per_node: int = Field(default=1, ge=1, description="Devices of a node, which the link joins.")
+    network_gbps: float | None = Field(
+        default=None,
+        gt=0,
+        description="What one device moves to another node, one way, in 10^9 bytes a second; "
+        "without it, there is one node.",
+    )
+    node: str = Field(default="", description="Where node size and network are from.")
+    efficiency: Efficiency = Field(description="What of the peak rates is reached.")
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -49,6 +69,18 @@ class Device(BaseModel):
         """Memory in bytes."""
         return int(self.memory_gb * 1e9)
 
+    def seconds(self, flops: float, size: float, number: str) -> float:
+        """The roofline: what a product of `flops` FLOPs that moves `size` bytes takes. Raises
+        KeyError where the device does not compute in the format `number`."""
+        compute = flops and flops / (
+            self.tflops[number] * 1e12 * self.efficiency.matmul_share(flops, number)
+        )
+        return max(compute, self.moving_seconds(size))
+
+    def moving_seconds(self, size: float) -> float:
+        """What reading and writing `size` bytes of memory takes."""
+        return size and size / (self.memory_gbps * 1e9 * self.efficiency.memory_share(size))
+
 
 @cache
 def names() -> tuple[str, ...]:
@@ -56,11 +88,52 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
-@cache
+def is_file(word: str) -> bool:
+    """Whether a target's `hardware` is meant as the path of a device file."""
+    return word.endswith(SUFFIXES)
+
+
 def device(name: str) -> Device:
-    """The device of that name. Raises KeyError where there is none."""
+    """The device of that name, or of the device file at that path (relative to the working
+    directory). Raises KeyError where there is no such name, BadDevice for a bad file."""
+    if is_file(name):
+        return _read(Path(name))
     if name not in names():
         raise KeyError(name)
-    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
-    data: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return Device(name=name, **data)
+    return _shipped(name)
+
+
+@cache
+def _shipped(name: str) -> Device:
+    return _read(FOLDER / f"{name}.yaml")
+
+
+def _read(path: Path) -> Device:
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise BadDevice(f"{path} is too large for a device file")
+        text = path.read_text(encoding="utf-8")
+        data: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise BadDevice(f"{path} cannot be read: {why}") from None
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0)
+        raise BadDevice(f"{path}, line {line + 1}: it is no YAML") from None
+    if not isinstance(data, dict):
+        raise BadDevice(f"{path} is no mapping of a device's figures")
+    try:
+        return Device.model_validate({"name": path.stem, **data})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise BadDevice(f"{path}: {where}: {_said(first)}") from None
+
+
+def _said(error: Any) -> str:
+    """What is wrong with a value, with the value where that is short."""
+    what = str(error["msg"]).removeprefix("Value error, ")
+    what = what[0].lower() + what[1:]
+    given = error["input"]
+    short = isinstance(given, int | float | str) and error["type"] != "missing"
+    return f"{what} (it is {str(given)[:40]})" if short else what
