@@ -2,7 +2,9 @@
 of a Q-Former, the frequencies of a rotary embedding, the scales of standardised convolutions.
 
 A captured graph holds no values. Such a constant is a `Folded`, which replays the calls that it
-stands for when an artifact is written.
+stands for when an artifact is written. It lies there beside the weights that it is made of, so it
+is folded where it is smaller than they are: of a standardised convolution the scale of each output,
+and not the kernel once more.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ aten: Any = torch.ops.aten
 
 LIMIT = 1 << 16
 """Values of a folded constant at most: they are stored beside an artifact."""
+
+COPY = 256
+"""Values that may take the place of no more values, however small a graph is."""
+SHARE = 10_000
+"""The part of all its values that a graph may have again, in one constant."""
 
 
 FACTORIES = (aten.arange.default, aten.arange.start, aten.arange.start_step, aten.full.default)
@@ -77,14 +84,27 @@ def fold_constants(draft: Draft) -> str:
 def _fixed(draft: Draft) -> dict[Node, None]:
     """Calls whose results are small and follow from constants alone, in order."""
     fixed: dict[Node, None] = {}
+    sizes = {node: tensor(node).numel() for node in draft.targets}
+    copy = max(COPY, sum(sizes.values()) // SHARE)
+    largest = dict(sizes)
+    """Of each constant and each call: values of the largest weight that it follows from."""
     for node in draft.calls():
         sources = node.all_input_nodes
         known = all(one in draft.targets or one in fixed for one in sources)
         if known and _small(node.meta.get("val")) and not has_effect(node) and not is_random(node):
             stored = [one for one in sources if one in draft.targets]
-            if all(isinstance(draft.constants[draft.targets[one]], Stored) for one in stored):
+            if not all(isinstance(draft.constants[draft.targets[one]], Stored) for one in stored):
+                continue
+            made_of = max((largest[one] for one in sources), default=LIMIT + 1)
+            if _free(node) or _values(node.meta["val"]) <= max(copy, made_of - 1):
                 fixed[node] = None
+                largest[node] = made_of
     return fixed
+
+
+def _values(value: Any) -> int:
+    """Values of a result, which is a tensor of known shape, or several."""
+    return value.numel() if isinstance(value, Tensor) else sum(_values(item) for item in value)
 
 
 def _small(value: Any) -> bool:
@@ -100,9 +120,14 @@ def _computed(node: Node) -> bool:
     """Whether there is arithmetic in a result: views and counts cost nothing to repeat."""
     if node.op == "placeholder":
         return False
-    if not (is_view(node) or node.target in FACTORIES or node.target is operator.getitem):
+    if not _free(node):
         return True
     return any(_computed(one) for one in node.all_input_nodes)
+
+
+def _free(node: Node) -> bool:
+    """Whether a call costs nothing to repeat."""
+    return is_view(node) or node.target in FACTORIES or node.target is operator.getitem
 
 
 def _folded(draft: Draft, node: Node) -> tuple[str, Folded]:
