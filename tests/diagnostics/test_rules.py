@@ -28,6 +28,10 @@ LANGUAGE: Design = {
 }  # fmt: skip
 
 
+def stage(name: str, *train: str, **fields: Any) -> Design:
+    return {"name": name, "train": list(train), "lr": 0.1, **fields}
+
+
 def design(**sections: Design | str) -> Design:
     """A small sound design with some sections' fields replaced."""
     base: Design = {
@@ -98,6 +102,18 @@ AT_THE_LIMIT = [
     ("VLMC151", "target", target(precision="bf16"),
      target(precision="fp8", workload={"mode": "train"})),
     ("VLMC151", "target", target(precision="int4"), target(hardware="t4", precision="tf32")),
+    ("VLMC153", "target", target(hardware="rtx-4090", count=4),
+     target(hardware="rtx-4090", count=8)),
+    ("VLMC153", "target", target(hardware="rtx-4090", count=8, network_gbps=1.0),
+     target(hardware="rtx-4090", count=4, per_node=2)),
+    ("VLMC154", "target", target(count=8), target(count=9)),
+    ("VLMC154", "target", target(count=12, per_node=4), target(count=12)),
+    ("VLMC155", "target", target(count=4, parallel={"data": 4}, workload={"batch": 5}),
+     target(count=4, parallel={"data": 4}, workload={"batch": 3})),
+    ("VLMC155", "target",
+     target(count=4, parallel={"data": 4}, workload={"batch": 8, "mode": "train"}),
+     target(count=4, parallel={"data": 4}, workload={"batch": 6, "mode": "train"})),
+    ("VLMC156", "target", target(), target(hardware="none.yaml")),
     ("VLMC141", "training", {"stages": [{"name": "a", "train": ["adapter", "fusion"], "lr": 0.1}]},
      {"stages": [{"name": "a", "train": ["fusion"], "lr": 0.1}]}),
 ]  # fmt: skip
@@ -303,6 +319,55 @@ def test_the_arithmetic_of_a_division_is_right(document: Design) -> None:
             assert number == divisor * quotient + rest
             assert 0 < rest < divisor
             assert str(number) in found.message or str(number) in (found.expected or "")
+
+
+def test_the_batch_of_each_stage_is_shared_by_the_replicas() -> None:
+    stages = [stage("a", "adapter", batch=8), stage("b", "language", batch=6)]
+    workload = {"mode": "train", "batch": 3}
+    document = design(
+        target=target(count=4, parallel={"data": 4}, workload=workload),
+        training={"stages": stages},
+    )
+    (found,) = diagnose(document)
+    assert (found.code, found.path) == ("VLMC155", ("training", "stages", 1, "batch"))
+    assert (found.got, found.help) == ("6 / 4 = 1 remainder 2", "batch: 8")
+
+
+def test_a_device_file_stands_for_a_device(tmp_path: Path) -> None:
+    text = """
+about: mine
+source: measured
+memory_gb: 8
+memory_gbps: 40
+tflops: {fp32: 0.2}
+efficiency: {matmul: [[1e6, 1]], memory: [[1e6, 1]], measured: true, source: mine}
+"""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    fields: Design = {"hardware": str(path), "precision": "fp32"}
+    assert codes(design(target=target(**fields))) == []
+    assert codes(design(target=target(**fields, count=2))) == ["VLMC153"]
+    assert codes(design(target=target(**fields, count=2, per_node=2))) == ["VLMC153"]
+    assert codes(design(target=target(**fields, count=2, network_gbps=1.0))) == []
+    assert codes(design(target=target(**fields | {"precision": "bf16"}))) == ["VLMC151"]
+    path.write_text(text.replace("memory_gbps: 40", "memory_gbps: 0"), encoding="utf-8")
+    (found,) = diagnose(design(target=target(**fields)))
+    assert found.code == "VLMC156"
+    assert "memory_gbps: input should be greater than 0 (it is 0)" in (found.got or "")
+
+
+@pytest.mark.parametrize("field", ["price", "network_gbps"])
+@pytest.mark.parametrize("value", [0, -1.5])
+def test_prices_and_bandwidths_are_above_zero(field: str, value: float) -> None:
+    (found,) = diagnose(design(target=target(**{field: value})))
+    assert (found.code, found.path) == ("VLMC012", ("target", field))
+    assert found.expected == "more than 0"
+
+
+def test_an_unknown_optimiser_answers_with_those_there_are() -> None:
+    (found,) = diagnose(design(training={"optimiser": "adam"}))
+    assert (found.code, found.path) == ("VLMC012", ("training", "optimiser"))
+    assert (found.expected, found.help) == ("adamw, sgd", "optimiser: adamw")
 
 
 def test_the_budget_is_counted_as_it_is_said() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Annotated, Any
 
 import yaml
@@ -110,14 +111,15 @@ def _shipped(name: str) -> Device:
 
 def _read(path: Path) -> Device:
     try:
-        if path.stat().st_size > MAX_FILE:
-            raise BadDevice(f"{path} is too large for a device file")
+        status = path.stat()
+        if not S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+            raise BadDevice(f"{path} is no device file")
         text = path.read_text(encoding="utf-8")
         data: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise BadDevice(f"{path} cannot be read: {why}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0)
         raise BadDevice(f"{path}, line {line + 1}: it is no YAML") from None
     if not isinstance(data, dict):

@@ -26,6 +26,9 @@ ArtifactName = Literal["model", "compile", "onnx", "aoti"]
 Part = Literal["encoder", "adapter", "fusion", "language", "head"]
 PARTS: tuple[Part, ...] = ("encoder", "adapter", "fusion", "language", "head")
 Auto = Literal["auto"]
+OptimiserName = Literal["adamw", "sgd"]
+Above = Annotated[float, Field(gt=0, le=1e9)]
+"""A rate, a price or a time: nothing for nothing is no offer."""
 
 
 class TokenBudget(Described):
@@ -48,6 +51,9 @@ class Workload(Described):
         "text by default.",
     )
     generate: Count = Field(default=128, description="Tokens generated for each sequence.")
+    latency_ms: Above | None = Field(
+        default=None, description="Milliseconds that a generated token may take, at most."
+    )
 
 
 class Degrees(Described):
@@ -93,8 +99,22 @@ class Precision(Described):
 class Target(Described):
     """The machine that the design is for."""
 
-    hardware: str = Field(description="Name of a device (see `vlmc/hardware/devices`).")
+    hardware: str = Field(
+        description="Name of a device, or path of a device file (`.yaml`, as `vlmc bench "
+        "--calibrate` writes it) relative to the working directory."
+    )
     count: Positive = Field(default=1, description="Devices.")
+    per_node: Positive | None = Field(
+        default=None, description="Devices of a node; by default as many as the device's usual."
+    )
+    network_gbps: Above | None = Field(
+        default=None,
+        description="What one device moves to another node, one way, in 10^9 bytes a second; "
+        "by default what is usual for the device.",
+    )
+    price: Above | None = Field(
+        default=None, description="What one device costs for an hour, in any currency."
+    )
     precision: PrecisionName | Precision = Field(
         default="bf16",
         description="Number format of the weights on the target, for everything or by part: "
@@ -132,6 +152,11 @@ class Stage(Described):
 class Training(Described):
     """How the design is trained."""
 
+    optimiser: OptimiserName = Field(
+        default="adamw",
+        description="What turns gradients into steps: `adamw` keeps two moments of each "
+        "parameter, `sgd` nothing.",
+    )
     stages: Annotated[tuple[Stage, ...], Field(strict=False)] = Field(
         default=(), description="Stages in their order."
     )

@@ -151,15 +151,18 @@ def _device_list() -> str:
     lines = [
         "## Devices\n",
         "Dense rates at their peak, in 10^12 operations a second; GB are 10^9 bytes.\n",
-        "| device | what | GB | GB/s | rates | link | GB/s | source |",
-        "|---|---|---|---|---|---|---|---|",
+        "The network is what one device moves to another node, one way. What of the peaks is "
+        "reached: see [plan.md](plan.md).\n",
+        "| device | what | GB | GB/s | rates | link | GB/s | source | node | network GB/s | from |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in devices():
         card = device(name)
         rates = ", ".join(f"{number} {rate:g}" for number, rate in card.tflops.items())
         lines.append(
             f"| `{name}` | {card.about} | {card.memory_gb:g} | {card.memory_gbps:g} | {rates} | "
-            f"{card.link} | {card.link_gbps:g} | {card.source} |"
+            f"{card.link} | {card.link_gbps or 0:g} | {card.source} | {card.per_node} | "
+            f"{card.network_gbps or 'none'} | {card.node} |"
         )
     return "\n".join(lines) + "\n"
 

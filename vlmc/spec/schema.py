@@ -66,8 +66,8 @@ def json_schema() -> Schema:
     target = _section(Target)
     needed = target.pop("required")
     target["properties"]["hardware"] = {
-        "enum": list(devices()),
-        "description": "Name of a device.",
+        "anyOf": [{"enum": list(devices())}, {"type": "string", "pattern": "[.]ya?ml$"}],
+        "description": target["properties"]["hardware"]["description"],
     }
     properties["target"] = {
         "description": target.pop("description"),

@@ -6,6 +6,11 @@ from collections.abc import Callable, Iterator
 
 from vlmc.diagnostics import Problem
 from vlmc.resolver.flow import Flow
+from vlmc.resolver.rules.cluster import (
+    batch_feeds_replicas,
+    devices_are_linked,
+    nodes_are_full,
+)
 from vlmc.resolver.rules.fit import (
     fits_memory,
     known_hardware,
@@ -40,6 +45,9 @@ RULES: tuple[Callable[[Flow], Iterator[Problem]], ...] = (
     precision_supported,
     degrees_divide_heads,
     devices_suffice,
+    devices_are_linked,
+    nodes_are_full,
+    batch_feeds_replicas,
     fits_memory,
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 from vlmc.components.contract import Parameters
 from vlmc.diagnostics import Problem
 from vlmc.diagnostics.nearest import listing, suggestion
-from vlmc.hardware import Device, device, names
+from vlmc.hardware import BadDevice, Device, device, is_file, names
 from vlmc.resolver.flow import Flow
 from vlmc.resolver.memory import lower_bound
 
@@ -19,10 +19,14 @@ STORED_ONLY = ("int4", "int8", "fp8")
 """Formats that weights may be stored in on any device, to be computed in another."""
 
 
-def _device(flow: Flow) -> Device | None:
-    if flow.target is None or flow.target.hardware not in names():
+def known_device(flow: Flow) -> Device | None:
+    """The target's device; None where there is no target or no such device."""
+    if flow.target is None:
         return None
-    return device(flow.target.hardware)
+    try:
+        return device(flow.target.hardware)
+    except (KeyError, BadDevice):
+        return None
 
 
 def tensors_have_a_size(flow: Flow) -> Iterator[Problem]:
@@ -60,10 +64,13 @@ def _depth(flow: Flow, part: str) -> int:
 
 
 def known_hardware(flow: Flow) -> Iterator[Problem]:
-    """The target names a device that vlmc has figures for."""
-    if flow.target is None or _device(flow) is not None:
+    """The target names a device that vlmc has figures for, or a file with such figures."""
+    if flow.target is None or known_device(flow) is not None:
         return
     word = flow.target.hardware
+    if is_file(word):
+        yield from _bad_file(word)
+        return
     near = suggestion(word, names())
     yield Problem(
         code="VLMC150",
@@ -75,9 +82,23 @@ def known_hardware(flow: Flow) -> Iterator[Problem]:
     )
 
 
+def _bad_file(word: str) -> Iterator[Problem]:
+    try:
+        device(word)
+    except BadDevice as error:
+        yield Problem(
+            code="VLMC156",
+            path=("target", "hardware"),
+            message="the device file cannot be used",
+            expected="a file as `vlmc bench --calibrate` writes it, or the name of a device",
+            got=str(error)[:300],
+            help="vlmc bench --calibrate --output device.yaml",
+        )
+
+
 def precision_supported(flow: Flow) -> Iterator[Problem]:
     """The device computes in the format that is asked for."""
-    card, target = _device(flow), flow.target
+    card, target = known_device(flow), flow.target
     if card is None or target is None:
         return
     by_part: dict[str, Any] = (
@@ -103,7 +124,7 @@ def fits_memory(flow: Flow) -> Iterator[Problem]:
 
     A lower bound: what it refuses cannot run, what it lets through may still not fit.
     """
-    card, target = _device(flow), flow.target
+    card, target = known_device(flow), flow.target
     need = lower_bound(flow)
     if card is None or target is None or need is None:
         return

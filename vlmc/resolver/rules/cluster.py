@@ -1,0 +1,98 @@
+"""Rules about several devices: what joins them, and whether there is work for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmc.diagnostics import Path, Problem
+from vlmc.hardware import Device
+from vlmc.resolver.flow import Flow
+from vlmc.resolver.rules.fit import known_device
+from vlmc.spec.document import Target
+
+
+def _nodes(flow: Flow) -> tuple[Target, Device, int] | None:
+    """The target, its device and the devices of a node; None where one of them is unknown."""
+    card, target = known_device(flow), flow.target
+    if card is None or target is None:
+        return None
+    return target, card, target.per_node or card.per_node
+
+
+def devices_are_linked(flow: Flow) -> Iterator[Problem]:
+    """Something joins the devices of a node, and something the nodes."""
+    found = _nodes(flow)
+    if found is None:
+        return
+    target, card, per_node = found
+    several = min(target.count, per_node)
+    if several > 1 and card.link_gbps is None:
+        yield Problem(
+            code="VLMC153",
+            path=("target", "per_node"),
+            related=(("target", "count"),),
+            message=f"nothing joins the {several} devices of a node",
+            expected="`link_gbps` in the device's file, or one device to a node",
+            got=f"{card.name}, which has no link",
+            help="per_node: 1",
+        )
+    if target.count > per_node and target.network_gbps is None and card.network_gbps is None:
+        yield Problem(
+            code="VLMC153",
+            path=("target", "count"),
+            related=(("target", "per_node"),),
+            message=f"nothing joins the nodes of {target.count} x {card.name}",
+            expected="`network_gbps`, or devices of one node",
+            got=f"{target.count} devices, {per_node} to a node, and no network",
+            help=f"count: {per_node}",
+        )
+
+
+def nodes_are_full(flow: Flow) -> Iterator[Problem]:
+    """Every node of several has all of its devices: a plan is the same on each."""
+    found = _nodes(flow)
+    if found is None:
+        return
+    target, card, per_node = found
+    count = target.count
+    if count <= per_node or count % per_node == 0:
+        return
+    full = count // per_node
+    yield Problem(
+        code="VLMC154",
+        path=("target", "count"),
+        related=(("target", "per_node"),),
+        message=f"{count} x {card.name} do not fill nodes of {per_node}",
+        expected=f"a multiple of {per_node}, or `per_node` that divides {count}",
+        got=f"{count} = {full} x {per_node} + {count - full * per_node}",
+        help=f"count: {(full + 1) * per_node}",
+    )
+
+
+def batch_feeds_replicas(flow: Flow) -> Iterator[Problem]:
+    """There is a sequence for each replica; in training, as many for each."""
+    if flow.target is None:
+        return
+    target, stages = flow.target, () if flow.training is None else flow.training.stages
+    replicas = target.parallel.data
+    if replicas == "auto":
+        return
+    training = target.workload.mode == "train"
+    batches: list[tuple[Path, int]] = [(("target", "workload", "batch"), target.workload.batch)]
+    if training and stages:
+        batches = [
+            (("training", "stages", index, "batch"), stage.batch)
+            for index, stage in enumerate(stages)
+        ]
+    for path, batch in batches:
+        if batch >= replicas and (not training or batch % replicas == 0):
+            continue
+        yield Problem(
+            code="VLMC155",
+            path=path,
+            related=(("target", "parallel", "data"),),
+            message=f"a batch of {batch} cannot be shared by {replicas} replicas",
+            expected=f"a multiple of {replicas}" if training else f"at least {replicas}",
+            got=f"{batch} / {replicas} = {batch // replicas} remainder {batch % replicas}",
+            help=f"batch: {replicas * -(-batch // replicas)}",
+        )
