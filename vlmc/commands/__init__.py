@@ -14,6 +14,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 
+from vlmc.commands.bench import bench
 from vlmc.commands.build import build
 from vlmc.commands.cache import cache
 from vlmc.commands.explain import explain
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (validate, build, run, verify, cache, explain, schema):
+for command in (validate, build, run, verify, bench, cache, explain, schema):
     app.command()(command)
 app.callback()(version)
 
