@@ -1,0 +1,119 @@
+"""Which stage works on which micro-batch in which order, as torch.distributed.pipelining runs it.
+
+Rank here is a place along the pipeline. With several chunks stage i belongs to rank i % ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from vlmc.partition.plan import ParallelPlan, Schedule
+
+Op = Literal["F", "B", "I", "W"]
+"""F: forward. B: the whole backward pass. I: gradients of activations. W: gradients of weights."""
+
+_WORDS = {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient"}
+
+
+class Action(NamedTuple):
+    """What a rank does at one time."""
+
+    stage: int
+    op: Op
+    micro_batch: int
+
+    def __str__(self) -> str:
+        return f"{_WORDS[self.op]} of micro-batch {self.micro_batch} on stage {self.stage}"
+
+
+Orders = Sequence[Sequence[Action]]
+"""By rank: its actions, one after the other."""
+
+
+def orders_of(plan: ParallelPlan) -> list[list[Action]]:
+    """What each pipeline group of a plan does, in its order. ValueError as `order`."""
+    return order(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
+
+
+def refusal(schedule: Schedule, ranks: int, micro_batches: int, chunks: int = 1) -> str | None:
+    """Why torch.distributed.pipelining cannot run such a schedule; None where it can."""
+    if min(ranks, micro_batches, chunks) < 1:
+        return "a pipeline needs at least one rank, one micro-batch and one chunk"
+    if schedule in ("gpipe", "1f1b") and chunks > 1:
+        return f"{schedule} holds one stage per rank, not {chunks}"
+    if schedule == "1f1b" and micro_batches < ranks:
+        return f"1f1b over {ranks} ranks needs as many micro-batches, not {micro_batches}"
+    if schedule in ("interleaved", "zero_bubble"):
+        rounds = _rounds(ranks, micro_batches)
+        if micro_batches % rounds:
+            return (
+                f"{schedule} over {ranks} ranks sends {micro_batches} micro-batches in {rounds} "
+                f"rounds, and {rounds} does not divide {micro_batches}"
+            )
+    return None
+
+
+def order(
+    schedule: Schedule, ranks: int, micro_batches: int, chunks: int = 1
+) -> list[list[Action]]:
+    """By rank, what it does. ValueError with the reason where `refusal` gives one.
+
+    gpipe: Huang et al., 2019. 1f1b: Narayanan et al., 2019. interleaved: Narayanan et al., 2021,
+    section 2.2. zero_bubble: ZB-H1 of Qi et al., 2024, section 2.2 (its memory is that of 1f1b),
+    which torch names ScheduleInterleavedZeroBubble and extends to several chunks.
+    """
+    reason = refusal(schedule, ranks, micro_batches, chunks)
+    if reason:
+        raise ValueError(reason)
+    return [_of_rank(schedule, rank, ranks, micro_batches, chunks) for rank in range(ranks)]
+
+
+def _rounds(ranks: int, micro_batches: int) -> int:
+    """Interleaving works through micro-batches in groups, about one micro-batch for each rank."""
+    return max(1, micro_batches // ranks)
+
+
+def _of_rank(
+    schedule: Schedule, rank: int, ranks: int, micro_batches: int, chunks: int
+) -> list[Action]:
+    if schedule == "gpipe":
+        return [Action(rank, "F", i) for i in range(micro_batches)] + [
+            Action(rank, "B", i) for i in range(micro_batches)
+        ]
+    group = micro_batches // _rounds(ranks, micro_batches) if chunks > 1 else micro_batches
+    places = [
+        (chunk, micro_batch)
+        for first in range(0, micro_batches, group)
+        for chunk in range(chunks)
+        for micro_batch in range(first, first + group)
+    ]
+    forwards = [Action(chunk * ranks + rank, "F", i) for chunk, i in places]
+    backwards = [((chunks - 1 - chunk) * ranks + rank, i) for chunk, i in places]
+    # An input gradient comes back after two hops for each rank behind (there and back). Interleaved
+    # 1F1B starts that many forwards early; the others let ranks start as late as their memory asks.
+    hops = (2 if schedule == "interleaved" else 1) * (ranks - 1 - rank)
+    early = min((chunks - 1) * group + hops, len(forwards))
+    if schedule == "zero_bubble":
+        return _alternate(forwards, backwards, early, weights_after=rank)
+    return _alternate(forwards, backwards, early, weights_after=None)
+
+
+def _alternate(
+    forwards: list[Action],
+    backwards: list[tuple[int, int]],
+    early: int,
+    weights_after: int | None,
+) -> list[Action]:
+    """`early` forwards, then forwards and backwards in turn, then the backwards that remain. Weight
+    gradients, where they are apart, follow `weights_after` input gradients later."""
+    actions = forwards[:early]
+    weights = [Action(stage, "W", micro_batch) for stage, micro_batch in backwards]
+    for number, (stage, micro_batch) in enumerate(backwards):
+        actions += forwards[early + number : early + number + 1]
+        actions.append(Action(stage, "B" if weights_after is None else "I", micro_batch))
+        if weights_after is not None and number >= weights_after:
+            actions.append(weights[number - weights_after])
+    if weights_after:
+        actions += weights[-weights_after:]
+    return actions
