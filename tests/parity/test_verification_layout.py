@@ -122,3 +122,18 @@ def test_what_does_not_fit_is_measured_on_its_twin(
     found = measured(built, note=unheard).engines
     for name in (ENGINE, f"{ENGINE}-int8"):
         assert (found[name].measured, found[name].sound) == ("twin", True)
+
+
+def test_quantised_graphs_are_kept_for_builds_of_the_same_weights(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*given: object, **options: object) -> None:
+        raise AssertionError("written again")
+
+    monkeypatch.setattr("vlmc.emit.onnx.write", never)
+    asked: Any = {"mini": True, "artifacts": ["onnx"], "options": Options(quantize="int8")}
+    vlmc.build(LLAVA, tmp_path / "same", **asked)
+    for path in (built / "onnx").glob("*.*"):
+        assert (tmp_path / "same" / "onnx" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(AssertionError, match="written again"):
+        vlmc.build(LLAVA, tmp_path / "other", seed=1, **asked)

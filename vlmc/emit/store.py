@@ -1,8 +1,9 @@
 """The store: finished graphs of earlier builds, by the hash of all that they follow from.
 
 It is a cache beside all builds and may vanish at any time: whatever is missing or damaged is made
-again, and where the folder cannot be used, builds go on without it. It holds no weights: a file of
-an artifact that is one of the build's weights is kept by name alone and linked again.
+again, and where the folder cannot be used, builds go on without it. It holds no weights of a build:
+a file of an artifact that is one of them is kept by name alone and linked again. What is computed
+from weights, such as quantised ones, is kept as it is, for builds of the same weights.
 """
 
 from __future__ import annotations

@@ -48,5 +48,4 @@ def emit(build: Build) -> Artifact:
         packages=("onnx", "onnxruntime"),
         options=options,
         heard=heard,
-        cached=given.quantize is None,  # quantised weights are weights: the store holds none
     )
