@@ -100,7 +100,7 @@ def _shares(timeline: Timeline, rank: int, top: int, bar: int, chunks: int) -> I
     """For each kind of action a shape whose height is its share of the time, one on the other."""
     del chunks
     most = max(len(one) for one in timeline.actions)
-    columns = min(_PLOT // 4, most // _SUMMED)
+    columns = min(_PLOT // 8, most // _SUMMED)
     width = timeline.seconds / columns
     shares = {op: [0.0] * (columns + 1) for op in "FBIW"}
     for action, start, end in timeline.rows(rank):
