@@ -262,11 +262,14 @@ class Vlmc:
     """A build of vlmc, by one of its engines."""
 
     def __init__(self, system: System, build: Path, engine: str) -> None:
-        import vlmc
+        from vlmc.pipeline import load_spec, resolve
+        from vlmc.runtime.describe import describe
+        from vlmc.runtime.engines.open import open_engine
 
         self.system = system
-        self.session = vlmc.load(build, engine, threads=threads())
-        self.engine = self.session.engine
+        spec = load_spec(build / "spec.resolved.yaml")
+        design = describe(spec, resolve(spec))
+        self.engine = open_engine(build, engine, design, threads=threads())
 
     def tokens(self) -> Iterator[int]:
         from vlmc.runtime.engines.engine import Row
