@@ -58,15 +58,14 @@ class Attention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(
         self, *, width: int, heads: int, kv_heads: int, head_dim: int, source_width: int
     ) -> None:
         super().__init__()
-        self.heads = heads
-        self.kv_heads = kv_heads
         self.head_dim = head_dim
         self.query = nn.Linear(width, heads * head_dim)
         self.key = nn.Linear(source_width, kv_heads * head_dim)
@@ -74,12 +73,12 @@ class Attention(nn.Module):
         self.output = nn.Linear(heads * head_dim, width)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
-        query = self.query(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.output(attended.transpose(1, 2).flatten(-2))
@@ -266,7 +265,8 @@ class LanguageAttention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self) -> None:
@@ -277,12 +277,12 @@ class LanguageAttention(nn.Module):
         self.output = nn.Linear(2048, 2048, bias=False)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (32, 64)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (32, 64)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 64)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 64)).transpose(1, 2)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue, *, mask: Tensor | None = None) -> Tensor:
-        query = self.query(x).unflatten(-1, (32, 64)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 64)).transpose(1, 2)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
         return self.output(attended.transpose(1, 2).flatten(-2))

@@ -223,7 +223,8 @@ class Attention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self, *, width: int, source_width: int) -> None:
@@ -234,12 +235,12 @@ class Attention(nn.Module):
         self.output = nn.Linear(2048, width, bias=False)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (16, 128)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (16, 128)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 128)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 128)).transpose(1, 2)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue, *, mask: Tensor | None = None) -> Tensor:
-        query = self.query(x).unflatten(-1, (16, 128)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 128)).transpose(1, 2)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.output(attended.transpose(1, 2).flatten(-2))
@@ -442,7 +443,7 @@ class RelativeAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]."""
-        return x.view(*x.shape[:-1], 16, 128).transpose(1, 2)
+        return x.unflatten(-1, (-1, 128)).transpose(1, 2)
 
     def forward(self, x: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
         query = self.split(self.query(x))

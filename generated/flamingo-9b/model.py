@@ -223,25 +223,24 @@ class Attention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self, *, width: int, heads: int, kv_heads: int, source_width: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.kv_heads = kv_heads
         self.query = nn.Linear(width, heads * 128, bias=False)
         self.key = nn.Linear(source_width, kv_heads * 128, bias=False)
         self.value = nn.Linear(source_width, kv_heads * 128, bias=False)
         self.output = nn.Linear(heads * 128, width, bias=False)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (self.kv_heads, 128)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (self.kv_heads, 128)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 128)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 128)).transpose(1, 2)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue, *, mask: Tensor | None = None) -> Tensor:
-        query = self.query(x).unflatten(-1, (self.heads, 128)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 128)).transpose(1, 2)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.output(attended.transpose(1, 2).flatten(-2))
@@ -444,7 +443,7 @@ class RelativeAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]."""
-        return x.view(*x.shape[:-1], 32, 128).transpose(1, 2)
+        return x.unflatten(-1, (-1, 128)).transpose(1, 2)
 
     def forward(self, x: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
         query = self.split(self.query(x))

@@ -55,7 +55,8 @@ class EncoderAttention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self) -> None:
@@ -66,12 +67,12 @@ class EncoderAttention(nn.Module):
         self.output = nn.Linear(1280, 1280)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (16, 80)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (16, 80)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 80)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 80)).transpose(1, 2)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
-        query = self.query(x).unflatten(-1, (16, 80)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 80)).transpose(1, 2)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.output(attended.transpose(1, 2).flatten(-2))
@@ -151,7 +152,8 @@ class AdapterAttention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self) -> None:
@@ -164,13 +166,13 @@ class AdapterAttention(nn.Module):
         self.key_norm = Norm(width=96)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (16, 96)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (16, 96)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 96)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 96)).transpose(1, 2)
         key = self.key_norm(key)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
-        query = self.query(x).unflatten(-1, (16, 96)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 96)).transpose(1, 2)
         query = self.query_norm(query)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value)
@@ -277,7 +279,8 @@ class LanguageAttention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self) -> None:
@@ -288,8 +291,8 @@ class LanguageAttention(nn.Module):
         self.output = nn.Linear(4096, 4096, bias=False)
 
     def key_value(self, source: Tensor, rotary: tuple[Tensor, Tensor]) -> KeyValue:
-        key = self.key(source).unflatten(-1, (32, 128)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (32, 128)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 128)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 128)).transpose(1, 2)
         key = rotate(key, rotary)
         return key, value
 
@@ -302,7 +305,7 @@ class LanguageAttention(nn.Module):
         causal: bool = False,
         rotary: tuple[Tensor, Tensor],
     ) -> Tensor:
-        query = self.query(x).unflatten(-1, (32, 128)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 128)).transpose(1, 2)
         query = rotate(query, rotary)
         key, value = key_value
         attended = F.scaled_dot_product_attention(
@@ -537,7 +540,8 @@ class FusionAttention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self) -> None:
@@ -550,13 +554,13 @@ class FusionAttention(nn.Module):
         self.key_norm = LanguageFusionNorm(width=128)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (32, 128)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (32, 128)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 128)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 128)).transpose(1, 2)
         key = self.key_norm(key)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue, *, mask: Tensor) -> Tensor:
-        query = self.query(x).unflatten(-1, (32, 128)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 128)).transpose(1, 2)
         query = self.query_norm(query)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)

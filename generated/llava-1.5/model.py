@@ -54,7 +54,8 @@ class EncoderAttention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self) -> None:
@@ -65,12 +66,12 @@ class EncoderAttention(nn.Module):
         self.output = nn.Linear(1024, 1024)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (16, 64)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (16, 64)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 64)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 64)).transpose(1, 2)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
-        query = self.query(x).unflatten(-1, (16, 64)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 64)).transpose(1, 2)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.output(attended.transpose(1, 2).flatten(-2))
@@ -211,7 +212,8 @@ class LanguageAttention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self) -> None:
@@ -222,8 +224,8 @@ class LanguageAttention(nn.Module):
         self.output = nn.Linear(4096, 4096, bias=False)
 
     def key_value(self, source: Tensor, rotary: tuple[Tensor, Tensor]) -> KeyValue:
-        key = self.key(source).unflatten(-1, (32, 128)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (32, 128)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 128)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 128)).transpose(1, 2)
         key = rotate(key, rotary)
         return key, value
 
@@ -236,7 +238,7 @@ class LanguageAttention(nn.Module):
         causal: bool = False,
         rotary: tuple[Tensor, Tensor],
     ) -> Tensor:
-        query = self.query(x).unflatten(-1, (32, 128)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 128)).transpose(1, 2)
         query = rotate(query, rotary)
         key, value = key_value
         attended = F.scaled_dot_product_attention(

@@ -86,7 +86,8 @@ class Attention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
+    read from the projections, so that ranks may share them out.
     """
 
     def __init__(self) -> None:
@@ -97,12 +98,12 @@ class Attention(nn.Module):
         self.output = nn.Linear(768, 768)
 
     def key_value(self, source: Tensor) -> KeyValue:
-        key = self.key(source).unflatten(-1, (12, 64)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (12, 64)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, 64)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, 64)).transpose(1, 2)
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue, *, mask: Tensor) -> Tensor:
-        query = self.query(x).unflatten(-1, (12, 64)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, 64)).transpose(1, 2)
         key, value = key_value
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.output(attended.transpose(1, 2).flatten(-2))

@@ -14,7 +14,8 @@ class Attention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. There are as many heads as
+    the projections give, which ranks may share out.
     """
 
     def __init__(
@@ -47,8 +48,8 @@ class Attention(nn.Module):
             self.key_norm = Norm(width=head_dim, kind=qk_norm, eps=qk_norm_eps)
 
     def key_value(self, source: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> KeyValue:
-        key = self.key(source).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
-        value = self.value(source).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        key = self.key(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        value = self.value(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         if self.key_norm is not None:
             key = self.key_norm(key)
         if rotary is not None:
@@ -64,7 +65,7 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        query = self.query(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         if self.query_norm is not None:
             query = self.query_norm(query)
         if rotary is not None:

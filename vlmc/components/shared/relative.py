@@ -28,7 +28,6 @@ class RelativeAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
-        self.heads = heads
         self.head_dim = head_dim
         self.query = nn.Linear(width, heads * head_dim, bias=qkv_bias)
         self.key = nn.Linear(width, heads * head_dim, bias=qkv_bias)
@@ -40,7 +39,7 @@ class RelativeAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]."""
-        return x.view(*x.shape[:-1], self.heads, self.head_dim).transpose(1, 2)
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(self, x: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
         query = self.split(self.query(x))

@@ -1,0 +1,1 @@
+"""parallel/ of a build: what trains it on many devices."""

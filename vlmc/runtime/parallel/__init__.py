@@ -1,0 +1,1 @@
+"""What runs a plan: the modules that become parallel/train.py of a build."""

@@ -1,0 +1,261 @@
+"""A plan at work: the model of a build on the ranks of a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
+from torch.distributed.tensor import DTensor
+
+from vlmc.runtime.parallel.batches import Row, micro_batches
+from vlmc.runtime.parallel.chain import Data
+from vlmc.runtime.parallel.parts import Parts, role_of
+from vlmc.runtime.parallel.plan_file import Plan
+from vlmc.runtime.parallel.shapes import borders
+from vlmc.runtime.parallel.split import split
+from vlmc.runtime.parallel.stage import Stage, cuts, prune, save_less
+from vlmc.runtime.parallel.vision import vision_steps
+from vlmc.runtime.parallel.words import word_steps
+
+_AXES = ("pipeline", "replicate", "shard", "tensor")
+
+
+class Engine:
+    """This rank's stages of a model, ready to take steps.
+
+    `model_py` is the module of the build's model.py; `weights` its folder of weights. All ranks of
+    the plan's mesh make one, in the same order of plans.
+    """
+
+    def __init__(
+        self, parts: Parts, plan: Plan, model_py: Any, weights: Path, device: torch.device
+    ) -> None:
+        self.parts, self.plan, self.device = parts, plan, device
+        mesh = plan.mesh
+        shard = mesh.data if plan.zero else 1
+        sizes = (mesh.pipeline, mesh.data // shard, shard, mesh.tensor)
+        self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=_AXES)
+        place = dict(zip(_AXES, self.mesh.get_coordinate() or (), strict=True))
+        self.group, self.tensor = place["pipeline"], place["tensor"]
+        self.replica = place["replicate"] * shard + place["shard"]
+        with torch.device("meta"):
+            self.whole: nn.Module = model_py.build()
+        steps = [*vision_steps(parts), *word_steps(parts)]
+        self.cuts = cuts(steps, plan, self.whole)
+        self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+        self.stages = [
+            self._stage(cut.index, model_py, weights)
+            for cut in self.cuts
+            if cut.index % mesh.pipeline == self.group
+        ]
+        self._schedules: dict[Any, Any] = {}
+        self._sharers = self._shared_parameters()
+
+    def _stage(self, index: int, model_py: Any, weights: Path) -> Stage:
+        """A stage with its weights, split and sharded."""
+        cut, plan = self.cuts[index], self.plan
+        with torch.device("meta"):
+            model = model_py.build()
+        model_py.load_weights(model, weights)
+        prune(model, cut, self.cuts)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(role_of(name) in plan.trained)
+        stage = Stage(self.parts, model, cut)
+        sharded = plan.mesh.data > 1 or self.dtype != torch.float32
+        for part in (*_blocks(stage), stage):
+            _store(part, self.dtype if sharded else torch.float32)
+        if plan.mesh.tensor > 1:
+            split(stage, self.mesh["tensor"], vision=plan.encoder_tensor > 1)
+        save_less(stage, plan.checkpointing)
+        if sharded:
+            self._shard(stage)
+        return stage.to(self.device)
+
+    def _shard(self, stage: Stage) -> None:
+        policy = MixedPrecisionPolicy()
+        if self.dtype != torch.float32:
+            policy = MixedPrecisionPolicy(
+                param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
+        replicas = self.mesh["replicate", "shard"] if self.plan.zero == 0 else self.mesh["shard"]
+        options: dict[str, Any] = {"mesh": replicas, "mp_policy": policy}
+        options["reshard_after_forward"] = self.plan.zero == 3
+        for step in stage.cut.steps:
+            if step.block is None:
+                continue
+            block = stage.model.get_submodule(step.block)
+            if next(block.parameters(), None) is None:
+                continue
+            fully_shard(block, **options)
+            if step.look is not None:
+                register_fsdp_forward_method(block, "look")
+        fully_shard(stage, **options)
+
+    def step(self, rows: Sequence[Row]) -> float:
+        """Gradients of the mean loss over the sequences of a step, and that loss. They are added to
+        what gradients there are."""
+        plan = self.plan
+        given = micro_batches(
+            self.parts, rows, data=plan.mesh.data, replica=self.replica, size=plan.micro_batch
+        )
+        feed = [{k: self._here(v) for k, v in one.items()} for one in given]
+        for stage in self.stages:
+            stage.feed = feed
+        losses = self._piped(feed) if plan.mesh.pipeline > 1 else self._alone(len(feed))
+        for stage in self.stages:
+            for parameter in stage.parameters():
+                _put_together(parameter)
+        self._add_shared()
+        own = sum((loss.detach().double() for loss in losses), torch.zeros((), dtype=torch.double))
+        own = own.cpu() / plan.mesh.data if self.tensor == 0 else torch.zeros(()).double()
+        own = own.to(self.device)
+        torch.distributed.all_reduce(own)
+        return float(own)
+
+    def _here(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+    def _alone(self, count: int) -> list[Tensor]:
+        """The micro-batches one after the other; gradients are reduced with the last."""
+        (stage,) = self.stages
+        losses: list[Tensor] = []
+        for number in range(count):
+            if hasattr(stage, "set_requires_gradient_sync"):
+                stage.set_requires_gradient_sync(number == count - 1)  # type: ignore[operator]
+            loss = stage(number=torch.tensor([number]))
+            loss.backward()
+            losses.append(loss)
+        return losses
+
+    def _piped(self, feed: Sequence[Data]) -> list[Tensor]:
+        schedule = self._schedule(feed)
+        numbers = torch.arange(len(feed))
+        losses: list[Tensor] = []
+        schedule.step(number=numbers, target=numbers, losses=losses, return_outputs=False)
+        return losses
+
+    def _schedule(self, feed: Sequence[Data]) -> Any:
+        """PyTorch's schedule for micro-batches of these shapes."""
+        key = tuple((k, tuple(v.shape)) for k, v in sorted(feed[0].items()) if isinstance(v, Tensor))
+        if key not in self._schedules:
+            sent = borders(self.parts, self.whole, self.cuts, feed[0], self.dtype)
+            self._schedules = {key: self._made(sent, len(feed))}
+        return self._schedules[key]
+
+    def _made(self, sent: Sequence[dict[str, Tensor]], count: int) -> Any:
+        stages: list[PipelineStage] = []
+        for stage in self.stages:
+            index = stage.cut.index
+            before = sent[index - 1] if index else {}
+            stage.takes = tuple(before)
+            made = PipelineStage(
+                stage,
+                index,
+                len(self.cuts),
+                self.device,
+                input_args=tuple(_asking(one) for one in before.values()),
+                output_args=tuple(_asking(one) for one in sent[index].values()),
+                group=self.mesh["pipeline"].get_group(),
+            )
+            stages.append(made)
+        options: dict[str, Any] = {"loss_fn": _handed_on, "scale_grads": False}
+        match self.plan.schedule:
+            case "gpipe":
+                return ScheduleGPipe(stages[0], count, **options)
+            case "1f1b":
+                return Schedule1F1B(stages[0], count, **options)
+            case "interleaved":
+                return ScheduleInterleaved1F1B(stages, count, **options)
+            case _:
+                return ScheduleInterleavedZeroBubble(stages, count, **options)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """This rank's parameters by their names in model.py. One that two of its stages read is
+        there once for each."""
+        return {n: p for stage in self.stages for n, p in stage.model.named_parameters()}
+
+    def _shared_parameters(self) -> list[tuple[str, Any]]:
+        """Trained parameters that several stages read (a tied embedding), with the group of ranks
+        that hold them."""
+        if self.plan.mesh.pipeline == 1:
+            return []
+        names: list[list[str]] = [[] for _ in range(self.plan.mesh.pipeline)]
+        own = [n for s in self.stages for n, p in s.model.named_parameters() if p.requires_grad]
+        group = self.mesh["pipeline"].get_group()
+        torch.distributed.all_gather_object(names, own, group=group)
+        counts: dict[str, int] = {}
+        for held in names:
+            for name in held:
+                counts[name] = counts.get(name, 0) + 1
+        return [(name, group) for name in sorted(counts) if counts[name] > 1]
+
+    def _add_shared(self) -> None:
+        """Sums the gradients of parameters that several stages read. Ranks of other stages take
+        part with zeros: a group of the pipeline's ranks is there already."""
+        for name, group in self._sharers:
+            own = [p for s in self.stages for n, p in s.model.named_parameters() if n == name]
+            total: Tensor | None = None
+            for parameter in own:
+                grad = _local(parameter.grad) if parameter.grad is not None else None
+                total = grad if total is None else total if grad is None else total + grad
+            shape = [None if not own else tuple(_local(own[0]).shape)] * 1
+            shapes: list[Any] = [None] * self.plan.mesh.pipeline
+            torch.distributed.all_gather_object(shapes, shape[0], group=group)
+            full = next(s for s in shapes if s is not None)
+            summed = torch.zeros(full, device=self.device) if total is None else total.clone()
+            torch.distributed.all_reduce(summed, group=group)
+            for parameter in own:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                _local(parameter.grad).copy_(summed)
+
+
+def _blocks(stage: Stage) -> list[nn.Module]:
+    return [stage.model.get_submodule(s.block) for s in stage.cut.steps if s.block is not None]
+
+
+def _store(module: nn.Module, frozen: torch.dtype) -> None:
+    """Master weights in fp32; frozen ones as they are computed with, unless they are gathered
+    together with trained ones."""
+    own = list(module.parameters())
+    dtype = torch.float32 if any(p.requires_grad for p in own) else frozen
+    for parameter in own:
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _asking(meta: Tensor) -> Tensor:
+    return torch.empty_like(meta, requires_grad=True)
+
+
+def _handed_on(loss: Tensor, number: Tensor) -> Tensor:
+    return loss
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _put_together(parameter: nn.Parameter) -> None:
+    """Brings a gradient to where its parameter lies."""
+    grad = parameter.grad
+    if isinstance(grad, DTensor) and isinstance(parameter, DTensor):
+        if grad.placements != parameter.placements:
+            parameter.grad = grad.redistribute(placements=parameter.placements)

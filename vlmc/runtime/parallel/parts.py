@@ -1,0 +1,49 @@
+"""What a training run must know of a design beside its model.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One part: its kind, and the arguments that it was made with."""
+
+    kind: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts of a design by role."""
+
+    name: str
+    parts: dict[str, Part]
+    image: tuple[int, ...]
+    """Shape of one image (or of its region features)."""
+    places: int
+    """Positions of the text that one image takes: as many tokens stand for it."""
+    context: int | None
+    """Positions that the language model has."""
+
+    def argument(self, role: str, name: str) -> Any:
+        """An argument of a part; None where it takes none of this name."""
+        return self.parts[role].arguments.get(name)
+
+    @property
+    def fusion(self) -> str:
+        """How vision reaches the language model, by what the model does with it."""
+        kind = self.parts["fusion"].kind
+        return {"query_prefix": "prefix"}.get(kind, kind)
+
+    @property
+    def target(self) -> bool:
+        """Whether the words to learn are read by a decoder of their own."""
+        return self.parts["language"].kind == "encoder_decoder"
+
+
+def role_of(parameter: str) -> str:
+    """The part that a parameter belongs to, by its name in model.py."""
+    first = parameter.split(".")[0]
+    return first if first in ("encoder", "adapter", "language", "head") else "fusion"

@@ -1,0 +1,287 @@
+"""plan.yaml as a training run reads it: every field checked, nothing coerced."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.parallel.parts import Parts
+
+_ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
+_WORDS: dict[str, tuple[str, ...]] = {
+    "mode": ("train", "serve"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "placement": ("stage_0", "own_group", "replicated", "spread"),
+    "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
+}
+_CHECKPOINTING = ("none", "selective", "full")
+_COUNTS = ("count", "per_node", "batch", "micro_batch", "text", "chunks")
+_KEYS = {
+    "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
+    "optimiser", "mesh", "encoder", "placement", "sequence_parallel", "zero", "batch",
+    "micro_batch", "text", "images", "schedule", "chunks", "checkpointing", "stages",
+    "predicted", "bound_seconds",
+}  # fmt: skip
+_NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", "stages")
+_DEFAULTS: dict[str, Any] = {
+    "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "stage_0",
+    "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
+    "count": 1, "per_node": 1, "text": 1, "images": 0, "encoder": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """Ranks = pipeline x data x tensor; tensor neighbours are adjacent."""
+
+    pipeline: int
+    data: int
+    tensor: int
+
+    @property
+    def ranks(self) -> int:
+        """All of them."""
+        return self.pipeline * self.data * self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Blocks of one stack that a stage holds, `last` included."""
+
+    block: str
+    first: int
+    last: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths of its modules."""
+        if "*" not in self.block:
+            return (self.block,)
+        return tuple(self.block.replace("*", str(n)) for n in range(self.first, self.last + 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a training run does."""
+
+    design: str
+    spec: str
+    trained: tuple[str, ...]
+    precision: str
+    optimiser: str
+    mesh: Degrees
+    encoder_tensor: int
+    """Over how many devices encoder and adapter are split."""
+    placement: str
+    sequence_parallel: bool
+    zero: int
+    batch: int
+    micro_batch: int
+    schedule: str
+    chunks: int
+    checkpointing: dict[str, str]
+    stages: tuple[tuple[Held, ...], ...]
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step in each replica."""
+        return self.batch // (self.mesh.data * self.micro_batch)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises UsageError, naming the field, where it is none that can run."""
+    try:
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; `vlmc plan` writes it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not YAML: {reason[:200]}") from None
+    try:
+        return _plan(document)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def check_plan(plan: Plan, parts: Parts, spec: Path, ranks: int) -> None:
+    """Raises UsageError unless the plan is for this build, and for so many processes."""
+    found = hashlib.sha256(spec.read_bytes()).hexdigest()
+    if plan.spec != found:
+        raise UsageError(
+            f"the plan was made for another spec of {plan.design} (sha256 {plan.spec[:12]}…; this "
+            f"build is of {parts.name}, {found[:12]}…): run `vlmc plan` on the present one"
+        )
+    if plan.mesh.ranks != ranks:
+        raise UsageError(
+            f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
+            f"torchrun --nproc-per-node {plan.mesh.ranks}"
+        )
+    heads = head_counts(parts)
+    for role, counts in heads.items():
+        degree = plan.encoder_tensor if role in ("encoder", "adapter") else plan.mesh.tensor
+        for what, count in counts:
+            if count % degree:
+                raise UsageError(
+                    f"mesh.tensor: {degree} devices cannot share the {count} {what} of the {role}"
+                )
+
+
+def head_counts(parts: Parts) -> dict[str, list[tuple[str, int]]]:
+    """What tensor parallelism divides in each part, with its name."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for role, part in parts.parts.items():
+        if role not in ("encoder", "adapter", "fusion", "language"):
+            continue
+        for name, what in (("heads", "heads"), ("kv_heads", "key/value heads")):
+            count = part.arguments.get(name)
+            if isinstance(count, int):
+                found.setdefault(role, []).append((what, count))
+        hidden = part.arguments.get("hidden")
+        if isinstance(hidden, int):
+            found.setdefault(role, []).append(("hidden units", hidden))
+    return found
+
+
+def _plan(document: Any) -> Plan:
+    _require(isinstance(document, dict), "the file does not hold a plan")
+    for key in document:
+        _require(key in _KEYS, f"{key} is no field of a plan")
+    for key in _NEEDED:
+        _require(key in document, f"{key} is missing")
+    whole = {**_DEFAULTS, **document}
+    _require(whole["version"] == 1, "this run reads plans of version 1")
+    for key in _COUNTS:
+        _require(_whole(whole[key], 1), f"{key} must be a whole number from 1 on")
+    for key, words in _WORDS.items():
+        _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
+    _require(whole["mode"] == "train", "mode: a plan to serve is not trained with")
+    _require(whole["precision"] != "fp16", "precision: fp16 overflows in training; bf16 or fp32")
+    _require(_whole(whole["zero"], 0) and whole["zero"] <= 3, "zero must be 0, 1, 2 or 3")
+    for key in ("design", "spec", "optimiser"):
+        _require(isinstance(whole[key], str), f"{key} must be text")
+    _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel must be a boolean")
+    trained = whole["trained"]
+    _require(
+        isinstance(trained, list | tuple) and all(role in _ROLES for role in trained),
+        f"trained must list roles out of {', '.join(_ROLES)}",
+    )
+    _require(bool(trained), "trained names no part: nothing would be learnt")
+    mesh = _degrees("mesh", whole["mesh"])
+    tensor = mesh.tensor
+    if whole["encoder"] is not None:
+        encoder = _degrees("encoder", whole["encoder"])
+        tensor = encoder.tensor
+        _require(
+            tensor in (1, mesh.tensor) and encoder.data == mesh.data,
+            "encoder: it runs whole on each rank (tensor 1) or split as the rest, on the same "
+            "replicas",
+        )
+    if whole["placement"] == "replicated":
+        tensor = 1
+    checkpointing = whole["checkpointing"]
+    _require(
+        isinstance(checkpointing, dict)
+        and all(isinstance(k, str) and v in _CHECKPOINTING for k, v in checkpointing.items()),
+        f"checkpointing must give blocks one of {', '.join(_CHECKPOINTING)}",
+    )
+    plan = Plan(
+        design=whole["design"],
+        spec=whole["spec"],
+        trained=tuple(trained),
+        precision=whole["precision"],
+        optimiser=whole["optimiser"],
+        mesh=mesh,
+        encoder_tensor=tensor,
+        placement=whole["placement"],
+        sequence_parallel=whole["sequence_parallel"],
+        zero=whole["zero"],
+        batch=whole["batch"],
+        micro_batch=whole["micro_batch"],
+        schedule=whole["schedule"],
+        chunks=whole["chunks"],
+        checkpointing=dict(checkpointing),
+        stages=_stages(whole["stages"], mesh.pipeline, whole["chunks"]),
+    )
+    _check_division(plan)
+    return plan
+
+
+def _check_division(plan: Plan) -> None:
+    share = plan.mesh.data * plan.micro_batch
+    _require(
+        plan.batch % share == 0,
+        f"batch: {plan.batch} sequences are no multiple of {plan.mesh.data} replicas x "
+        f"{plan.micro_batch} sequences of a micro-batch",
+    )
+    looped = plan.schedule == "interleaved"
+    _require(looped or plan.chunks == 1, f"chunks: {plan.schedule} holds one stage on each rank")
+    if plan.mesh.pipeline > 1:
+        _require(
+            plan.schedule == "gpipe" or plan.micro_batches >= plan.mesh.pipeline,
+            f"micro_batch: {plan.schedule} over {plan.mesh.pipeline} stages needs as many "
+            f"micro-batches, there are {plan.micro_batches}",
+        )
+        rounds = max(1, plan.micro_batches // plan.mesh.pipeline)
+        _require(
+            plan.schedule in ("gpipe", "1f1b") or plan.micro_batches % rounds == 0,
+            f"micro_batch: {plan.micro_batches} micro-batches are no whole rounds of "
+            f"{plan.mesh.pipeline} stages",
+        )
+
+
+def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], ...]:
+    _require(isinstance(given, list) and bool(given), "stages must list what each stage holds")
+    _require(
+        len(given) == pipeline * chunks,
+        f"stages: there are {len(given)}, but {pipeline} groups x {chunks} chunks",
+    )
+    found: list[tuple[Held, ...]] = []
+    for place, stage in enumerate(given):
+        where = f"stages[{place}]"
+        _require(
+            isinstance(stage, dict) and set(stage) == {"group", "holds"},
+            f"{where} must have group and holds",
+        )
+        _require(
+            stage["group"] == place % pipeline,
+            f"{where}.group must be {place % pipeline}: stages follow each other along the groups",
+        )
+        _require(isinstance(stage["holds"], list), f"{where}.holds must be a list")
+        held: list[Held] = []
+        for one in stage["holds"]:
+            _require(
+                isinstance(one, dict)
+                and set(one) == {"block", "first", "last"}
+                and isinstance(one["block"], str)
+                and _whole(one["first"], 0)
+                and _whole(one["last"], 0)
+                and one["first"] <= one["last"],
+                f"{where}.holds: each has block, first and last, first not after last",
+            )
+            held.append(Held(one["block"], one["first"], one["last"]))
+        found.append(tuple(held))
+    return tuple(found)
+
+
+def _degrees(name: str, given: Any) -> Degrees:
+    keys = ("pipeline", "data", "tensor")
+    _require(
+        isinstance(given, dict) and set(given) == set(keys), f"{name} must have {', '.join(keys)}"
+    )
+    for key in keys:
+        _require(_whole(given[key], 1), f"{name}.{key} must be a whole number from 1 on")
+    return Degrees(*(given[key] for key in keys))
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)

@@ -1,0 +1,29 @@
+"""Which tensors go from stage to stage, and their shapes: read off a run without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vlmc.runtime.parallel.chain import Data, State
+from vlmc.runtime.parallel.parts import Parts
+from vlmc.runtime.parallel.stage import Cut, Stage
+
+
+def borders(
+    parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data, dtype: torch.dtype
+) -> list[State]:
+    """What leaves each stage, on the meta device, by name in order; `model` is the whole one on the
+    meta device, `data` a micro-batch of the step's shapes."""
+    empty = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in data.items()}
+    found: list[State] = []
+    state: State = {}
+    with torch.no_grad():
+        for cut in all_cuts:
+            stage = Stage(parts, model, cut)
+            state = stage.run(state, stage.informed(empty))
+            state = {name: state[name].to(dtype) for name in sorted(state)}
+            found.append(state)
+    return found

@@ -1,0 +1,130 @@
+"""Tensor parallelism: projections shared out over the ranks of a group (Shoeybi et al., 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.distributed.tensor
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from vlmc.runtime.parallel.parts import role_of
+from vlmc.runtime.parallel.stage import Stage
+
+_COLUMNS = ("query", "key", "value", "distance", "gate", "up")
+_ROWS = ("output", "down")
+_OF_HEADS = {"content_bias": 0, "distance_bias": 0}
+"""Parameters of an attention that have a row for each head."""
+_HEAD_NORMS = ("query_norm", "key_norm")
+
+
+def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
+    """Shares the attention heads and hidden units of a stage's blocks out over `mesh`. Encoder and
+    adapter stay whole where not `vision`. Frozen parameters stay frozen."""
+    trained = {name: p.requires_grad for name, p in stage.named_parameters()}
+    plan: dict[str, ParallelStyle] = {}
+    for path, module in stage.model.named_modules():
+        if not vision and role_of(path) in ("encoder", "adapter"):
+            continue
+        if _is_attention(module) or _is_mlp(module):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear) and next(child.parameters(), None) is not None:
+                    if name in _COLUMNS:
+                        plan[f"{path}.{name}"] = ColwiseParallel()
+                    elif name in _ROWS:
+                        plan[f"{path}.{name}"] = RowwiseParallel()
+        if _is_attention(module):
+            for name, dim in _OF_HEADS.items():
+                share(module, name, mesh, Shard(dim), Shard(dim))
+            for name in _HEAD_NORMS:
+                norm = getattr(module, name, None)
+                for own in ("weight", "bias") if isinstance(norm, nn.Module) else ():
+                    share(norm, own, mesh, Replicate(), Partial())
+        if path.endswith("_bias.table"):  # scores by distance: a column for each head
+            share(module, "weight", mesh, Shard(1), Shard(1))
+    if plan:
+        parallelize_module(stage.model, mesh, plan, src_data_rank=None)
+    for name, parameter in stage.named_parameters():
+        # Parallel modules are given new parameters, which would all ask for gradients.
+        parameter.requires_grad_(trained[name])
+
+
+def share(
+    module: Any, name: str, mesh: DeviceMesh, placement: Placement, gradient: Placement
+) -> None:
+    """Makes a parameter one of the whole group; code that runs in the module sees this rank's
+    share, and its gradient is put together as `gradient` says."""
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        return
+    made = torch.distributed.tensor.distribute_tensor(
+        parameter.detach(), mesh, [placement], src_data_rank=None
+    )
+    setattr(module, name, nn.Parameter(made, requires_grad=parameter.requires_grad))
+
+    def show(inner: Any, given: Any) -> None:
+        local = inner._parameters[name]
+        if isinstance(local, DTensor):
+            local = local.to_local(grad_placements=[gradient])
+        inner.__dict__[name] = local
+
+    def hide(inner: Any, given: Any, made: Any) -> None:
+        inner.__dict__.pop(name, None)
+
+    module.register_forward_pre_hook(show)
+    module.register_forward_hook(hide, always_call=True)
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return all(hasattr(module, name) for name in ("query", "key", "value", "output"))
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    """A feed-forward network; a gate over channels (squeeze and excite) looks alike but is not."""
+    return all(hasattr(module, name) for name in ("up", "down", "activation"))
+
+
+class ShareOut(torch.autograd.Function):
+    """This rank's share of what every rank of a group has; gradients are put together again."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        ranks, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+        return whole.chunk(ranks)[rank].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _gathered(gradients[0], ctx.group), None
+
+
+class Gather(torch.autograd.Function):
+    """What the ranks of a group made, put together on each of them, which all go on alike: the
+    gradient of each share is a part of that of the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, share: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        return _gathered(share, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ranks = torch.distributed.get_world_size(ctx.group)
+        rank = torch.distributed.get_rank(ctx.group)
+        return gradients[0].chunk(ranks)[rank].contiguous(), None
+
+
+def _gathered(share: torch.Tensor, group: Any) -> torch.Tensor:
+    share = share.contiguous()
+    found = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(found, share, group=group)
+    return torch.cat(found)

@@ -1,0 +1,192 @@
+"""Pipeline stages: a chain cut where the plan says, and what goes from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.autograd
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.parallel.chain import Data, State, Step
+from vlmc.runtime.parallel.parts import Parts, role_of
+from vlmc.runtime.parallel.plan_file import Held, Plan
+from vlmc.runtime.parallel.words import context_of
+
+
+class Through(torch.autograd.Function):
+    """Hands tensors on, and gives every input a gradient: what a stage sends always asks for one,
+    and what it received always gets one, though all of the stage is frozen or a micro-batch shows
+    no image. A pipeline's transfers are fixed; they fail where a gradient is missing."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.shapes = [(one.shape, one.dtype, one.device) for one in tensors[count:]]
+        return tuple(one.view_as(one) for one in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        zeros = [torch.zeros(s, dtype=d, device=where) for s, d, where in ctx.shapes]
+        return (None, *gradients, *zeros)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One stage's share of the chain."""
+
+    index: int
+    steps: tuple[Step, ...]
+    reached: tuple[bool, ...]
+    """Whether gradients pass through each step: it, or something before it, is trained."""
+    fed: bool
+    """Whether something before the stage is trained."""
+    last: bool
+
+
+def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
+    """The stages of a plan. Raises UsageError where they do not follow the chain."""
+    where = _places(steps, plan.stages)
+    names = [name for name, _ in model.named_parameters()]
+    found: list[Cut] = []
+    reached = False
+    for index in range(len(plan.stages)):
+        own = tuple(step for step, place in zip(steps, where, strict=True) if place == index)
+        if not own:
+            raise UsageError(f"stages[{index}] holds nothing that runs")
+        fed, flags = reached, []
+        for step in own:
+            reached = reached or any(role_of(n) in plan.trained for n in _owned(step, names))
+            flags.append(reached)
+        last = index == len(plan.stages) - 1
+        found.append(Cut(index=index, steps=own, reached=tuple(flags), fed=fed, last=last))
+    if not reached:
+        raise UsageError(f"trained: {', '.join(plan.trained)} have no parameters in this design")
+    return found
+
+
+def _owned(step: Step, names: Sequence[str]) -> list[str]:
+    return [n for n in names if any(n == path or n.startswith(f"{path}.") for path in step.owns)]
+
+
+def _places(steps: Sequence[Step], stages: Sequence[Sequence[Held]]) -> list[int]:
+    """The stage of each step. What a plan does not name goes with what follows it."""
+    named = [(path, i) for i, stage in enumerate(stages) for one in stage for path in one.names]
+    found: list[int | None] = []
+    for step in steps:
+        of = {
+            i
+            for path, i in named
+            if path == step.name
+            or step.name.startswith(f"{path}.")
+            or path.startswith(f"{step.name}.")
+        }
+        if len(of) > 1 and step.block is not None:
+            raise UsageError(f"stages: {step.name} is held by more than one stage")
+        found.append(min(of) if of else None)
+        if not of and step.block is not None:
+            raise UsageError(f"stages: no stage holds {step.name}")
+    following = len(stages) - 1
+    placed: list[int] = []
+    for place in reversed(found):
+        following = following if place is None else place
+        placed.append(following)
+    placed.reverse()
+    if placed != sorted(placed):
+        bad = next(i for i in range(1, len(placed)) if placed[i] < placed[i - 1])
+        raise UsageError(f"stages: {steps[bad].name} stands before what it follows in the model")
+    return placed
+
+
+def prune(model: nn.Module, cut: Cut, all_cuts: Sequence[Cut]) -> None:
+    """Takes out the parameters of other stages. Those that no step reads go with the last step of
+    their part."""
+    names = [name for name, _ in model.named_parameters()]
+    kept = {name for step in cut.steps for name in _owned(step, names)}
+    read = {name for one in all_cuts for step in one.steps for name in _owned(step, names)}
+    for name in names:
+        if name in kept:
+            continue
+        if name not in read:
+            of = [c.index for c in all_cuts for s in c.steps if role_of(s.name) == role_of(name)]
+            if max(of, default=0) == cut.index:
+                continue
+        path, _, own = name.rpartition(".")
+        model.get_submodule(path).register_parameter(own, None)
+
+
+class Stage(nn.Module):
+    """A share of a model. Tensors come in as the stage before sent them, and go out likewise; the
+    last stage gives its micro-batch's share of the loss."""
+
+    def __init__(self, parts: Parts, model: nn.Module, cut: Cut) -> None:
+        super().__init__()
+        self.parts = parts
+        self.model = model
+        self.cut = cut
+        self.takes: tuple[str, ...] = ()
+        self.feed: list[Data] = []
+        self.anchor = torch.zeros((), requires_grad=True)
+        for step in cut.steps:
+            if step.block is not None and step.look is not None:
+                block = model.get_submodule(step.block)
+                block.look = MethodType(step.look, block)  # type: ignore[assignment]
+
+    def forward(self, *received: Tensor, number: Tensor) -> tuple[Tensor, ...] | Tensor:
+        data = self.informed(self.feed[int(number)])
+        given = received if self.cut.fed else tuple(one.detach() for one in received)
+        state = self.run(dict(zip(self.takes, given, strict=True)), data)
+        sent = tuple(state[name] for name in sorted(state))
+        anchor = self.anchor.to(sent[0].device)
+        sent = Through.apply(len(sent), *sent, *received, anchor)
+        return sent[0] if self.cut.last else sent
+
+    def informed(self, data: Data) -> Data:
+        """The micro-batch with what all layers of a decoder share, made when first asked for."""
+        data = dict(data)
+        data["context"] = lru_cache(lambda dtype: context_of(self.parts, self.model, data, dtype))
+        return data
+
+    def run(self, state: State, data: Data) -> State:
+        """The stage's steps, without what a backward pass needs where none will come."""
+        for step, reached in zip(self.cut.steps, self.cut.reached, strict=True):
+            with torch.set_grad_enabled(reached and torch.is_grad_enabled()):
+                state = step.run(self.model, state, data)
+        return state
+
+
+def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:
+    """Recomputes blocks in the backward pass where the plan says so: all of a block, or
+    (selective) its attention."""
+    for step in stage.cut.steps:
+        if step.block is None:
+            continue
+        kind = next((v for k, v in checkpointing.items() if _matches(k, step.block)), "none")
+        block: Any = stage.model.get_submodule(step.block)
+        if kind == "selective" and hasattr(block, "attention"):
+            _recompute(block.attention, "forward")
+        elif kind == "full":
+            _recompute(block, "look" if step.look is not None else "forward")
+
+
+def _recompute(module: Any, method: str) -> None:
+    inner = getattr(module, method)
+
+    def run(*given: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return inner(*given, **named)
+        return checkpoint.checkpoint(inner, *given, use_reentrant=False, **named)
+
+    setattr(module, method, run)
+
+
+def _matches(pattern: str, path: str) -> bool:
+    head, star, tail = pattern.partition("*")
+    if not star:
+        return pattern == path
+    return path.startswith(head) and path.endswith(tail) and path[len(head) :].isdigit()
