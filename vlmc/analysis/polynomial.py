@@ -21,22 +21,23 @@ class Polynomial:
     @classmethod
     def constant(cls, value: int | Fraction) -> Polynomial:
         """A number."""
-        return cls._of({(): Fraction(value)})
+        return cls.of({(): Fraction(value)})
 
     @classmethod
     def symbol(cls, name: str) -> Polynomial:
         """A size."""
-        return cls._of({((name, 1),): Fraction(1)})
+        return cls.of({((name, 1),): Fraction(1)})
 
     @classmethod
-    def _of(cls, terms: Mapping[Monomial, Fraction]) -> Polynomial:
+    def of(cls, terms: Mapping[Monomial, Fraction]) -> Polynomial:
+        """From coefficients."""
         return cls(tuple(sorted((m, c) for m, c in terms.items() if c)))
 
     def __add__(self, other: Polynomial | int | Fraction) -> Polynomial:
         terms = dict(self.terms)
         for monomial, coefficient in _polynomial(other).terms:
             terms[monomial] = terms.get(monomial, Fraction(0)) + coefficient
-        return self._of(terms)
+        return self.of(terms)
 
     def __mul__(self, other: Polynomial | int | Fraction) -> Polynomial:
         terms: dict[Monomial, Fraction] = {}
@@ -47,7 +48,7 @@ class Polynomial:
                     powers[name] = powers.get(name, 0) + power
                 monomial = tuple(sorted(powers.items()))
                 terms[monomial] = terms.get(monomial, Fraction(0)) + first * second
-        return self._of(terms)
+        return self.of(terms)
 
     def __sub__(self, other: Polynomial | int | Fraction) -> Polynomial:
         return self + _polynomial(other) * -1
@@ -64,6 +65,17 @@ class Polynomial:
                 value *= sizes[name] ** power
             total += value
         return total
+
+    def substitute(self, name: str, value: Polynomial) -> Polynomial:
+        """With `value` in the place of a symbol."""
+        result = ZERO
+        for monomial, coefficient in self.terms:
+            rest = tuple(factor for factor in monomial if factor[0] != name)
+            product = Polynomial.of({rest: coefficient})
+            for _ in range(dict(monomial).get(name, 0)):
+                product = product * value
+            result = result + product
+        return result
 
     def __iter__(self) -> Iterator[tuple[Monomial, Fraction]]:
         return iter(self.terms)

@@ -18,9 +18,28 @@ class Sizes:
     """Sizes of one micro-batch."""
 
     batch: int
+    """Sequences."""
     text: int
+    """Words of a sequence, without what images take of it. When decoding: those in the cache, the
+    newest included. An encoder-decoder is asked for as many words as it reads."""
     images: int = 1
+    """Images of each sequence."""
     tokens: int = 1
+    """Positions of the sequence that an image takes (`GraphReport.tokens` of the design)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The largest of several polynomials: which of them it is depends on the sizes."""
+
+    among: tuple[Polynomial, ...] = ()
+
+    def __call__(self, **sizes: int) -> Fraction:
+        """The value at `sizes`, 0 at least. Raises KeyError for a symbol that is not among them."""
+        return max((one(**sizes) for one in self.among), default=Fraction(0))
+
+
+NOTHING = Largest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +80,10 @@ class Block:
 
     role: Role
     name: str
-    """Path of the module, with * for the number in a stack: `language.layers.*`."""
+    """Path of the module, with * for the number in a stack: `language.layers.*`. What stands
+    before, between and after a part's stacks is its `.begin`, `.between`, `.end`; a part without
+    stacks is one block, `adapter` or `head`; the fusion's own beside its stack is `fusion`. Blocks
+    of one stack that differ (the first, whose input may need no gradient) have the same name."""
     count: int
     parameters: int
     """Of one block."""
@@ -79,10 +101,10 @@ class Block:
     """Bytes of the activations that enter it."""
     output: Polynomial
     """Bytes of the activations that leave it: what a pipeline sends on."""
-    peak_forward: Polynomial
+    peak_forward: Largest
     """Bytes over the level at its start, at most, while it runs forward, `saved` and output
     included."""
-    peak_backward: Polynomial
+    peak_backward: Largest
     """Bytes over the level before its backward pass (where `saved` is held), gradients of
     parameters left out."""
     all_reduces: int = 2
@@ -100,6 +122,30 @@ class Block:
         return sum((one.bytes for one in self.operators if one.phase == phase), ZERO)
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How the level of activations moves during a visit, in bytes."""
+
+    change: Polynomial
+    """From its start to the start of the next."""
+    peak: Largest
+    """Over its start, at most; gradients of parameters left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """A stretch of a training step that belongs to one block."""
+
+    block: int
+    forward: bool
+    gradients: int
+    """Bytes of gradients of parameters that it leaves, if they have the activations' format."""
+    none: Level
+    selective: Level
+    full: Level
+    """With that checkpointing of all blocks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphReport:
     """A design's blocks in the order in which data meets them. Blocks of unlike kinds that take
@@ -113,9 +159,18 @@ class GraphReport:
     blocks: tuple[Block, ...]
     order: tuple[int, ...]
     """Every block of the whole depth, by its place in `blocks`, as it runs."""
-    loss_peak: Polynomial = ZERO
+    loss_peak: Largest = NOTHING
     """Bytes over the level after the last block, at most, while logits become a loss and its
     gradient."""
+
+    tokens: int = 1
+    """What `tokens` of `Sizes` is for this design, unless its number of regions varies."""
+    inputs: Polynomial = ZERO
+    """Bytes of a training step's inputs: pixels, words, labels."""
+    visits: tuple[Visit, ...] = ()
+    """Distinct stretches of a training step."""
+    timeline: tuple[int, ...] = ()
+    """A whole training step, by places in `visits`."""
 
     @property
     def parameters(self) -> int:

@@ -19,7 +19,7 @@ class SignatureMismatch(AssertionError):
     """A module that is not what its spec says: a mistake of vlmc, never of its user."""
 
 
-class _WithoutValues(TorchFunctionMode):
+class WithoutValues(TorchFunctionMode):
     """Passes over torch's initialisers: on the meta device there is nothing to fill, and drawing
     random numbers there would load the whole of torch's compiler."""
 
@@ -49,7 +49,7 @@ def instantiate(arch: Arch, *, device: torch.device | str = "meta") -> nn.Module
     """
     device = torch.device(device)
     on_meta = device.type == "meta"
-    filling: AbstractContextManager[object] = _WithoutValues() if on_meta else nullcontext()
+    filling: AbstractContextManager[object] = WithoutValues() if on_meta else nullcontext()
     with filling, device:
         parts = {
             node.role: module_class(node)(**node.arguments)

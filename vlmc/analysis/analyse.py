@@ -1,0 +1,221 @@
+"""From an `Arch` to what its blocks cost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from vlmc.analysis.blocks import Costs, shape
+from vlmc.analysis.polynomial import ZERO
+from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Saved, Visit
+from vlmc.analysis.run import Trial
+from vlmc.analysis.segments import Segments
+from vlmc.analysis.shrink import Instance, Shrunk, shrink
+from vlmc.analysis.spans import Stretch, Where, largest, level, stretches
+from vlmc.ir import Arch, Role
+
+Precision = Literal["fp32", "bf16", "fp16"]
+FORMATS: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+ONCE = Instance(0)
+
+
+def analyse(
+    arch: Arch,
+    *,
+    mode: Literal["train"] = "train",
+    trained: tuple[Role, ...] | None = None,
+    precision: Precision = "bf16",
+) -> GraphReport:
+    """The blocks of a design and what each costs; nothing of the weights is in memory.
+
+    `trained` are the parts that take gradients, by default those that the spec does not freeze;
+    `precision` is that of activations.
+    """
+    if trained is None:
+        trained = tuple(node.role for node in arch.nodes if not node.frozen)
+    shrunk = shrink(arch)
+    trial = Trial(shrunk, trained, FORMATS[precision])
+    return _Assembly(arch, shrunk, trial, trained).report()
+
+
+class _Assembly:
+    def __init__(self, arch: Arch, shrunk: Shrunk, trial: Trial, trained: tuple[Role, ...]) -> None:
+        self.arch, self.shrunk, self.trial, self.trained = arch, shrunk, trial, trained
+        self.segments = Segments(trial.model, shrunk.stacks)
+        self.runs = {kept: trial.runs(kept) for kept in ("none", "selective", "full")}
+        self.stretches = {kept: stretches(runs, self.segments) for kept, runs in self.runs.items()}
+        self.costs = Costs(self.runs["none"], self.segments, trial)
+
+    def report(self) -> GraphReport:
+        chain = self._chain()
+        blocks: list[Block] = []
+        places: dict[Where, int] = {}
+        for where in chain:
+            block = self._block(where)
+            if block not in blocks:
+                blocks.append(block)
+            places[where] = blocks.index(block)
+        order = tuple(places[where] for where in self._unrolled(chain, lambda where: where))
+        visits, timeline = self._visits(places)
+        return GraphReport(
+            design=self.arch.name,
+            mode="train",
+            trained=self.trained,
+            number_bytes=self.trial.dtype.itemsize,
+            blocks=tuple(
+                replace(block, count=order.count(index)) for index, block in enumerate(blocks)
+            ),
+            order=order,
+            loss_peak=self._loss_peak(),
+            tokens=self.arch.tokens.per_image,
+            inputs=self.trial.inputs(),
+            visits=visits,
+            timeline=timeline,
+        )
+
+    def _chain(self) -> list[Where]:
+        """The shallow design's blocks as data meets them: parts in their order, blocks of a stack
+        where they run last (gated blocks make keys of images before), others where they first do.
+        """
+        ranks = {
+            "encoder": 0,
+            "adapter": 1,
+            "fusion": 2,
+            "language": 3,
+            "gated_blocks": 3,
+            "head": 4,
+        }
+        first: dict[Where, int] = {}
+        last: dict[Where, int] = {}
+        for index, one in enumerate(self.stretches["none"]):
+            if one.forward:
+                first.setdefault(one.where, index)
+                last[one.where] = index
+        everything = {self.segments(path) for path, _ in self.trial.model.named_parameters()}
+        chosen = {
+            where: (last if where[0].endswith("*") else first).get(where, -1)
+            for where in everything | set(first)
+        }
+        for name, number in sorted(chosen):  # a block that does not run stands after its neighbour
+            if chosen[name, number] < 0 and number > 0:
+                chosen[name, number] = chosen[name, number - 1]
+        part = {where: ranks[where[0].split(".")[0]] for where in chosen}
+        begin = {where: not where[0].endswith(".begin") for where in chosen}
+        return sorted(chosen, key=lambda w: (part[w], begin[w], chosen[w], w[1]))
+
+    def _instance(self, where: Where) -> tuple[str, Instance]:
+        stack = where[0].removesuffix(".*")
+        system = "language.layers" if stack == "gated_blocks" else stack
+        instances = self.shrunk.stacks.get(stack)
+        return system, ONCE if instances is None else instances[where[1]]
+
+    def _unrolled(self, items: list[Any], where: Any) -> list[Any]:
+        """The deep design's sequence: runs of a period are repeated, and blocks within them."""
+        result: list[Any] = []
+        index = 0
+        while index < len(items):
+            system, instance = self._instance(where(items[index]))
+            end = index
+            while end < len(items):
+                other, at = self._instance(where(items[end]))
+                if (other, at.period) != (system, instance.period):
+                    break
+                end += 1
+            run: list[Any] = []
+            for _, group in _grouped(items[index:end], where):
+                run.extend(group * self._instance(where(group[0]))[1].times)
+            result.extend(run * instance.periods)
+            index = end
+        return result
+
+    def _visits(self, places: dict[Where, int]) -> tuple[tuple[Visit, ...], tuple[int, ...]]:
+        skeletons = {
+            kept: [(one.where, one.forward) for one in found]
+            for kept, found in self.stretches.items()
+        }
+        assert skeletons["none"] == skeletons["selective"] == skeletons["full"]
+        visits: list[Visit] = []
+        numbers: list[tuple[Where, int]] = []
+        for index, one in enumerate(self.stretches["none"]):
+            levels = {
+                kept: level(found[index], self.trial.fit) for kept, found in self.stretches.items()
+            }
+            visit = Visit(
+                block=places[one.where],
+                forward=one.forward,
+                gradients=one.gradients,
+                **levels,
+            )
+            if visit not in visits:
+                visits.append(visit)
+            numbers.append((one.where, visits.index(visit)))
+        deep = self._unrolled(numbers, lambda item: item[0])
+        return tuple(visits), tuple(number for _, number in deep)
+
+    def _of(self, where: Where, kept: str, *, forward: bool) -> list[Stretch]:
+        return [o for o in self.stretches[kept] if (o.where, o.forward) == (where, forward)]
+
+    def _saved(self, where: Where, kept: str) -> Any:
+        changes = (level(o, self.trial.fit).change for o in self._of(where, kept, forward=True))
+        return sum(changes, ZERO)
+
+    def _peak(self, where: Where, *, forward: bool) -> Largest:
+        found = self._of(where, "none", forward=forward)
+        tops = [top for one in found for top in level(one, self.trial.fit).peak.among]
+        return largest(tops)
+
+    def _loss_peak(self) -> Largest:
+        backward = [one for one in self.stretches["none"] if not one.forward]
+        return level(backward[0], self.trial.fit).peak if backward else NOTHING
+
+    def _block(self, where: Where) -> Block:
+        name = where[0]
+        root = name.split(".")[0]
+        role: Any = "fusion" if root == "gated_blocks" else root
+        parameters = [
+            (path, one)
+            for path, one in self.trial.model.named_parameters()
+            if self.segments(path) == where
+        ]
+        limits, split, all_reduces = shape(self.trial.model, where, parameters)
+        return Block(
+            role=role,
+            name=name,
+            count=0,
+            parameters=sum(one.numel() for _, one in parameters),
+            trained=any(one.requires_grad for _, one in parameters),
+            reached=bool(self._of(where, "none", forward=False)),
+            tensor_limits=limits,
+            split_parameters=split,
+            operators=self.costs.operators(where),
+            saved=Saved(
+                none=self._saved(where, "none"),
+                selective=self._saved(where, "selective"),
+                full=self._saved(where, "full"),
+                split=self.costs.split_share(where),
+            ),
+            input=self.costs.flow(where)[0],
+            output=self.costs.flow(where)[1],
+            peak_forward=self._peak(where, forward=True),
+            peak_backward=self._peak(where, forward=False),
+            all_reduces=all_reduces,
+        )
+
+
+def _grouped(items: list[Any], where: Any) -> list[tuple[Where, list[Any]]]:
+    groups: list[tuple[Where, list[Any]]] = []
+    for item in items:
+        if groups and groups[-1][0] == where(item):
+            groups[-1][1].append(item)
+        else:
+            groups.append((where(item), [item]))
+    return groups

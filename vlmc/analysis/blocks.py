@@ -1,0 +1,168 @@
+"""What each block of a recorded run costs, and how tensor parallelism may split it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from fractions import Fraction
+
+from torch import nn
+
+from vlmc.analysis.polynomial import ZERO, Polynomial
+from vlmc.analysis.report import Operator, Phase
+from vlmc.analysis.run import Runs, Trial
+from vlmc.analysis.segments import Segments
+from vlmc.analysis.spans import Where
+from vlmc.analysis.trace import Allocated, Call
+from vlmc.components.shared.attention import Attention
+from vlmc.components.shared.block import TransformerBlock
+from vlmc.components.shared.mlp import MLP
+from vlmc.components.shared.relative import RelativeAttention, RelativeBlock
+
+COLUMNS = ("query", "key", "value", "distance", "gate", "up")
+"""Projections whose outputs tensor parallelism divides: heads, or channels of an MLP."""
+ROWS = ("output", "down")
+"""Projections whose inputs it divides: their outputs are whole again, after an all-reduce."""
+
+
+class Costs:
+    """Operators, flows and shares of each block."""
+
+    def __init__(self, runs: Runs, segments: Segments, trial: Trial) -> None:
+        self.runs, self.segments, self.trial = runs, segments, trial
+        self._phases = phases(runs)
+        self._by: dict[Where, dict[tuple[str, Phase, bool, bool], list[int]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for index, event in enumerate(runs.first.events):
+            if isinstance(event, Call):
+                key = (
+                    event.packet,
+                    self._phases[index],
+                    event.matmul,
+                    is_split(trial.model, event.path),
+                )
+                self._by[segments(event.path)][key].append(index)
+
+    def operators(self, where: Where) -> tuple[Operator, ...]:
+        """Of a block, each kind once a phase."""
+        return tuple(
+            Operator(
+                name=name,
+                phase=phase,
+                calls=len(indices),
+                flops=self._sum(indices, 0),
+                bytes=self._sum(indices, 1),
+                matmul=matmul,
+                split=split,
+            )
+            for (name, phase, matmul, split), indices in sorted(self._by[where].items())
+        )
+
+    def _sum(self, indices: list[int], which: int) -> Polynomial:
+        records = self.runs.records
+        return self.trial.fit([sum(r.figures[i][which] for i in indices) for r in records])
+
+    def split_share(self, where: Where) -> Fraction:
+        """Of what the block allocates in its forward pass, the share that is divided."""
+        whole = divided = 0
+        for index, event in enumerate(self.runs.first.events):
+            if not isinstance(event, Allocated) or event.during != "forward":
+                continue
+            if self.segments(event.path) == where:
+                size = self.runs.first.figures[index][0]
+                whole += size
+                divided += size if is_split(self.trial.model, event.path) else 0
+        return Fraction(divided, whole) if whole else Fraction(0)
+
+    def flow(self, where: Where) -> tuple[Polynomial, Polynomial]:
+        """Bytes of activations that enter and leave a block."""
+        name, number = where
+        if name.endswith(".*"):
+            path = f"{name[:-1]}{number}"
+            return self._flow(path, 0), self._flow(path, 1)
+        role, _, part = name.partition(".")
+        if role == "language":
+            hidden = self._flow("language.embedding", 1)
+            return self._flow("adapter", 1), hidden
+        given = self._flow(role, 0) if part != "end" else ZERO
+        return given, ZERO if role == "head" else self._flow(role, 1)
+
+    def _flow(self, path: str, which: int) -> Polynomial:
+        records = self.runs.records
+        return self.trial.fit([r.flows.get(path, (0, 0))[which] for r in records])
+
+
+def phases(runs: Runs) -> dict[int, Phase]:
+    """Of each call by its place among the events. A call of the backward pass belongs to weights if
+    gradients of its module's parameters alone come of it."""
+    found: dict[int, Phase] = {}
+    wanted: set[int] = set()
+    own: dict[str, set[int]] = defaultdict(set)
+    events = runs.first.events
+    for index in range(len(events) - 1, -1, -1):
+        event = events[index]
+        if not isinstance(event, Call):
+            continue
+        if event.during != "backward":
+            found[index] = "forward"
+            continue
+        made = [one for one in event.makes if one > 0]
+        alone = bool(made) and all(
+            one in runs.first.gradients or (one in own[event.path] and one not in wanted)
+            for one in made
+        )
+        if alone or event.weight_half:
+            found[index] = "backward_weight"
+            own[event.path].update(event.takes)
+        else:
+            found[index] = "backward_input"
+            wanted.update(event.takes)
+    return found
+
+
+def is_split(model: nn.Module, path: str) -> bool:
+    """Whether tensor parallelism divides what a module computes: what lies within attention and
+    MLPs, up to the projection that ends them."""
+    if path == "head.projection":
+        return True
+    names = path.split(".")
+    for depth in range(1, len(names) + 1):
+        module = model.get_submodule(".".join(names[:depth]))
+        if isinstance(module, (Attention, RelativeAttention, MLP)):
+            return names[-1] not in ROWS
+    return False
+
+
+def shape(
+    model: nn.Module, where: Where, parameters: list[tuple[str, nn.Parameter]]
+) -> tuple[tuple[int, ...], int, int]:
+    """What a degree of tensor parallelism must divide, parameters that it divides, and all-reduces
+    of the forward pass."""
+    name, number = where
+    if name == "head" and any(path == "head.projection.weight" for path, _ in parameters):
+        projection = next(one for path, one in parameters if path == "head.projection.weight")
+        return (projection.shape[0],), projection.numel(), 1
+    if not name.endswith(".*"):
+        return (1,), 0, 0
+    block = model.get_submodule(f"{name[:-1]}{number}")
+    limits: set[int] = set()
+    branches = 0
+    for module in block.modules():
+        if isinstance(module, Attention):
+            limits |= {module.heads, module.kv_heads}
+        elif isinstance(module, RelativeAttention):
+            limits.add(module.query.out_features // module.head_dim)
+        elif isinstance(module, MLP):
+            limits.add(module.up.out_features)
+        else:
+            continue
+        branches += 1
+    if not branches:
+        return (1,), 0, 0
+    split = 0
+    for path, one in parameters:
+        module, _, kind = path.rpartition(".")
+        leaf = module.rpartition(".")[2]
+        divided = leaf in COLUMNS or (leaf in ROWS and kind == "weight") or kind.endswith("_bias")
+        split += one.numel() if divided else 0
+    return tuple(sorted(limits)), split, branches

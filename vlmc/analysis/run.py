@@ -1,0 +1,151 @@
+"""A training step of a shallow design, recorded at as many sizes as its polynomials need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlmc.analysis.fit import Fit
+from vlmc.analysis.operators import FusedAttention, Memory
+from vlmc.analysis.polynomial import Polynomial
+from vlmc.analysis.shrink import Shrunk
+from vlmc.analysis.steps import Inputs, Step, training_step
+from vlmc.analysis.trace import Record, Recorder
+from vlmc.builder.model import WithoutValues, module_class, own_parameters
+from vlmc.components.shared.attention import Attention
+from vlmc.components.shared.relative import RelativeAttention
+from vlmc.ir import Arch, Role
+
+Kept = Literal["none", "selective", "full"]
+"""Which activations are not kept for the backward pass: none of them, those inside of attention,
+those inside of blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The same run at the points of a fit."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def first(self) -> Record:
+        """The one whose events stand for all."""
+        return self.records[0]
+
+
+class Trial:
+    """A shallow model without values, and its training step."""
+
+    def __init__(self, shrunk: Shrunk, trained: tuple[Role, ...], dtype: torch.dtype) -> None:
+        self.arch = shrunk.arch
+        self.stacks = tuple(shrunk.stacks)
+        self.dtype = dtype
+        self.memory = Memory()
+        with _format(dtype):
+            self.model = built(shrunk.arch, trained)
+        self.step: Step = training_step(shrunk.arch)
+        self.fit = Fit(self.step.basis, substitute=self.step.meaning, above=self.step.above)
+        self._once(self.fit.points[0])  # what torch does the first time only is none of the costs
+
+    def runs(self, kept: Kept) -> Runs:
+        """Recorded at every point of the fit."""
+        with self._checkpointed(kept):
+            records = tuple(self._once(point) for point in self.fit.points)
+        for one in records[1:]:
+            assert one.events == records[0].events, "operators do not depend on sizes"
+        return Runs(records)
+
+    def inputs(self) -> Polynomial:
+        """Bytes of the step's inputs."""
+        return self.fit(
+            [sum(one.nbytes for one in self._given(p).values()) for p in self.fit.points]
+        )
+
+    def _given(self, point: Mapping[str, int]) -> Inputs:
+        with torch.device("meta"), _format(self.dtype):
+            return self.step.inputs(point)
+
+    def _once(self, point: Mapping[str, int]) -> Record:
+        given = self._given(point)
+        self.model.zero_grad(set_to_none=True)
+        recorder = Recorder(self.model, self.memory)
+        self.recorder = recorder
+        recorder.give([*self.model.parameters(), *given.values()])
+        with FusedAttention(), recorder.hooked(), recorder:
+            loss = self.step.run(self.model, given, recorder)
+            if loss.requires_grad:
+                recorder.backward(loss)
+        return recorder.finish()
+
+    @contextmanager
+    def _checkpointed(self, kept: Kept) -> Generator[None]:
+        """Runs blocks, or attention within them, through torch.utils.checkpoint."""
+        wrapped: list[nn.Module] = []
+        for path, module in self.model.named_modules():
+            stack, _, number = path.rpartition(".")
+            block = stack in self.stacks and number.isdigit()
+            inner = isinstance(module, (Attention, RelativeAttention)) and any(
+                path.startswith(f"{one}.") for one in self.stacks
+            )
+            if (block and kept == "full") or (inner and kept == "selective"):
+                module.forward = partial(self._again, path, module.forward)
+                wrapped.append(module)
+        try:
+            yield
+        finally:
+            for module in wrapped:
+                del module.forward
+
+    def _again(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not any(one.requires_grad for one in _tensors(args, kwargs)) and not any(
+            one.requires_grad for one in self.model.get_submodule(path).parameters()
+        ):
+            return forward(*args, **kwargs)
+
+        def body(*inner: Any, **more: Any) -> Any:
+            # backward() leaves all modes of torch functions.
+            with FusedAttention(), self.recorder.inside(path):
+                return forward(*inner, **more)
+
+        return checkpoint(body, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def built(arch: Arch, trained: tuple[Role, ...]) -> nn.Module:
+    """A model on the meta device in which the parts `trained` take gradients."""
+    with WithoutValues(), torch.device("meta"):
+        parts = {
+            node.role: module_class(node)(**node.arguments)
+            for node in arch.nodes
+            if node.role != "fusion"
+        }
+        fusion = arch.node("fusion")
+        model = module_class(fusion)(**parts, **fusion.arguments)
+    for node in arch.nodes:
+        for _, parameter in own_parameters(arch, model, node):
+            parameter.requires_grad_(node.role in trained)
+    return model
+
+
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    flat: list[Any] = []
+    for one in (*args, *kwargs.values()):
+        flat.extend(one if isinstance(one, (tuple, list)) else [one])
+    return [one for one in flat if isinstance(one, Tensor)]
+
+
+@contextmanager
+def _format(dtype: torch.dtype) -> Generator[None]:
+    """New tensors are of `dtype` within."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
