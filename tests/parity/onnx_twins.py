@@ -36,7 +36,9 @@ class Twin:
 
     arch: Arch
     design: Design
+    captured: tuple[Graph, ...]
     graphs: tuple[Graph, ...]
+    """`captured`, optimised for ONNX."""
     model: Any
 
     @property
@@ -104,8 +106,9 @@ def twin(name: str) -> Twin:
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
-    graphs = tuple(optimise(graph, "onnx") for graph in capture(arch, cache="growing"))
-    return Twin(arch, describe(spec.mini(), arch), graphs, model)
+    captured = tuple(capture(arch, cache="growing"))
+    graphs = tuple(optimise(graph, "onnx") for graph in captured)
+    return Twin(arch, describe(spec.mini(), arch), captured, graphs, model)
 
 
 def relative(wanted: Any, got: Any) -> float:

@@ -20,8 +20,28 @@ from vlmc.passes.tokenwise import RESHAPES, operands
 aten: Any = torch.ops.aten
 
 
+AROUND_ATTENTION = frozenset(
+    {
+        aten.scaled_dot_product_attention.default,
+        aten.transpose.int,
+        aten.flatten.using_ints,
+    }
+)
+
+
 def last_token(draft: Draft) -> str:
-    moved = sum(_move(draft, gather, index) for gather, index in _choices(draft))
+    return _last(draft, frozenset())
+
+
+def last_token_after_attention(draft: Draft) -> str:
+    """For kernels of attention that take as many new keys as queries: the last block's attention
+    is computed for every token, what follows it for one."""
+    return _last(draft, AROUND_ATTENTION)
+
+
+def _last(draft: Draft, kept: frozenset[Any]) -> str:
+    """`kept` names operators above which the choice does not move."""
+    moved = sum(_move(draft, gather, index, kept) for gather, index in _choices(draft))
     if not moved:
         return ""
     draft.sweep()
@@ -44,11 +64,11 @@ def _choices(draft: Draft) -> list[tuple[Node, Node]]:
     return found
 
 
-def _move(draft: Draft, gather: Node, index: Node) -> int:
+def _move(draft: Draft, gather: Node, index: Node, kept: frozenset[Any]) -> int:
     """Moves a choice as far up as nobody else needs the other tokens; over how many calls."""
     start = gather.args[0]
     assert isinstance(start, Node)
-    axes = _cone(draft, gather, start)
+    axes = _cone(draft, gather, start, kept)
     if not axes:
         return 0
     rows = _Rows(draft, index)
@@ -60,7 +80,7 @@ def _move(draft: Draft, gather: Node, index: Node) -> int:
     return len(cone)
 
 
-def _cone(draft: Draft, gather: Node, start: Node) -> dict[Node, int]:
+def _cone(draft: Draft, gather: Node, start: Node, kept: frozenset[Any]) -> dict[Node, int]:
     """Calls that only the chosen token's way to the logits reads, with their tokens' axis."""
     axes: dict[Node, int] = {}
     wanted: dict[Node, set[int]] = {start: {1}}
@@ -68,6 +88,8 @@ def _cone(draft: Draft, gather: Node, start: Node) -> dict[Node, int]:
         places = wanted.get(node)
         readers = {*node.users} - {gather}
         if places is None or len(places) > 1 or not readers <= axes.keys():
+            continue
+        if node.target in kept:
             continue
         axis = next(iter(places))
         sources = operands(node, axis)

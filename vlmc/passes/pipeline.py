@@ -14,7 +14,7 @@ from vlmc.passes.effect import Effect, Pass
 from vlmc.passes.fold_constants import fold_constants
 from vlmc.passes.grouped_heads import grouped_heads
 from vlmc.passes.image_masks import image_masks
-from vlmc.passes.last_token import last_token
+from vlmc.passes.last_token import last_token, last_token_after_attention
 from vlmc.passes.merge_projections import merge_projections
 from vlmc.passes.no_ops import no_ops
 from vlmc.passes.runtime_checks import runtime_checks
@@ -22,7 +22,8 @@ from vlmc.passes.shared_results import shared_results
 from vlmc.passes.single_row import single_row
 from vlmc.passes.verify import verify
 
-Target = Literal["onnx", "torch"]
+Target = Literal["onnx", "quantised", "torch"]
+"""quantised: ONNX with ONNX Runtime's own operators."""
 
 ONNX: tuple[Pass, ...] = (
     dead_constants,
@@ -33,6 +34,10 @@ ONNX: tuple[Pass, ...] = (
     fold_constants,
     last_token,
     merge_projections,
+)
+
+QUANTISED: tuple[Pass, ...] = tuple(
+    last_token_after_attention if one is last_token else one for one in ONNX
 )
 
 TORCH: tuple[Pass, ...] = (
@@ -48,9 +53,12 @@ TORCH: tuple[Pass, ...] = (
 )
 
 
+PASSES: dict[Target, tuple[Pass, ...]] = {"onnx": ONNX, "quantised": QUANTISED, "torch": TORCH}
+
+
 def optimise(graph: Graph, target: Target, tell: Callable[[Effect], None] | None = None) -> Graph:
     """`graph` after the passes for its engine; `tell` hears of each that changed it."""
-    return apply(graph, ONNX if target == "onnx" else TORCH, tell)
+    return apply(graph, PASSES[target], tell)
 
 
 def apply(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from vlmc.emit.onnx.grouped import grouped
 from vlmc.emit.onnx.lowering import Lowering
 from vlmc.emit.onnx.patterns import NATIVE, called, source
 from vlmc.emit.onnx.values import Value, shape_of
@@ -19,10 +20,14 @@ def attention(low: Lowering, node: Node) -> Value:
     given = low.given(node)
     mask, causal, scale = given["attn_mask"], bool(given["is_causal"]), given["scale"]
     query: Value = given["query"]
+    key, value = (low.argument(_shared(one)) for one in node.args[1:3])
+    if low.quantiser is not None and not causal:
+        made = grouped(low, node, (query, key, value))
+        if made is not None:
+            return made
     if low.builder.opset < NATIVE:
         operands = (query, given["key"], given["value"])
         return low.like(node, _decomposed(low, operands, mask, causal=causal, scale=scale))
-    key, value = (low.argument(_shared(one)) for one in node.args[1:3])
     return _native(low, node, (query, key, value), mask, causal=causal, scale=scale)
 
 

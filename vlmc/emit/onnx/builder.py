@@ -135,6 +135,9 @@ class Builder:
             # An optional output that nobody reads is left out.
             while len(node.output) > 1 and node.output[-1] not in needed:
                 del node.output[-1]
+            if node.domain == MICROSOFT:
+                for index, name in enumerate(node.output):
+                    node.output[index] = name if name in needed else ""
             node.name = node.output[0]
         stored = [one.proto(written) for name, one in self.initializers.items() if name in needed]
         graph = helper.make_graph(kept[::-1], self.name, list(inputs), list(outputs), stored)

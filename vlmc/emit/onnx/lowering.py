@@ -67,6 +67,18 @@ class Lowering:
             value = Value(shape=shape_of(found), dtype=found.dtype, name=name)
             self.values[node] = value
             self.extents.learn(name, value.shape)
+        if self.quantiser is not None:
+            self._derive_past([self.values[node].shape for node, _ in inputs])
+
+    def _derive_past(self, shapes: Sequence[Shape]) -> None:
+        """A cache that is written in place has room for more than it holds."""
+        named = {
+            dim: size
+            for wire, shape in zip(self.graph.inputs, shapes, strict=True)
+            for dim, size in zip(wire.dims, shape, strict=True)
+        }
+        if {"past", "total", "text"} <= named.keys():
+            self.extents.derived[named["past"]] = named["total"] - named["text"]
 
     def constant(self, target: str, like: Tensor) -> Value:
         """A constant of the graph; `like` has its shape."""
@@ -79,6 +91,7 @@ class Lowering:
             stored=self.builder.initializer(stored[0]) if whole else self.joined(stored),
             stored_type=FORMATS[stored[0].format],
             weights=constant.parts if isinstance(constant, Stored) else (),
+            numbers=None if constant.parts or isinstance(constant, Stored) else constant.compute(),
         )
 
     def joined(self, stored: Sequence[Initializer]) -> str:
@@ -156,7 +169,7 @@ class Lowering:
         """What `make` gives for each row of the last dimension of `value`, in its shape."""
         found = node.meta["val"]
         made = Value(shape=shape_of(found), dtype=found.dtype)
-        if value.rows:
+        if value.flat:
             made.flat = make(value.flat)
         else:
             made.name = make(self.name(value))

@@ -70,11 +70,15 @@ def split(low: Lowering, node: Node) -> list[Value]:
     rows = value.rows and axis == len(value.shape) - 1
     source, along = (value.flat, 1) if rows else (low.name(value), axis)
     names = low.builder.calls("Split", [source, sizes], len(pieces), axis=along)
+    begin = 0
     for piece, name in zip(pieces, names, strict=True):
         if rows:
             piece.flat = name
         else:
             piece.name = name
+        if axis == len(value.shape) - 1:
+            piece.piece = (value, begin)
+            begin += piece.shape[axis]
     return pieces
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
+from vlmc.emit.onnx.builder import MICROSOFT
 from vlmc.emit.onnx.lowering import Lowering
 from vlmc.emit.onnx.values import Value, shape_of
 
@@ -44,8 +46,25 @@ def normalised(low: Lowering, node: Node) -> Value | None:
             x, root = (source(one) for one in inner.args)
             epsilon, scale = _root_mean_square(root, x), low.argument(weight)
             if epsilon is not None and isinstance(scale, Value) and len(scale.shape) == 1:
+                if low.quantiser is not None and (made := _with_sum(low, x, scale, epsilon)):
+                    return made
                 return low.rowwise(node, low.argument(x), _rms(low, low.name(scale), epsilon))
     return None
+
+
+def _with_sum(low: Lowering, x: Any, scale: Value, epsilon: float) -> Value | None:
+    """The norm of a sum, by ONNX Runtime's operator that gives both; None of anything else."""
+    terms: Any = x.args if called(x, aten.add.Tensor) and not x.kwargs else ()
+    values = [low.argument(one) for one in terms]
+    summed: Value = low.argument(x)
+    if not values or not all(isinstance(v, Value) and v.shape == summed.shape for v in values):
+        return None
+    names = [low.name(one) for one in (*values, scale)]
+    made, _, _, summed.name = low.builder.calls(
+        "SkipSimplifiedLayerNormalization", names, 4, domain=MICROSOFT, epsilon=epsilon
+    )
+    summed.flat = ""
+    return Value(shape=summed.shape, dtype=summed.dtype, name=made)
 
 
 def _root_mean_square(root: Any, x: Any) -> float | None:
@@ -104,6 +123,8 @@ def rotated(low: Lowering, node: Node) -> Value | None:
     names = [low.name(inner), cosines, sines]
     name = low.builder.call("RotaryEmbedding", names, num_heads=value.shape[1])
     made.tokens = Value(shape=inner.shape, dtype=inner.dtype, name=name)
+    if low.quantiser is not None and (found := _frequencies(low, source(cos))) is not None:
+        made.tokens.turned = (inner, found)
     return made
 
 
@@ -149,3 +170,36 @@ def _cache(low: Lowering, node: Any, kind: Any, x: Value) -> str | None:
         return cache
     wanted = low.extents.vector((x.shape[0], value.shape[2], value.shape[3] // 2))
     return call("Expand", [cache, wanted])
+
+
+def _frequencies(low: Lowering, cosines: Any) -> Tensor | None:
+    """Frequencies [head_dim / 2] of cos(cat(angles, angles)), the angles being each token's place
+    among the tokens of its row times the frequencies; None of anything else."""
+    if not called(cosines, aten.cos.default):
+        return None
+    angles = source(cosines.args[0]).args[0][0]
+    if not called(angles, aten.mul.Tensor):
+        return None
+    table = low.argument(angles.args[1])
+    numbers = table.numbers if isinstance(table, Value) else table
+    if not isinstance(numbers, Tensor) or numbers.numel() != numbers.shape[-1]:
+        return None
+    return numbers.float().flatten() if _counts_tokens(angles.args[0]) else None
+
+
+def _counts_tokens(node: Any) -> bool:
+    """Whether a node is the place of each of the newest tokens among the tokens of its row:
+    max(cumsum(mask) - 1, 0)."""
+    while called(node, aten.to.dtype, aten.unsqueeze.default):
+        node = node.args[0]
+    steps = {
+        aten.slice.Tensor: 1,
+        aten.clamp.default: 0,
+        aten.sub.Tensor: 1,
+        aten.cumsum.default: -1,
+    }
+    for target, number in steps.items():
+        if not called(node, target) or node.args[1] != number:
+            return False
+        node = node.args[0]
+    return node.op == "placeholder"

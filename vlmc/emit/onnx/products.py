@@ -7,12 +7,13 @@ from torch.fx import Node
 
 from vlmc.emit.onnx.builder import MICROSOFT, TYPES
 from vlmc.emit.onnx.lowering import Lowering, Operator
-from vlmc.emit.onnx.quantise import BLOCK
 from vlmc.emit.onnx.values import Value, shape_of
 
 
 def linear(low: Lowering, node: Node) -> Value:
-    """x . weight^T + bias, on rows.
+    """x . weight^T + bias.
+
+    Gemm works on rows; MatMulNBits takes what it is given.
 
     The weights [out, in] are read as they lie. MatMul of the weights turned round is no faster, and
     a runtime that turns them round at load has two copies of them by then: of 110M weights, ONNX
@@ -21,24 +22,26 @@ def linear(low: Lowering, node: Node) -> Value:
     given, found = low.given(node), node.meta["val"]
     value, weight = given["input"], given["weight"]
     bias = "" if given["bias"] is None else low.name(given["bias"])
-    rows = low.flat(value)
     packed = None
     if low.quantiser is not None:
         packed = low.quantiser(weight.weights, weight.shape)
-    if packed is None:
-        name = low.builder.call("Gemm", [rows, low.name(weight), bias], transB=1)
-    else:
+    if packed is not None:
         stored = [low.builder.initializer(one) for one in (packed.codes, packed.scales)]
-        name = low.builder.call(
-            "MatMulNBits",
-            [rows, *stored, "", "", bias],
-            domain=MICROSOFT,
-            K=weight.shape[1],
-            N=weight.shape[0],
-            bits=packed.bits,
-            block_size=BLOCK,
-            accuracy_level=4,
+        return low.rowwise(
+            node,
+            value,
+            lambda x: low.builder.call(
+                "MatMulNBits",
+                [x, *stored, "", "", bias],
+                domain=MICROSOFT,
+                K=weight.shape[1],
+                N=weight.shape[0],
+                bits=packed.bits,
+                block_size=packed.block,
+                accuracy_level=4,
+            ),
         )
+    name = low.builder.call("Gemm", [low.flat(value), low.name(weight), bias], transB=1)
     made = Value(shape=shape_of(found), dtype=found.dtype, flat=name)
     if len(made.shape) == 2:
         made.name = name

@@ -50,12 +50,19 @@ class Value:
     """[batch, tokens, heads * head_dim], of which this is [batch, tokens, heads, head_dim]."""
     tokens: Value | None = None
     """[batch, tokens, heads * head_dim], of which this is [batch, heads, tokens, head_dim]."""
+    piece: tuple[Value, int] | None = None
+    """A value and where, along its last dimension, this begins in it."""
+    turned: tuple[Value, Tensor] | None = None
+    """What this is, rotated by its tokens' places in their row (places times frequencies
+    [head_dim / 2] are the angles)."""
     joined: tuple[Value, Value] | None = None
     """A cache and the newest tokens, which this holds one after the other along dimension 2."""
     stored: str = ""
     """A weight in the number format in which it is stored."""
     stored_type: int = 0
     """ONNX's number for that format."""
+    numbers: Tensor | None = None
+    """The values of a constant that depends on no weight."""
     weights: tuple[str, ...] = ()
     """The weights that this is, joined along their first dimension."""
 
@@ -72,6 +79,8 @@ class Extents:
         self.builder = builder
         self.symbols: dict[Any, tuple[str, int]] = {}
         """The input and its axis at which an extent can be read."""
+        self.derived: dict[Any, Any] = {}
+        """Extents that are computed from others and not read."""
 
     def learn(self, name: str, shape: Shape) -> None:
         """Takes note of the extents of an input."""
@@ -114,6 +123,8 @@ class Extents:
         """An extent as a vector of one number."""
         if isinstance(size, int) or size.is_Integer:
             return self.builder.integers([int(size)])
+        if size in self.derived:
+            return self.one(self.derived[size])
         if size in self.symbols:
             name, axis = self.symbols[size]
             return self.builder.call("Shape", [name], start=axis, end=axis + 1)

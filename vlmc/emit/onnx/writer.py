@@ -48,6 +48,7 @@ NUMBERS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 WEIGHTS = "weights"
 CONSTANTS = "constants.safetensors"
+PAST = "past_key_values."
 
 
 def write(
@@ -73,11 +74,12 @@ def write(
     for file in sorted({one.file for one in located(weights).values()}):
         link(file, folder / WEIGHTS / file.name)
     progress("onnx: capturing graphs")
-    graphs = [optimise(graph, "onnx", tell) for graph in capture(arch, cache="growing")]
+    captured = capture(arch, cache="growing")
+    graphs = [optimise(graph, "onnx", tell) for graph in captured]
     plain = Writer(arch, weights, folder, options, progress)
     plain.write(graphs)
     if options.quantize is not None:
-        plain.write_quantised(graphs)
+        plain.write_quantised([optimise(graph, "quantised", None) for graph in captured])
         progress(f"onnx: measuring what {options.quantize} costs")
         error = measure(arch, folder, options.quantize)
         check(error, options)
@@ -126,7 +128,7 @@ class Writer:
 
     def write(self, graphs: Sequence[Graph]) -> None:
         """Every graph as it is."""
-        made = [self._lowered(graph, None) for graph in graphs]
+        made = [self._lowered(graph, None, self.tables) for graph in graphs]
         tables = [_streamed(name, values) for name, values in self.tables.values.items()]
         written = self._streamed_into(CONSTANTS, tables)
         for graph, builder, outputs in made:
@@ -145,24 +147,24 @@ class Writer:
             stem = f"{graph.name}.{bits}"
             location = f"{stem}.safetensors"
             quantiser = Quantiser(int(bits.removeprefix("int")), location, self.read)
-            _, builder, outputs = self._lowered(graph, quantiser)
-            written = dict(self._streamed_into(location, quantiser.streamed()))
-            constants = self.folder / CONSTANTS
-            written |= located_in(constants) if constants.exists() else {}
+            tables = Tables(location)
+            _, builder, outputs = self._lowered(graph, quantiser, tables)
+            streamed = [_streamed(name, values) for name, values in tables.values.items()]
+            written = self._streamed_into(location, [*quantiser.streamed(), *streamed])
             self._save(f"{stem}.onnx", graph, builder, outputs, written)
 
     def _lowered(
-        self, graph: Graph, quantiser: Quantiser | None
+        self, graph: Graph, quantiser: Quantiser | None, tables: Tables
     ) -> tuple[Graph, Builder, list[str]]:
-        builder = Builder(graph.name, self.options.opset, self.tables)
-        constants = {target: self._constant(graph, target) for target in graph.constants}
+        builder = Builder(graph.name, self.options.opset, tables)
+        constants = {target: self._constant(graph, target, tables) for target in graph.constants}
         return graph, builder, Lowering(graph, builder, constants, quantiser).run(OPERATORS)
 
-    def _constant(self, graph: Graph, target: str) -> list[Initializer]:
+    def _constant(self, graph: Graph, target: str, tables: Tables) -> list[Initializer]:
         constant = graph.constants[target]
         if isinstance(constant, Folded):
             values = constant.compute(*(self.read(name).float() for name in constant.parts))
-            return [self.tables.add(graph.name, values.float())]
+            return [tables.add(graph.name, values.float())]
         parts = [self.places[name] for name in constant.parts]
         return of_weights(target.removeprefix("model."), parts, WEIGHTS)
 
@@ -193,10 +195,18 @@ class Writer:
             {
                 "vlmc.bounds": json.dumps(bounds, sort_keys=True),
                 "vlmc.image_tokens": str(self.image_tokens),
+                "vlmc.cache": "in place" if _in_place(builder, graph) else "growing",
             },
             written,
         )
         (self.folder / name).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _in_place(builder: Builder, graph: Graph) -> bool:
+    """Whether every node that reads a cache can write the newest tokens into it."""
+    readers = [node for node in builder.nodes if any(PAST in name for name in node.input)]
+    kinds = {node.op_type for node in readers}
+    return bool(readers) and kinds == {"GroupQueryAttention"}
 
 
 def _streamed(name: str, values: Tensor) -> Streamed:

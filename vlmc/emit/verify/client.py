@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vlmc.emit.layout.graphs import BATCH
 from vlmc.emit.layout.transformers_js import GRAPHS
 from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
-from vlmc.runtime.engines.onnx_engine import onnx_runtime
+from vlmc.runtime.engines.onnx_graph import onnx_runtime
 
 PAST = "past_key_values."
 

@@ -2,123 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
 from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
-
-ONNX_RUNTIME = "1.23"
-"""The first ONNX Runtime with every operator of opset 23."""
-ONNX_ROOM = 256
-"""Tokens by which a cache has more room than it needs when it is made."""
-ONNX_NUMBERS: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
-}
-
-
-class OnnxGraph:
-    """An open graph: what it takes and gives, and how far its extents may vary."""
-
-    def __init__(self, path: Path, threads: int | None) -> None:
-        runtime = onnx_runtime()
-        if not path.is_file():
-            raise EnvironmentFault(
-                f"{path}: there is no such graph; build it with --artifacts onnx"
-            )
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        try:
-            self.session: Any = runtime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the runtime's exceptions have no base of their own
-            raise EnvironmentFault(
-                f"{path}: ONNX Runtime {runtime.__version__} cannot open it (onnxruntime>="
-                f"{ONNX_RUNTIME} is needed, and every file as it was built): {error}"
-            ) from None
-        self.inputs: dict[str, Any] = {one.name: one for one in self.session.get_inputs()}
-        self.outputs: dict[str, Any] = {one.name: one for one in self.session.get_outputs()}
-        notes = self.session.get_modelmeta().custom_metadata_map
-        self.bounds = cast("dict[str, list[int]]", json.loads(notes["vlmc.bounds"]))
-        self.image_tokens = int(notes["vlmc.image_tokens"])
-
-    def run(self, given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Every output."""
-        return self.session.run(None, given)
-
-
-class OnnxState:
-    """A generation. Keys and values lie in two sets of buffers: a step reads one and writes the
-    other, so that it allocates none of them; a set grows by `ONNX_ROOM` tokens at a time."""
-
-    def __init__(self, graph: OnnxGraph, mask: NDArray[np.int64], limit: int) -> None:
-        self.graph = graph
-        self.mask = mask
-        """[batch, tokens so far]: 1 at tokens, 0 at padding."""
-        self.limit = limit
-        self.length = 0
-        """Tokens that the cache holds, padding included."""
-        self.outside: dict[str, NDArray[Any]] = {}
-        """What is read from outside the sequence, by the name of its input."""
-        self.pasts = [name for name in graph.inputs if name.startswith("past_key_values.")]
-        self.sets: list[list[NDArray[np.float32]]] = [[], []]
-        self.turn = 0
-        self.binding: Any = graph.session.io_binding()
-        width = graph.outputs["logits"].shape[-1]
-        self.logits = np.empty((len(mask), 1, width), np.float32)
-        self._bind_output("logits", self.logits, self.logits.shape)
-
-    def run(self, embeds: NDArray[np.float32]) -> Logits:
-        """Appends tokens [batch, tokens, width], which `mask` covers already; the logits [batch,
-        vocabulary] after the last that is no padding."""
-        total = self.length + embeds.shape[1]
-        if total > self.limit:
-            raise UsageError(
-                f"the sequence has {total} tokens, but the graphs are made for {self.limit}"
-            )
-        old, new = self.sets[self.turn], self._grown(1 - self.turn, total)
-        for index, name in enumerate(self.pasts):
-            shape, later = self._shape(name, self.length), self._shape(name, total)
-            self._bind_input(name, old[index] if old else new[index], shape)
-            self._bind_output(name.replace("past_key_values", "present"), new[index], later)
-        given = {"inputs_embeds": embeds, "attention_mask": self.mask, **self.outside}
-        held = [np.ascontiguousarray(one) for one in given.values()]
-        for name, one in zip(given, held, strict=True):
-            self._bind_input(name, one, one.shape)
-        self.graph.session.run_with_iobinding(self.binding)
-        self.turn, self.length = 1 - self.turn, total
-        return self.logits[:, 0].copy()
-
-    def _grown(self, turn: int, total: int) -> list[NDArray[np.float32]]:
-        """A set of buffers with room for `total` tokens; what it held is lost."""
-        shapes = [self._shape(name, total) for name in self.pasts]
-        found = self.sets[turn]
-        if not found or found[0].size < np.prod(shapes[0]):
-            room = min(self.limit, total + ONNX_ROOM)
-            sizes = [int(np.prod(self._shape(name, room))) for name in self.pasts]
-            self.sets[turn] = [np.empty(size, np.float32) for size in sizes]
-        return self.sets[turn]
-
-    def _shape(self, name: str, tokens: int) -> tuple[int, ...]:
-        heads, width = self.graph.inputs[name].shape[1], self.graph.inputs[name].shape[3]
-        return (len(self.mask), heads, tokens, width)
-
-    def _bind_input(self, name: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
-        self.binding.bind_input(name, "cpu", 0, values.dtype, shape, values.ctypes.data)
-
-    def _bind_output(self, name: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
-        self.binding.bind_output(name, "cpu", 0, values.dtype, shape, values.ctypes.data)
+from vlmc.runtime.engines.onnx_graph import OnnxGraph, OnnxState, onnx_runtime
 
 
 class OnnxEngine:
@@ -193,25 +86,25 @@ class OnnxEngine:
                 embeds[index, np.flatnonzero(row.visual)] = np.concatenate(row.features)
         if self.serving == "encoder_decoder":
             memory = first.run({"inputs_embeds": embeds, "attention_mask": mask})
-            state = OnnxState(decoder, np.empty((len(rows), 0), np.int64), self._limit)
-            state.outside = dict(zip(first.outputs, memory, strict=True))
-            state.outside["memory_mask"] = mask
+            state = self._state(decoder, np.empty((len(rows), 0), np.int64))
+            for name, values in zip(first.outputs, memory, strict=True):
+                state.look_at(name, values)
+            state.look_at("memory_mask", mask)
             return state, self.step(state, np.full(len(rows), self.start_token, np.int64))
-        state = OnnxState(decoder, mask, self._limit)
+        state = self._state(decoder, mask)
         if self.serving == "cross_attention":
-            state.outside = self._memory(decoder, rows, ids.shape[1])
+            for name, values in self._memory(decoder, rows, ids.shape[1]).items():
+                state.look_at(name, values)
         logits = state.run(embeds)
         if "seen" in state.outside:
             # New tokens see what the last token of their row saw.
             last = [(len(row.ids) - 1) for row in rows]
-            state.outside["seen"] = state.outside["seen"][np.arange(len(rows)), last][:, None]
+            state.look_at("seen", state.outside["seen"][np.arange(len(rows)), last][:, None])
         return state, logits
 
     def step(self, state: OnnxState, tokens: Ids) -> Logits:
         """Appends a token to each row; see `Engine.step`."""
-        ids = np.asarray(tokens, np.int64)[:, None]
-        state.mask = np.concatenate((state.mask, np.ones_like(ids)), axis=1)
-        return state.run(self._embedded(ids))
+        return state.step(tokens)
 
     def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
         """The outputs of a design that answers in one pass."""
@@ -241,10 +134,9 @@ class OnnxEngine:
             for name, one in zip(graph.outputs, found, strict=True)
         }
 
-    @property
-    def _limit(self) -> int:
+    def _state(self, decoder: OnnxGraph, mask: NDArray[np.int64]) -> OnnxState:
         assert self.capacity is not None
-        return self.capacity
+        return OnnxState(decoder, self.graph("embed"), mask, self.capacity)
 
     def _check(self, graph: OnnxGraph, ids: Ids, rows: Sequence[Row]) -> None:
         """Raises UsageError for prompts that the graphs are not made for."""
@@ -294,14 +186,3 @@ class OnnxEngine:
             if one.seen is not None:
                 row[: len(one.ids), : one.seen.shape[1]] = one.seen
         return {**found, "seen": seen}
-
-
-def onnx_runtime() -> Any:
-    """The package. Raises EnvironmentFault where it is missing."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise EnvironmentFault(
-            f"the engine onnx needs ONNX Runtime: pip install 'onnxruntime>={ONNX_RUNTIME}'"
-        ) from None
-    return onnxruntime

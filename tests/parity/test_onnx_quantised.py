@@ -1,0 +1,131 @@
+"""Quantised decoders: a cache written in place, and no node that a step does not need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx_twins import Twin, relative, twin
+
+from vlmc.builder.weights import save_weights
+from vlmc.emit.onnx import OnnxOptions
+from vlmc.emit.onnx.writer import Writer, silent
+from vlmc.passes.pipeline import optimise
+from vlmc.runtime.engines import onnx_graph
+
+STEPS = 4
+
+
+def _written(made: Twin, folder: Path) -> Path:
+    save_weights(made.model, folder / "weights")
+    made.write(folder / "weights", folder / "onnx")
+    options = OnnxOptions(quantize="int8")
+    Writer(made.arch, folder / "weights", folder / "onnx", options, silent).write_quantised(
+        [optimise(graph, "quantised") for graph in made.captured]
+    )
+    return folder / "onnx"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _written(twin("llava-1.5"), tmp_path_factory.mktemp("llava"))
+
+
+def _nodes(path: Path) -> Iterator[Any]:
+    yield from onnx.load(str(path), load_external_data=False).graph.node
+
+
+def test_a_layer_has_only_what_computes(folder: Path) -> None:
+    """Positions and padding are worked out once, and a layer has what it computes with:
+    projection, attention, projection, norm, projection, split, gate (2), product, projection,
+    norm: SiLU is two nodes that the runtime makes one of."""
+    nodes = list(_nodes(folder / "decoder.int8.onnx"))
+    kinds = Counter(node.op_type for node in nodes)
+    layers = kinds["GroupQueryAttention"]
+    assert layers == sum("past_key_values" in n for node in nodes for n in node.input) // 2 > 0
+    assert kinds["SkipSimplifiedLayerNormalization"] == 2 * layers
+    assert kinds["Split"] == kinds["Sigmoid"] == layers
+    assert kinds["MatMulNBits"] == 4 * layers + 1
+    assert not kinds.keys() & {"Attention", "RotaryEmbedding", "Gemm", "Transpose"}
+    # What lies between two products is shaped as they take it.
+    makers = {name: node for node in nodes for name in node.output}
+    for node in nodes:
+        if node.op_type == "MatMulNBits":
+            assert makers[node.input[0]].op_type != "Reshape"
+    computing = {"MatMulNBits", "GroupQueryAttention", "Split", "Sigmoid", "Mul"}
+    computing |= {"SkipSimplifiedLayerNormalization", "RMSNormalization", "Constant"}
+    once = sum(node.op_type not in computing for node in nodes)
+    assert once < 30, "positions and padding are worked out once, not for each layer"
+
+
+def test_rows_of_unlike_lengths_answer_as_alone(folder: Path) -> None:
+    made = twin("llava-1.5")
+    engine = made.engine(folder, "int8")
+    rows = made.rows([1, 0, 1])(engine.encode_images(made.pixels()))
+    tokens = np.array([5, 9, 11])
+    state, logits = engine.prefill(rows)
+    found = [logits, *(engine.step(state, tokens + i) for i in range(STEPS))]
+    for index, row in enumerate(rows):
+        alone, logits = engine.prefill([row])
+        own = [logits, *(engine.step(alone, tokens[[index]] + i) for i in range(STEPS))]
+        for got, wanted in zip(found, own, strict=True):
+            assert relative(wanted[0], got[index]) < 0.03
+    shuffled, logits = engine.prefill([rows[0]])
+    assert relative(found[1][0], engine.step(shuffled, tokens[[1]])[0]) > 0.1
+
+
+def test_quantised_tokens_follow_the_plain_ones(folder: Path) -> None:
+    made = twin("llava-1.5")
+    plain, packed = made.engine(folder), made.engine(folder, "int8")
+    features = plain.encode_images(made.pixels())
+    rows = made.rows([1, 0])(features)
+    (one, wanted), (two, got) = plain.prefill(rows), packed.prefill(rows)
+    for _ in range(STEPS):
+        assert relative(wanted, got) < 0.1
+        tokens = wanted.argmax(axis=-1)
+        wanted, got = plain.step(one, tokens), packed.step(two, tokens)
+    rows = made.rows([1, 0])(features[1:])
+    assert relative(wanted, packed.prefill(rows)[1]) > 0.2  # the image matters
+
+
+def test_a_step_allocates_nothing(folder: Path) -> None:
+    made = twin("llava-1.5")
+    engine = made.engine(folder, "int8")
+    state, logits = engine.prefill(made.rows([0, 0])([]))
+    engine.step(state, logits.argmax(axis=-1))
+    before = _addresses(state)
+    assert len(state.sets) == 1
+    for _ in range(STEPS):
+        old = state.sets[0][0][:, :, : state.length].copy()
+        logits = engine.step(state, logits.argmax(axis=-1))
+        # The newest token stands behind the others, which stay as they are.
+        assert (state.sets[0][0][:, :, : state.length - 1] == old).all()
+    assert _addresses(state) == before
+
+
+def _addresses(state: Any) -> list[int]:
+    single = (state.seen, state.mask, state.ids, state.newest, state.logits, state.bound)
+    held = [*single, *(one for buffers in state.sets for one in buffers)]
+    return [one.ctypes.data for one in held]
+
+
+@pytest.mark.parametrize("variant", [None, "int8"])
+def test_what_a_cache_holds_survives_its_growth(
+    variant: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = twin("llava-1.5")
+    engine = made.engine(folder, variant)
+
+    def generated() -> list[Any]:
+        state, logits = engine.prefill(made.rows([0, 0])([]))
+        return [logits, *(engine.step(state, np.array([7, 8]) + i) for i in range(6))]
+
+    wanted = generated()
+    monkeypatch.setattr(onnx_graph, "ONNX_ROOM", 1)
+    for one, two in zip(wanted, generated(), strict=True):
+        assert relative(one, two) < 1e-6

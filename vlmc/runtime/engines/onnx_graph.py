@@ -1,0 +1,173 @@
+"""An open ONNX graph and a generation in it: needs onnxruntime and numpy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.runtime.engines.engine import Ids, Logits
+
+ONNX_RUNTIME = "1.23"
+"""The first ONNX Runtime with every operator of opset 23."""
+ONNX_ROOM = 256
+"""Tokens by which a cache has more room than it needs when it is made."""
+
+
+class OnnxGraph:
+    """An open graph: what it takes and gives, and how far its extents may vary."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        runtime = onnx_runtime()
+        if not path.is_file():
+            raise EnvironmentFault(
+                f"{path}: there is no such graph; build it with --artifacts onnx"
+            )
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        try:
+            self.session: Any = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime's exceptions have no base of their own
+            raise EnvironmentFault(
+                f"{path}: ONNX Runtime {runtime.__version__} cannot open it (onnxruntime>="
+                f"{ONNX_RUNTIME} is needed, and every file as it was built): {error}"
+            ) from None
+        self.inputs: dict[str, Any] = {one.name: one for one in self.session.get_inputs()}
+        self.outputs: dict[str, Any] = {one.name: one for one in self.session.get_outputs()}
+        notes = self.session.get_modelmeta().custom_metadata_map
+        self.bounds = cast("dict[str, list[int]]", json.loads(notes["vlmc.bounds"]))
+        self.image_tokens = int(notes["vlmc.image_tokens"])
+        self.in_place = notes.get("vlmc.cache") == "in place"
+        """Whether the newest tokens may be written behind the others in one buffer."""
+
+    def run(self, given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Every output."""
+        return self.session.run(None, given)
+
+
+class OnnxState:
+    """A generation.
+
+    All that a step reads and writes is allocated before it, and bound to the graphs as long as it
+    stays the same. Where graphs write a cache in place, it is one set of buffers; elsewhere a step
+    reads one set and writes the other. A cache has `ONNX_ROOM` tokens more room than it needs when
+    it is made or outgrown.
+    """
+
+    def __init__(self, graph: OnnxGraph, embed: OnnxGraph, seen: NDArray[np.int64], limit: int):
+        """`seen` [batch, prompt] is 1 at tokens, 0 at padding."""
+        self.graph = graph
+        self.embed = embed
+        self.limit = limit
+        self.length = 0
+        """Tokens that the cache holds, padding included."""
+        batch, prompt = seen.shape
+        self.seen = np.ones((batch, limit), np.int64)
+        self.seen[:, :prompt] = seen
+        self.mask = np.empty(batch * limit, np.int64)
+        """The part of `seen` that is read, without gaps."""
+        self.pasts = [name for name in graph.inputs if name.startswith("past_key_values.")]
+        self.sets: list[list[NDArray[np.float32]]] = [[]] if graph.in_place else [[], []]
+        self.room = 0
+        self.turn = 0
+        self.outside: dict[str, NDArray[Any]] = {}
+        """What is read from outside the sequence, by the name of its input."""
+        self.ids = np.empty((batch, 1), np.int64)
+        width = graph.inputs["inputs_embeds"].shape[2]
+        self.newest = np.empty((batch, 1, width), np.float32)
+        self.logits = np.empty((batch, 1, graph.outputs["logits"].shape[2]), np.float32)
+        self.looking: Any = embed.session.io_binding()
+        _bind(self.looking.bind_input, "input_ids", self.ids)
+        _bind(self.looking.bind_output, "inputs_embeds", self.newest)
+        self.binding: Any = graph.session.io_binding()
+        _bind(self.binding.bind_output, "logits", self.logits)
+        self.bound: NDArray[np.float32] | None = None
+
+    def look_at(self, name: str, values: NDArray[Any]) -> None:
+        """Sets an input from outside the sequence."""
+        self.outside[name] = np.ascontiguousarray(values)
+        _bind(self.binding.bind_input, name, self.outside[name])
+
+    def step(self, tokens: Ids) -> Logits:
+        """Appends a token [batch] to each row."""
+        self.ids[:, 0] = tokens
+        self.embed.session.run_with_iobinding(self.looking)
+        return self.run(self.newest)
+
+    def run(self, embeds: NDArray[np.float32]) -> Logits:
+        """Appends tokens [batch, tokens, width]; the logits [batch, vocabulary] after the last that
+        is no padding."""
+        total = self.length + embeds.shape[1]
+        if total > self.limit:
+            raise UsageError(
+                f"the sequence has {total} tokens, but the graphs are made for {self.limit}"
+            )
+        if embeds is not self.bound:
+            self.bound = embeds
+            _bind(self.binding.bind_input, "inputs_embeds", embeds)
+        mask = self.mask[: len(self.seen) * total].reshape(-1, total)
+        mask[:] = self.seen[:, :total]
+        _bind(self.binding.bind_input, "attention_mask", mask)
+        if total > self.room:
+            self._grow(min(self.limit, total + ONNX_ROOM))
+        if not self.graph.in_place:
+            self._bind_cache(self.turn, self.length, 1 - self.turn, total)
+            self.turn = 1 - self.turn
+        self.graph.session.run_with_iobinding(self.binding)
+        self.length = total
+        return self.logits[:, 0].copy()
+
+    def _grow(self, room: int) -> None:
+        """Makes room for as many tokens; what the cache holds stays."""
+        shapes = [self._shape(name, room) for name in self.pasts]
+        if self.graph.in_place:
+            larger = [np.empty(shape, np.float32) for shape in shapes]
+            for old, new in zip(self.sets[0], larger, strict=False):
+                new[:, :, : self.length] = old[:, :, : self.length]
+            self.sets[0] = larger
+            self.room = room
+            self._bind_cache(0, room, 0, room)
+            return
+        for turn in range(2):
+            held = self.sets[turn] if turn == self.turn and self.length else []
+            larger = [np.empty(int(np.prod(shape)), np.float32) for shape in shapes]
+            for old, new in zip(held, larger, strict=False):
+                new[: old.size] = old
+            self.sets[turn] = larger
+        self.room = room
+
+    def _bind_cache(self, old: int, length: int, new: int, total: int) -> None:
+        """Binds the set `old` with `length` tokens as what is read, `new` as what is written."""
+        for index, name in enumerate(self.pasts):
+            past, present = self.sets[old][index], self.sets[new][index]
+            _bind(self.binding.bind_input, name, past, self._shape(name, length))
+            later = name.replace("past_key_values", "present")
+            _bind(self.binding.bind_output, later, present, self._shape(name, total))
+
+    def _shape(self, name: str, tokens: int) -> tuple[int, ...]:
+        _, heads, _, width = self.graph.inputs[name].shape
+        return (len(self.seen), heads, tokens, width)
+
+
+def _bind(bind: Any, name: str, values: NDArray[Any], shape: tuple[int, ...] | None = None) -> None:
+    bind(name, "cpu", 0, values.dtype, shape or values.shape, values.ctypes.data)
+
+
+def onnx_runtime() -> Any:
+    """The package. Raises EnvironmentFault where it is missing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EnvironmentFault(
+            f"the engine onnx needs ONNX Runtime: pip install 'onnxruntime>={ONNX_RUNTIME}'"
+        ) from None
+    return onnxruntime
