@@ -28,6 +28,8 @@ from vlmc.emit.faults import NotHere
 from vlmc.emit.torch_graphs.cpu import level
 from vlmc.emit.torch_graphs.programs import Tell, describe, optimised, save_program
 from vlmc.ir import Arch
+from vlmc.passes.effect import Effect, counted
+from vlmc.runtime.engines.onednn import onednn_is_faster
 
 WORKERS = 2
 """Graphs that are compiled at once: each takes about a gigabyte of memory."""
@@ -55,7 +57,7 @@ def write_aoti(
     with tempfile.TemporaryDirectory() as scratch:
         for graph in graphs:
             save_program(graph, Path(scratch) / f"{graph.name}.pt2", dtype)
-        features = _compile(graphs, Path(scratch), folder, device, progress)
+        features = _compile(graphs, Path(scratch), folder, device, progress, tell)
     system = {"os": platform.system(), "machine": platform.machine(), "cpu_features": features}
     extra: dict[str, Any] = {"device": device, "system": system}
     if device == "cuda":
@@ -73,12 +75,18 @@ def check_tools(device: str) -> None:
 
 
 def _compile(
-    graphs: Sequence[Graph], programs: Path, folder: Path, device: str, progress: Progress
+    graphs: Sequence[Graph],
+    programs: Path,
+    folder: Path,
+    device: str,
+    progress: Progress,
+    tell: Tell,
 ) -> list[str]:
     """Compiles every program; the CPU features that the code needs. Large graphs come first, so
     that no worker is left alone with one."""
     jobs = deque(sorted((g.name for g in graphs), key=lambda name: -_size(programs, name)))
-    settings = {"device": device, "level": level()}
+    onednn = device == "cpu" and onednn_is_faster()
+    settings = {"device": device, "level": level(), "onednn": onednn}
     workers = [_Worker(programs, settings) for _ in range(min(WORKERS, len(jobs), _cores()))]
     features: set[str] = set()
     done: list[str] = []
@@ -87,7 +95,11 @@ def _compile(
         while jobs:
             name = jobs.popleft()
             progress(f"aoti/{name}.pt2", len(done), len(graphs))
-            features.update(worker.compile(programs / f"{name}.pt2", folder / f"{name}.pt2"))
+            needed, products = worker.compile(programs / f"{name}.pt2", folder / f"{name}.pt2")
+            features.update(needed)
+            if products and tell is not None:
+                text = f"{counted(products, 'product')} of fp32 matrices by oneDNN"
+                tell(Effect("onednn_products", name, text))
             done.append(name)
 
     try:
@@ -127,8 +139,9 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
 
-    def compile(self, program: Path, package: Path) -> list[str]:
-        """The CPU features that the code in `package` needs. Raises EnvironmentFault."""
+    def compile(self, program: Path, package: Path) -> tuple[list[str], int]:
+        """The CPU features that the code in `package` needs, and how many products oneDNN does in
+        it. Raises EnvironmentFault."""
         channel, answers = self.process.stdin, self.process.stdout
         assert channel is not None
         assert answers is not None

@@ -1,6 +1,7 @@
 """A process that compiles exported programs into packages.
 
-It reads lines `[program, package]` and answers each with the CPU features that the code needs.
+It reads lines `[program, package]` and answers each with `[features, products]`: the CPU features
+that the code needs, and how many products of matrices oneDNN does in it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from vlmc.emit.torch_graphs.archive import private_folders, rewrite
 from vlmc.emit.torch_graphs.cpu import features
 from vlmc.passes.single_row import INDUCTOR
+from vlmc.runtime.engines.onednn import reads_many_rows, use_onednn
 
 
 def main() -> None:
@@ -29,13 +31,14 @@ def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         program, package = map(Path, json.loads(line))
-        needed = compile_program(program, package, settings)
-        answers.write(json.dumps(needed) + "\n")
+        answer = compile_program(program, package, settings)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> list[str]:
-    """Compiles the program at `path` into `package`; the CPU features that its code needs."""
+def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> tuple[list[str], int]:
+    """Compiles the program at `path` into `package`; the CPU features that its code needs, and how
+    many products oneDNN does in it."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     program: Any = torch.export.load(path)
@@ -43,6 +46,9 @@ def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> list
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, settings["device"])
+    # Here and not as a pass before: torch cannot write such a call into a program's file.
+    onednn = settings["onednn"] and reads_many_rows(path.stem)
+    products = use_onednn(program.graph.nodes) if onednn else 0
     program._state_dict = {
         name: nn.Parameter(_unfilled(value), requires_grad=False)
         for name, value in program.state_dict.items()
@@ -67,7 +73,7 @@ def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> list
         inductor.aoti_compile_and_package(program, package_path=str(package))
         needed = features(settings["level"])
     rewrite(package, private_folders(Path(cache_dir())))
-    return needed
+    return needed, products
 
 
 def _known(config: Any, key: str) -> bool:
