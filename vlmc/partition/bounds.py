@@ -1,0 +1,112 @@
+"""What no completion of a setting can beat. Bounds are admissible: never above what they bound."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from vlmc.hardware.device import BYTES
+from vlmc.partition.chain import Part
+from vlmc.partition.costs import Rooflines
+from vlmc.partition.plan import Schedule
+from vlmc.partition.request import OPTIMISERS
+from vlmc.partition.setting import Setting
+
+
+class Bounds:
+    """Lower bounds for the settings of one search."""
+
+    def __init__(self, lines: Rooflines, tokens: Rooflines | None = None) -> None:
+        self.lines = lines
+        self.tokens = tokens
+        counts = Counter(lines.report.order)
+        self.counts = [counts[number] for number in range(len(lines.report.blocks))]
+
+    def base(self, base: Setting, schedules: Sequence[tuple[Schedule, int]]) -> float:
+        """Of all completions of a base: nothing computed twice, no traffic between replicas."""
+        replicated = base.placement == "replicated"
+        key = base.micro_batch, base.tensor, base.sequence_parallel, replicated
+        costs = self.lines.blocks(*key)
+        if self.lines.request.mode == "serve":
+            token = self.tokens.blocks(*key) if self.tokens else costs
+            return self._answer(
+                base, [one.forward for one in costs], [one.forward for one in token]
+            )
+        once = [one.forward + one.backward_input + one.backward_weight for one in costs]
+        late = [one.backward_weight for one in costs]
+        return min(
+            (
+                self._step(base, schedule, chunks, once, late, [0.0] * len(once))
+                for schedule, chunks in schedules
+            ),
+            default=float("inf"),
+        )
+
+    def setting(
+        self, setting: Setting, parts: Sequence[Part], tokens: Sequence[Part] | None = None
+    ) -> float:
+        """Of all cuts under a setting."""
+        if self.lines.request.mode == "serve":
+            return self._answer(
+                setting,
+                [one.forward for one in parts],
+                [one.forward for one in tokens or parts],
+            )
+        return self._step(
+            setting,
+            setting.schedule,
+            setting.chunks,
+            [one.forward + one.backward for one in parts],
+            [one.weights_late for one in parts],
+            [one.tail for one in parts],
+        )
+
+    def _step(
+        self,
+        setting: Setting,
+        schedule: Schedule,
+        chunks: int,
+        once: Sequence[float],
+        late: Sequence[float],
+        tail: Sequence[float],
+    ) -> float:
+        """Perfect balance, or one block to a stage; messages take no time."""
+        groups, times = setting.pipeline, setting.micro_batches
+        total = self._sum(once)
+        work = [times * one + two for one, two in zip(once, tail, strict=True)]
+        busy = max(self._sum(work) / groups, chunks * self._max(work))
+        filling = max(0.0, total - 2 * self._sum(late)) if schedule == "zero_bubble" else total
+        return (filling * (1 - 1 / groups) / chunks + busy) * (1 - 1e-12)
+
+    def _answer(self, setting: Setting, first: Sequence[float], token: Sequence[float]) -> float:
+        groups, times = setting.pipeline, setting.micro_batches
+        total, each = self._sum(first), self._sum(token)
+        slowest = max(total / groups, self._max(first))
+        turn = max(each / groups, self._max(token))
+        answer = total + (times - 1) * slowest
+        answer += self.lines.request.generate * max(each, times * turn)
+        return answer * (1 - 1e-12)
+
+    def states(self, base: Setting) -> float:
+        """Bytes that the fullest device holds of the model at the least, whatever is sharded."""
+        lines, request = self.lines, self.lines.request
+        replicated = base.placement == "replicated"
+        costs = lines.blocks(base.micro_batch, base.tensor, base.sequence_parallel, replicated)
+        size = BYTES[request.precision]
+        sizes: list[float] = []
+        for block, cost in zip(lines.report.blocks, costs, strict=True):
+            each = size
+            if request.mode == "train" and block.trained:
+                each = 8 + OPTIMISERS[request.optimiser]
+            shards = base.data if request.mode == "train" and request.zero in (None, 3) else 1
+            if request.mode == "train" and request.zero in (1, 2) and block.trained:
+                shards = 1
+                each = 4.0
+            sizes.append(cost.parameters * each / shards)
+        return self._sum(sizes) / base.pipeline
+
+    def _sum(self, values: Sequence[float]) -> float:
+        return sum(count * value for count, value in zip(self.counts, values, strict=True))
+
+    def _max(self, values: Sequence[float]) -> float:
+        return max(value for count, value in zip(self.counts, values, strict=True) if count)

@@ -1,0 +1,253 @@
+"""What each block of the chain takes under a setting, ready to be summed over stretches of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from vlmc.hardware.device import BYTES
+from vlmc.partition.costs import ENCODER_SIDE, OVERLAP, BlockCost, Rooflines
+from vlmc.partition.plan import Memory
+from vlmc.partition.request import OPTIMISERS
+from vlmc.partition.schedule import most_held
+from vlmc.partition.setting import Setting
+
+RESERVE = 0.04
+"""Share of what is held that is lost between blocks of the allocator. Assumed."""
+CONTEXT = 0.75e9
+"""Bytes that the driver, its libraries and its communicators take. Assumed; at most a hundredth of
+the device's memory."""
+_KEEPS = {"none": 0, "selective": 1, "full": 2}
+
+
+class Part(NamedTuple):
+    """A block under a setting, on one device: seconds of a micro-batch, then bytes."""
+
+    forward: float
+    backward: float
+    weights_late: float
+    """Of `backward`, gradients of weights that zero-bubble puts off."""
+    tail: float
+    """Seconds once a step: gradients between replicas, the optimiser."""
+    update: float
+    """Of `tail`, the optimiser."""
+    gathered: float
+    """Of `forward` and `backward`, seconds that wait for weights and gradients of replicas."""
+    weights: float
+    gradients: float
+    optimiser: float
+    saved: float
+    """Of a micro-batch."""
+    transient: float
+    """Over what is saved."""
+    buffers: float
+    cache: float
+    output: float
+
+
+class Chain:
+    """All blocks in their order under one setting. When serving, `lines` is of the prompts and
+    `tokens` of the tokens of answers; `tokens` is None where those are not looked at."""
+
+    def __init__(self, lines: Rooflines, setting: Setting, tokens: Rooflines | None = None) -> None:
+        self.lines = lines
+        self.setting = setting
+        self.parts = parts(lines, setting)
+        report, order = lines.report, lines.report.order
+        self.length = len(order)
+        self.encoder = encoder_length(lines)
+        times = setting.micro_batches
+        self.forward = self._sums(lambda part: part.forward)
+        self.backward = self._sums(lambda part: part.backward)
+        self.late = self._sums(lambda part: part.weights_late)
+        self.tail = self._sums(lambda part: part.tail)
+        self.work = [
+            times * (forward + backward) + tail
+            for forward, backward, tail in zip(self.forward, self.backward, self.tail, strict=True)
+        ]
+        self.saved = self._sums(lambda part: part.saved)
+        self.peaks = [
+            before + self.parts[block].saved + self.parts[block].transient
+            for before, block in zip(self.saved, order, strict=False)
+        ]
+        if report.mode == "train":
+            loss = float(report.loss_peak(**lines.sizes(setting.micro_batch)))
+            self.peaks[-1] = max(self.peaks[-1], self.saved[-1] + loss)
+        self.weights = self._sums(lambda part: part.weights)
+        self.gradients = self._sums(lambda part: part.gradients)
+        self.optimiser = self._sums(lambda part: part.optimiser)
+        self.cache = [times * size for size in self._sums(lambda part: part.cache)]
+        self.buffers = [self.parts[block].buffers for block in order]
+        self.over = max(self.buffers) + max(
+            peak - level for peak, level in zip(self.peaks, self.saved[1:], strict=True)
+        )
+        self.outputs = [self.parts[block].output for block in order]
+        self.token_parts = parts(tokens, setting) if tokens else self.parts
+        row = [part.forward for part in self.token_parts]
+        self.token = [0.0, *accumulate(row[block] for block in order)]
+        self.token_outputs = [self.token_parts[block].output for block in order]
+        self.features = self.outputs[self.encoder - 1] if self.encoder else 0.0
+        looks = [
+            number == self.encoder - 1 or report.blocks[block].role == "fusion"
+            for number, block in enumerate(order)
+        ]
+        self.looks = [0, *accumulate(int(one) for one in looks)]
+        self.room = lines.cluster.device.memory_bytes
+        self.context = min(CONTEXT, self.room / 100)
+        self.held = [self._held(group) for group in range(setting.pipeline)]
+        self.message = 2 * max(self.outputs) if setting.pipeline > 1 else 0.0
+
+    def send(self, end: int) -> float:
+        """Seconds of a message over a cut."""
+        ranks = self.lines.cluster.count
+        return self.lines.send(self.outputs[end - 1], ranks)
+
+    def send_token(self, end: int) -> float:
+        """As `send`, for the tokens of answers."""
+        ranks = self.lines.cluster.count
+        return self.lines.send(self.token_outputs[end - 1], ranks)
+
+    def _sums(self, of: Callable[[Part], float]) -> list[float]:
+        values = [of(part) for part in self.parts]
+        return [0.0, *accumulate(values[block] for block in self.lines.report.order)]
+
+    def _held(self, group: int) -> float:
+        """The most micro-batches of one of its stages that a group holds."""
+        setting = self.setting
+        if self.lines.request.mode == "serve":
+            return 1.0
+        held = most_held(
+            setting.schedule, group, setting.pipeline, setting.micro_batches, setting.chunks
+        )
+        return (held or setting.micro_batches * setting.chunks) / setting.chunks
+
+    def memory(self, group: int, stretches: Sequence[tuple[int, int]]) -> Memory:
+        """Of one device of a pipeline group that holds these stretches of the chain."""
+        held = self.held[group]
+        sums = [
+            sum(row[end] - row[first] for first, end in stretches)
+            for row in (self.weights, self.gradients, self.optimiser, self.cache, self.saved)
+        ]
+        over = max(max(self.peaks[first:end]) - self.saved[end] for first, end in stretches)
+        looked = any(self.looks[end] > self.looks[first] for first, end in stretches)
+        buffers = max(max(self.buffers[first:end]) for first, end in stretches) + self.message
+        kinds = {
+            "weights": sums[0],
+            "gradients": sums[1],
+            "optimiser": sums[2],
+            "cache": sums[3],
+            "activations": held * sums[4] + over,
+            "vision": self.features * held if looked else 0.0,
+            "buffers": buffers,
+        }
+        reserve = RESERVE * sum(kinds.values()) + self.context
+        return Memory(**{kind: int(size) for kind, size in kinds.items()}, reserve=int(reserve))
+
+    def fits(self, stage: int, first: int, end: int) -> bool:
+        """Whether a stage may hold a stretch: as `memory`. With several stages to a device it has to
+        have room for as many as large as this one, beside what any block needs while it runs, so
+        that stages can be looked at one by one."""
+        group = stage % self.setting.pipeline
+        held = self.held[group]
+        chunks = self.setting.chunks
+        total = (
+            self.weights[end]
+            - self.weights[first]
+            + self.gradients[end]
+            - self.gradients[first]
+            + self.optimiser[end]
+            - self.optimiser[first]
+            + self.cache[end]
+            - self.cache[first]
+            + held * (self.saved[end] - self.saved[first])
+        )
+        if self.looks[end] > self.looks[first]:
+            total += self.features * held
+        if chunks > 1:
+            total = total * chunks + self.over
+        else:
+            total += max(self.peaks[first:end]) - self.saved[end] + max(self.buffers[first:end])
+        return (total + self.message) * (1 + RESERVE) + self.context <= self.room
+
+    def groups(self, ends: Sequence[int]) -> list[list[tuple[int, int]]]:
+        """By pipeline group, the stretches that it holds."""
+        starts = (0, *ends)
+        pipeline = self.setting.pipeline
+        return [
+            [(starts[stage], ends[stage]) for stage in range(group, len(ends), pipeline)]
+            for group in range(pipeline)
+        ]
+
+
+def encoder_length(lines: Rooflines) -> int:
+    """Blocks of encoder and adapter at the start of the chain."""
+    report = lines.report
+    roles = [report.blocks[block].role for block in report.order]
+    return next((at for at, role in enumerate(roles) if role not in ENCODER_SIDE), len(roles))
+
+
+def parts(lines: Rooflines, setting: Setting) -> tuple[Part, ...]:
+    """By distinct block."""
+    costs = lines.blocks(
+        setting.micro_batch,
+        setting.tensor,
+        setting.sequence_parallel,
+        setting.placement == "replicated",
+    )
+    return tuple(_part(lines, setting, number, cost) for number, cost in enumerate(costs))
+
+
+def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> Part:
+    block, request = lines.report.blocks[number], lines.request
+    data, zero = setting.data, setting.zero
+    size = BYTES[request.precision]
+    if request.mode == "serve":
+        return Part(
+            cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
+            cost.saved[0] + cost.peak_forward, cost.exchanged and cost.output, cost.cache,
+            cost.output,
+        )  # fmt: skip
+    trained = cost.parameters if block.trained else 0
+    state = OPTIMISERS[request.optimiser]
+    keeps = setting.encoder_keeps if block.role in ENCODER_SIDE else setting.language_keeps
+    again = (0.0, cost.again_selective, cost.again_full)[_KEEPS[keeps]]
+    backward = cost.backward_input + cost.backward_weight + again
+    span = data * setting.tensor
+    gather = lines.gather(cost.parameters * size, data, span) if zero >= 2 else 0.0
+    scatter = lines.gather(trained * 4, data, span)
+    update = trained / (data if zero else 1)
+    updating = lines.cluster.device.moving_seconds(update * (12 + 2 * state))
+    tail = updating
+    late_forward, late_backward = 0.0, 0.0
+    if zero == 0:
+        tail += max(0.0, 2 * scatter - OVERLAP * backward)
+    elif zero == 1:
+        tail += max(0.0, scatter - OVERLAP * backward) + scatter
+    elif zero == 2:
+        tail += max(0.0, (gather if trained else 0.0) - OVERLAP * cost.forward)
+        late_backward = max(0.0, scatter - OVERLAP * backward)
+    else:
+        late_forward = max(0.0, gather - OVERLAP * cost.forward)
+        if block.reached:
+            late_backward = max(0.0, gather + scatter - OVERLAP * backward)
+    saved = cost.saved[_KEEPS[keeps]]
+    copied = cost.parameters * size if zero == 3 or (trained and size < 4) else 0.0
+    return Part(
+        forward=cost.forward + late_forward,
+        backward=backward + late_backward,
+        weights_late=cost.backward_weight,
+        tail=tail,
+        update=updating,
+        gathered=late_forward + late_backward,
+        weights=(trained * 4 or cost.parameters * size) / (data if zero == 3 else 1),
+        gradients=trained * 4 / (data if zero >= 2 else 1),
+        optimiser=trained * state / (data if zero else 1),
+        saved=saved,
+        transient=max(
+            cost.peak_forward, cost.peak_backward + cost.saved[0] - saved if block.reached else 0.0
+        ),
+        buffers=4 * copied + (cost.output if cost.exchanged else 0.0),
+        cache=0.0,
+        output=cost.output,
+    )

@@ -1,0 +1,241 @@
+"""Seconds and bytes of one block: rooflines, collectives, what is held.
+
+A block's time is the sum over its kinds of operators of the larger of compute and memory traffic,
+each at the efficiency of one call (Williams et al., 2009). Collectives take the bandwidth of a ring
+and the latency of a tree (Thakur et al., 2005).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, gcd, log2
+
+from vlmc.analysis.report import Block, GraphReport, Phase
+from vlmc.hardware.cluster import Cluster
+from vlmc.ir import Role
+from vlmc.partition.request import Request
+
+ENCODER_SIDE: tuple[Role, ...] = ("encoder", "select", "adapter")
+OVERLAP = 0.9
+"""Share of a block's time behind which gathers and gradient exchanges of FSDP hide: the two compete
+for memory and for a few multiprocessors. Assumed."""
+_ATTENTION = ("attention", "softmax", "bmm", "baddbmm")
+"""What an operator is called that selective checkpointing runs again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCost:
+    """One block at one tensor degree and one micro-batch. Seconds and bytes of one device."""
+
+    forward: float
+    backward_input: float
+    backward_weight: float
+    again_selective: float
+    """To compute again what selective checkpointing left out."""
+    again_full: float
+    exchanged: int
+    """Bytes of activations that tensor parallelism exchanges in the forward pass, whole tensors."""
+    exchange_seconds: float
+    """Of those in the forward pass; `forward` includes them."""
+    parameters: int
+    """That the device holds of the block, before data parallelism shards them."""
+    saved: tuple[float, float, float]
+    """Without checkpointing, selective, full."""
+    output: float
+    peak_forward: float
+    """Over what is saved."""
+    peak_backward: float
+    """Over what is saved."""
+    cache: float
+
+
+class Rooflines:
+    """The costs of a report's blocks on a cluster, each worked out once."""
+
+    def __init__(
+        self, report: GraphReport, cluster: Cluster, request: Request, text: int | None = None
+    ) -> None:
+        """`text`: text tokens of a sequence where they differ from the request's."""
+        self.report = report
+        self.cluster = cluster
+        self.request = request
+        self.number = request.precision
+        self.text = text or request.text
+        self._read: dict[int, list[_Work]] = {}
+        self._costs: dict[tuple[int, int, bool, bool], tuple[BlockCost, ...]] = {}
+
+    def blocks(
+        self, micro_batch: int, tensor: int, sequence_parallel: bool, replicated: bool
+    ) -> tuple[BlockCost, ...]:
+        """By distinct block. `replicated`: the encoder's side is not split; its images are."""
+        key = (micro_batch, tensor, sequence_parallel, replicated)
+        if key not in self._costs:
+            if micro_batch not in self._read:
+                self._read[micro_batch] = [
+                    _work(block, self.sizes(micro_batch), self.request.text)
+                    for block in self.report.blocks
+                ]
+            self._costs[key] = tuple(
+                self._cost(block, work, micro_batch, tensor, sequence_parallel, replicated)
+                for block, work in zip(self.report.blocks, self._read[micro_batch], strict=True)
+            )
+        return self._costs[key]
+
+    def flops(self, micro_batch: int) -> float:
+        """Of the whole design, for a micro-batch, nothing computed twice."""
+        self.blocks(micro_batch, 1, False, False)
+        each = [sum(call.flops for call in work.calls) for work in self._read[micro_batch]]
+        return sum(each[block] for block in self.report.order)
+
+    def sizes(self, micro_batch: int) -> dict[str, int]:
+        """What the polynomials are evaluated at."""
+        request = self.request
+        return {
+            "batch": micro_batch,
+            "text": self.text,
+            "images": request.images,
+            "tokens": request.tokens,
+        }
+
+    def _cost(
+        self,
+        block: Block,
+        work: _Work,
+        micro_batch: int,
+        tensor: int,
+        sequence_parallel: bool,
+        replicated: bool,
+    ) -> BlockCost:
+        apart = replicated and block.role in ENCODER_SIDE
+        images = micro_batch * self.request.images
+        share = ceil(images / tensor) / images if apart and images else 1.0
+        degree = 1 if apart else divided(block, tensor)
+        whole = tensor if sequence_parallel and degree > 1 else 1
+        phases: dict[Phase, float] = {}
+        again = 0.0
+        for call in work.calls:
+            by = (degree if call.split else whole) / share
+            seconds = call.count * self._roofline(
+                call.flops / by / call.count, call.bytes / by / call.count, call.matmul
+            )
+            phases[call.phase] = phases.get(call.phase, 0.0) + seconds
+            if call.phase == "forward" and call.attention:
+                again += seconds
+        exchange, exchanged = 0.0, 0.0
+        if degree > 1:
+            exchanged = work.output * block.all_reduces
+            exchange = block.all_reduces * self.all_reduce(work.output, degree, degree)
+        forward = phases.get("forward", 0.0) + exchange
+        back = phases.get("backward_input", 0.0)
+        held = 1 - float(block.saved.split)
+        split_share = float(block.saved.split) / degree + held / whole
+        return BlockCost(
+            forward=forward,
+            backward_input=back + exchange if block.reached else 0.0,
+            backward_weight=phases.get("backward_weight", 0.0) if block.trained else 0.0,
+            again_selective=again if block.reached else 0.0,
+            again_full=forward if block.reached else 0.0,
+            exchanged=int(exchanged),
+            exchange_seconds=exchange,
+            parameters=ceil(block.split_parameters / degree)
+            + block.parameters
+            - block.split_parameters,
+            saved=(
+                work.saved[0] * split_share * share,
+                work.saved[1] * split_share * share,
+                work.saved[2] / whole * share,
+            )
+            if block.reached
+            else (0.0, 0.0, 0.0),
+            output=work.output / whole,
+            peak_forward=max(0.0, work.peak_forward - work.saved[0]) * split_share * share,
+            peak_backward=work.peak_backward * split_share * share,
+            cache=work.cache / degree,
+        )
+
+    def _roofline(self, flops: float, size: float, matmul: bool) -> float:
+        device = self.cluster.device
+        return device.seconds(flops, size, self.number) if matmul else device.moving_seconds(size)
+
+    def all_reduce(self, size: float, ranks: int, span: int) -> float:
+        """Seconds until each of `ranks` has the sum of all their tensors of `size` bytes."""
+        return 2 * self.gather(size, ranks, span)
+
+    def gather(self, size: float, ranks: int, span: int) -> float:
+        """Seconds until each of `ranks` has the whole tensor of `size` bytes of which it holds its
+        part; a reduce-scatter takes the same. `span`: ranks from the first to the last of them."""
+        if ranks == 1 or not size:
+            return 0.0
+        rate = self.cluster.gbps(span) * 1e9
+        return (ranks - 1) / ranks * size / rate + ceil(log2(ranks)) * self.cluster.latency
+
+    def send(self, size: float, ranks: int) -> float:
+        """Seconds of a message of `size` bytes to the next group of a pipeline over `ranks`."""
+        return size / (self.cluster.gbps(ranks) * 1e9) + self.cluster.latency
+
+
+def divided(block: Block, tensor: int) -> int:
+    """The degree at which a block runs where its neighbours run at `tensor`: 1 where it cannot be
+    split at all; then each device runs all of it."""
+    return 1 if unsplit(block) else tensor
+
+
+def unsplit(block: Block) -> bool:
+    """Whether no degree of tensor parallelism divides the block."""
+    return all(limit == 1 for limit in block.tensor_limits)
+
+
+def splits(blocks: tuple[Block, ...]) -> int:
+    """The greatest degree that divides each of the blocks that can be split."""
+    limits = [limit for block in blocks if not unsplit(block) for limit in block.tensor_limits]
+    return gcd(*limits) if limits else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    phase: Phase
+    count: int
+    flops: float
+    bytes: float
+    matmul: bool
+    split: bool
+    attention: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A block's polynomials at the sizes of a micro-batch."""
+
+    calls: tuple[_Calls, ...]
+    saved: tuple[float, float, float]
+    output: float
+    peak_forward: float
+    peak_backward: float
+    cache: float
+
+
+def _work(block: Block, sizes: dict[str, int], whole_text: int) -> _Work:
+    """The cache is that of whole sequences, however many of their tokens are worked on."""
+    return _Work(
+        calls=tuple(
+            _Calls(
+                one.phase,
+                max(1, one.calls),
+                float(one.flops(**sizes)),
+                float(one.bytes(**sizes)),
+                one.matmul,
+                one.split,
+                any(word in one.name for word in _ATTENTION),
+            )
+            for one in block.operators
+        ),
+        saved=(
+            float(block.saved.none(**sizes)),
+            float(block.saved.selective(**sizes)),
+            float(block.saved.full(**sizes)),
+        ),
+        output=float(block.output(**sizes)),
+        peak_forward=float(block.peak_forward(**sizes)),
+        peak_backward=float(block.peak_backward(**sizes)),
+        cache=float(block.cache(**{**sizes, "text": whole_text})),
+    )

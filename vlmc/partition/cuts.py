@@ -1,0 +1,140 @@
+"""Where a chain is cut into stages: exactly the cut whose heaviest stage is lightest.
+
+A stage takes as much of the chain as a limit allows (Han, Narahari and Choi, 1992): what is allowed
+to a stretch is allowed to each part of it, so that a longer start never hurts what follows. Failing
+tells the next limit at which anything changes, so that bisection ends at the exact optimum.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, nextafter
+
+Fits = Callable[[int, int, int], bool]
+"""Whether a stage may hold the blocks [first, end) of the chain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutter:
+    """Cuts a chain of `length` blocks into `stages` that are not empty.
+
+    `allowed`: places of cuts, rising, `length` last. `barrier`: a place that no stage crosses, with
+    another stage on each side.
+    """
+
+    length: int
+    stages: int
+    allowed: Sequence[int]
+    fits: Fits
+    barrier: int | None = None
+
+    def least(
+        self,
+        weights: Sequence[float],
+        *,
+        under: float = inf,
+        other: Sequence[float] | None = None,
+        cap: float = inf,
+    ) -> tuple[float, tuple[int, ...]] | None:
+        """The lightest heaviest stage, not above `under`, and the ends of its stages; None where
+        there is none. `weights`: sums before each block, and of all. Every stage weighs at most
+        `cap` by `other`."""
+        if self.stages > len(self.allowed):
+            return None
+        first = self._greedy(weights, under, other, cap)
+        if isinstance(first, float):
+            return None
+        best, ends = _heaviest(weights, first), first
+        low = weights[-1] / self.stages * (1 - 1e-12)
+        while low < best:
+            middle = max(low, min((low + best) / 2, nextafter(best, 0.0)))
+            found = self._greedy(weights, middle, other, cap)
+            if isinstance(found, float):
+                low = found
+            else:
+                best, ends = min(best, _heaviest(weights, found)), found
+        return best, ends
+
+    def front(
+        self, one: Sequence[float], two: Sequence[float], under: float, cap: float
+    ) -> Iterator[tuple[float, float, tuple[int, ...]]]:
+        """All best exchanges between the heaviest stage by `one`, at most `under`, and by `two`, at
+        most `cap`: the first rises, the second falls."""
+        while True:
+            lightest = self.least(one, under=under, other=two, cap=cap)
+            if lightest is None:
+                return
+            second = self.least(two, under=cap, other=one, cap=lightest[0])
+            weight, ends = second or (_heaviest(two, lightest[1]), lightest[1])
+            yield lightest[0], weight, ends
+            cap = nextafter(weight, 0.0)
+
+    def _greedy(
+        self, weights: Sequence[float], limit: float, other: Sequence[float] | None, cap: float
+    ) -> tuple[int, ...] | float:
+        """Ends of stages within the limit, or the least limit at which more is possible."""
+        allowed, ends, start, following = self.allowed, list[int](), 0, inf
+        for stage in range(self.stages):
+            least, most = self._window(stage, start)
+            if most < least:
+                return following
+            reach = _reach(weights, start, limit, allowed, least, most)
+            if reach < most:
+                following = min(following, weights[allowed[reach + 1]] - weights[start])
+            if other is not None:
+                reach = _reach(other, start, cap, allowed, least, reach)
+            reach = self._fitting(stage, start, least, reach)
+            if reach < least:
+                return following
+            start = allowed[reach]
+            ends.append(start)
+        return tuple(ends)
+
+    def _window(self, stage: int, start: int) -> tuple[int, int]:
+        """The first and the last place in `allowed` where the stage may end."""
+        least = bisect_right(self.allowed, start)
+        most = len(self.allowed) - (self.stages - stage)
+        if stage == self.stages - 1:
+            least = max(least, most)
+        if self.barrier is not None and start < self.barrier:
+            most = min(most, bisect_right(self.allowed, self.barrier) - 1)
+        return least, most
+
+    def _fitting(self, stage: int, start: int, least: int, most: int) -> int:
+        """The last place up to which the stage fits; `least` - 1 where there is none."""
+        if most < least or self.fits(stage, start, self.allowed[most]):
+            return most
+        low, high = least - 1, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.fits(stage, start, self.allowed[middle]):
+                low = middle
+            else:
+                high = middle
+        return low
+
+
+def _reach(
+    weights: Sequence[float],
+    start: int,
+    limit: float,
+    allowed: Sequence[int],
+    least: int,
+    most: int,
+) -> int:
+    """The last place within the limit; `least` - 1 where there is none."""
+    low, high, base = least - 1, most + 1, weights[start]
+    while high - low > 1:
+        middle = (low + high) // 2
+        if weights[allowed[middle]] - base <= limit:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _heaviest(weights: Sequence[float], ends: Sequence[int]) -> float:
+    return max(weights[end] - weights[start] for start, end in pairwise((0, *ends)))

@@ -1,0 +1,140 @@
+"""The best cuts under one setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+
+from vlmc.partition.chain import Chain
+from vlmc.partition.cuts import Cutter
+from vlmc.partition.pace import Pace, backward_work, each_token, fill, first_token, pace
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A setting with its best cuts."""
+
+    chain: Chain
+    ends: tuple[int, ...]
+    pace: Pace
+
+
+def best_cuts(chain: Chain, under: float) -> Leaf | None:
+    """The fastest cuts that fit, if they take less than `under` seconds."""
+    best: Leaf | None = None
+    for message, token_message, places in _levels(chain):
+        cutter = _cutter(chain, places)
+        serve = chain.lines.request.mode == "serve"
+        cuts = (
+            _answers(chain, cutter, message, token_message, under)
+            if serve
+            else _steps(chain, cutter, message, under)
+        )
+        for ends in cuts:
+            found = pace(chain, ends)
+            if found.seconds < under:
+                best, under = Leaf(chain, ends, found), found.seconds
+    return best
+
+
+def _levels(chain: Chain) -> Iterator[tuple[float, float, tuple[int, ...]]]:
+    """Places of cuts whose messages take at most so long, for each such time."""
+    setting, length = chain.setting, chain.length
+    if setting.stages == 1:
+        yield 0.0, 0.0, (length,)
+        return
+    first = 1
+    if setting.placement in ("stage_0", "replicated"):
+        first = max(1, chain.encoder)
+    places = range(first, length)
+    sizes = sorted({(chain.outputs[at - 1], chain.token_outputs[at - 1]) for at in places})
+    tried: set[tuple[int, ...]] = set()
+    for size in sorted({one for one, _ in sizes}):
+        for token in sorted({one for _, one in sizes}):
+            kept = [
+                at
+                for at in places
+                if chain.outputs[at - 1] <= size and chain.token_outputs[at - 1] <= token
+            ]
+            row = (*kept, length)
+            if row in tried or len(row) < setting.stages:
+                continue
+            tried.add(row)
+            yield (
+                max(map(chain.send, kept), default=0.0),
+                max(map(chain.send_token, kept), default=0.0),
+                row,
+            )
+
+
+def _cutter(chain: Chain, places: tuple[int, ...]) -> Cutter:
+    setting = chain.setting
+    return Cutter(
+        length=chain.length,
+        stages=setting.stages,
+        allowed=places,
+        fits=chain.fits,
+        barrier=chain.encoder if setting.placement == "own_group" else None,
+    )
+
+
+def _steps(chain: Chain, cutter: Cutter, message: float, under: float) -> Iterator[tuple[int, ...]]:
+    """Candidates for the fastest step."""
+    setting = chain.setting
+    aside = fill(chain, message) + 2 * message * setting.micro_batches * setting.chunks
+    room = (under - aside) / setting.chunks
+    if setting.schedule != "gpipe":
+        found = cutter.least(chain.work, under=room)
+        if found:
+            yield found[1]
+        return
+    forward = [setting.micro_batches * one for one in chain.forward]
+    backward = backward_work(chain)
+    lightest = cutter.least(backward, under=room)
+    best = room
+    for one, two, ends in cutter.front(forward, backward, room, room):
+        if lightest is None or one + lightest[0] >= best:
+            return
+        if one + two < best:
+            best = one + two
+            yield ends
+
+
+def _answers(
+    chain: Chain, cutter: Cutter, message: float, token_message: float, under: float
+) -> Iterator[tuple[int, ...]]:
+    """Candidates for the fastest answer within the limits of latency."""
+    request = chain.lines.request
+    first_limit = request.first_token_limit or inf
+    token_limit = request.token_limit or inf
+    slow = _most(lambda heaviest: first_token(chain, heaviest, message), first_limit)
+    late = _most(lambda heaviest: each_token(chain, heaviest, token_message), token_limit)
+    lightest = cutter.least(chain.token, under=late)
+    if lightest is None:
+        return
+    least = request.generate * each_token(chain, lightest[0], token_message)
+    for one, two, ends in cutter.front(chain.forward, chain.token, slow, late):
+        start = first_token(chain, one, message)
+        if start + least >= under:
+            return
+        under = min(under, start + request.generate * each_token(chain, two, token_message))
+        yield ends
+
+
+def _most(of, limit: float) -> float:
+    """The greatest argument at which a rising function is within a limit; below 0, none is."""
+    if limit == inf:
+        return inf
+    if of(0.0) > limit:
+        return -1.0
+    low, high = 0.0, 1.0
+    while of(high) <= limit and high < 1e9:
+        low, high = high, 2 * high
+    for _ in range(100):
+        middle = (low + high) / 2
+        if of(middle) <= limit:
+            low = middle
+        else:
+            high = middle
+    return low

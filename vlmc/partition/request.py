@@ -1,0 +1,130 @@
+"""What is asked of a plan, and the answer where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vlmc.diagnostics.faults import UsageError
+from vlmc.hardware.cluster import Cluster
+from vlmc.hardware.device import BYTES
+from vlmc.partition.plan import Checkpointing, Placement, Schedule
+
+OPTIMISERS: dict[str, int] = {
+    "adamw": 8,
+    "adam": 8,
+    "lion": 4,
+    "momentum": 4,
+    "sgd": 0,
+}
+"""Bytes of state for each trained parameter, in fp32."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a plan is for. None leaves a choice to the search."""
+
+    mode: Literal["train", "serve"]
+    batch: int
+    """Sequences of a step, or of those that are answered at one time, over all devices."""
+    text: int
+    """Text tokens of a sequence; when serving, prompt and answer together."""
+    images: int = 1
+    tokens: int = 1
+    """Visual tokens of an image."""
+    generate: int = 128
+    """Tokens of an answer."""
+    precision: Precision = "bf16"
+    optimiser: str = "adamw"
+    spec: str = ""
+    """sha256 of the resolved spec."""
+    pipeline: int | None = None
+    data: int | None = None
+    tensor: int | None = None
+    sequence_parallel: bool | None = None
+    zero: Literal[0, 1, 2, 3] | None = None
+    micro_batch: int | None = None
+    schedule: Schedule | None = None
+    chunks: int | None = None
+    checkpointing: Checkpointing | None = None
+    placement: Placement | None = None
+    first_token_limit: float | None = None
+    """Seconds until the first token, at most."""
+    token_limit: float | None = None
+    """Seconds for each further token, at most."""
+
+
+class Infeasible(Exception):
+    """No plan does what is asked. `constraint` is what binds, with its arithmetic; `advice`, what
+    would help."""
+
+    def __init__(self, constraint: str, advice: str = "") -> None:
+        super().__init__(f"{constraint}. {advice}" if advice else constraint)
+        self.constraint = constraint
+        self.advice = advice
+
+
+def check(request: Request, cluster: Cluster) -> None:
+    """Refuses what no search could answer: UsageError."""
+    for name in ("batch", "text", "tokens", "generate"):
+        if getattr(request, name) < 1:
+            raise UsageError(f"{name} must be at least 1, not {getattr(request, name)}")
+    if request.images < 0:
+        raise UsageError(f"images must be at least 0, not {request.images}")
+    if request.optimiser not in OPTIMISERS:
+        raise UsageError(
+            f"optimiser must be one of {', '.join(OPTIMISERS)}, not {request.optimiser!r}"
+        )
+    _check_cluster(cluster, request.precision)
+    _check_degrees(request, cluster)
+    for name in ("first_token_limit", "token_limit"):
+        limit = getattr(request, name)
+        if limit is not None and not limit > 0:
+            raise UsageError(f"{name} must be above 0 seconds, not {limit}")
+
+
+def _check_cluster(cluster: Cluster, precision: str) -> None:
+    for name in ("count", "per_node"):
+        if getattr(cluster, name) < 1:
+            raise UsageError(f"{name} must be at least 1, not {getattr(cluster, name)}")
+    if cluster.count > 1 and cluster.per_node > 1 and not cluster.node_gbps > 0:
+        raise UsageError(
+            f"{cluster.count} devices need a link within a node: node_gbps is {cluster.node_gbps}"
+        )
+    if cluster.count > cluster.per_node and not cluster.network_gbps > 0:
+        raise UsageError(
+            f"{cluster.count} devices at {cluster.per_node} a node need a network: network_gbps is "
+            f"{cluster.network_gbps}"
+        )
+    if cluster.count > cluster.per_node and cluster.count % cluster.per_node:
+        raise UsageError(
+            f"{cluster.count} devices do not fill nodes of {cluster.per_node}: give a multiple"
+        )
+    if cluster.price is not None and not cluster.price > 0:
+        raise UsageError(f"price must be above 0, not {cluster.price}; leave it out where unknown")
+    if precision not in cluster.device.tflops:
+        raise UsageError(
+            f"{cluster.device.name} does not compute in {precision}, but in "
+            f"{', '.join(name for name in cluster.device.formats if name in BYTES)}"
+        )
+
+
+def _check_degrees(request: Request, cluster: Cluster) -> None:
+    product = 1
+    for name in ("pipeline", "data", "tensor"):
+        degree = getattr(request, name)
+        if degree is None:
+            continue
+        product *= degree
+        if degree < 1 or cluster.count % degree:
+            raise UsageError(f"{name} {degree} does not divide {cluster.count} devices")
+    if cluster.count % product:
+        raise UsageError(f"the degrees' product {product} does not divide {cluster.count} devices")
+    if request.data is not None and request.batch % request.data:
+        less = "is smaller than" if request.batch < request.data else "is not divisible by"
+        raise UsageError(f"batch {request.batch} {less} data {request.data}")
+    micro = request.micro_batch
+    if micro is not None and (micro < 1 or request.batch % (micro * (request.data or 1))):
+        raise UsageError(f"micro_batch {micro} does not divide batch {request.batch}")

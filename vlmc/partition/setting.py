@@ -1,0 +1,31 @@
+"""A point of the space that is searched, all but the places of the cuts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmc.partition.plan import Checkpointing, Placement, Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Degrees and choices of a plan."""
+
+    pipeline: int = 1
+    data: int = 1
+    tensor: int = 1
+    sequence_parallel: bool = False
+    zero: int = 0
+    micro_batch: int = 1
+    micro_batches: int = 1
+    schedule: Schedule = "1f1b"
+    chunks: int = 1
+    encoder_keeps: Checkpointing = "none"
+    """Checkpointing of the encoder's side."""
+    language_keeps: Checkpointing = "none"
+    placement: Placement = "spread"
+
+    @property
+    def stages(self) -> int:
+        """All stages along the pipeline."""
+        return self.pipeline * self.chunks

@@ -1,0 +1,176 @@
+"""Why nothing fits: the constraint that binds, with its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain as joined
+from math import ceil
+
+from vlmc.partition.chain import Chain
+from vlmc.partition.costs import Rooflines
+from vlmc.partition.cuts import Cutter
+from vlmc.partition.plan import Memory
+from vlmc.partition.request import Infeasible
+from vlmc.partition.setting import Setting
+from vlmc.partition.space import bases, completions, schedules
+from vlmc.partition.why import named
+
+_STEPS = 30
+"""Halvings on the way to the least memory: to a billionth of the device's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Least:
+    """The setting that needs the least memory, and what its fullest device holds."""
+
+    setting: Setting
+    memory: Memory
+
+
+def infeasible(lines: Rooflines, tokens: Rooflines | None) -> Infeasible:
+    """The reason why no plan was found."""
+    starts = list(joined(bases(lines, across_nodes=False), bases(lines, across_nodes=True)))
+    if not starts or not any(schedules(lines, base) for base in starts):
+        return _nothing_divides(lines)
+    least = min(_leasts(lines, starts), key=lambda one: one.memory.total, default=None)
+    if least is None:
+        return _nothing_divides(lines)
+    room = lines.cluster.device.memory_bytes
+    if least.memory.total > room:
+        return _too_little_memory(lines, least, room)
+    return _too_slow(lines, tokens)
+
+
+def _leasts(lines: Rooflines, starts: list[Setting]) -> Iterator[_Least]:
+    """For each combination of degrees, what takes the least memory."""
+    seen: set[tuple[int, int, int, str]] = set()
+    for base in sorted(starts, key=lambda one: (one.micro_batch, not one.sequence_parallel)):
+        key = (base.pipeline, base.data, base.tensor, base.placement)
+        ways = [way for way in schedules(lines, base) if way[1] == 1]
+        if key in seen or not ways:
+            continue
+        seen.add(key)
+        for zero, encoder, language in list(completions(lines, base))[-1:]:
+            schedule = "1f1b" if ("1f1b", 1) in ways else ways[0][0]
+            setting = replace(
+                base, zero=zero, encoder_keeps=encoder, language_keeps=language, schedule=schedule
+            )
+            memory = _least_memory(Chain(lines, setting))
+            if memory:
+                yield _Least(setting, memory)
+
+
+def _least_memory(chain: Chain) -> Memory | None:
+    """What the fullest device holds where the cuts make that as little as can be."""
+    cutter = Cutter(
+        length=chain.length,
+        stages=chain.setting.stages,
+        allowed=(*range(1, chain.length), chain.length),
+        fits=chain.fits,
+    )
+    low, high = 0.0, 1e18
+    ends: tuple[int, ...] | None = None
+    for _ in range(2 * _STEPS):
+        chain.room = int((low + high) / 2 if low else (high**0.5 if high > 1e12 else high / 2))
+        found = cutter.least(chain.forward)
+        if found:
+            high, ends = chain.room, found[1]
+        else:
+            low = chain.room
+        if high - low < 1e6:
+            break
+    if ends is None:
+        return None
+    groups = enumerate(chain.groups(ends))
+    return max((chain.memory(group, held) for group, held in groups), key=lambda one: one.total)
+
+
+def _nothing_divides(lines: Rooflines) -> Infeasible:
+    request, cluster = lines.request, lines.cluster
+    fixed = [
+        f"{name} {getattr(request, name)}"
+        for name in ("pipeline", "data", "tensor", "micro_batch", "schedule", "chunks", "placement")
+        if getattr(request, name) is not None
+    ]
+    limits = sorted(
+        {limit for block in lines.report.blocks for limit in block.tensor_limits if limit > 1}
+    )
+    asked = f" with {', '.join(fixed)}" if fixed else ""
+    return Infeasible(
+        f"{cluster.count} devices cannot be divided{asked}: data must divide the batch of "
+        f"{request.batch}, tensor must divide heads and widths "
+        f"({', '.join(map(str, limits)) or 'none can be split'}), and a pipeline has at most "
+        f"{len(lines.report.order)} stages",
+        "Another batch or count, or fewer fixed degrees, would help",
+    )
+
+
+def _too_little_memory(lines: Rooflines, least: _Least, room: int) -> Infeasible:
+    held = least.memory
+    kinds = {name: getattr(held, name) for name in Memory.model_fields}
+    sizes = [f"{name} {size / 1e9:.2f}" for name, size in kinds.items() if size >= 5e6]
+    greatest = max(kinds, key=lambda name: kinds[name])
+    advice = {
+        "weights": "more devices, a smaller number format or a smaller model",
+        "gradients": "more devices or fewer trained parts",
+        "optimiser": "more devices, fewer trained parts, or an optimiser with less state",
+        "activations": "shorter text, fewer images or more devices",
+        "cache": "a smaller batch or shorter text",
+        "vision": "fewer images",
+        "buffers": "more tensor parallelism",
+        "reserve": "a larger device",
+    }[greatest]
+    single = _largest_block(lines, least.setting, room)
+    return Infeasible(
+        f"Memory: the fullest device needs at least {held.total / 1e9:.2f} GB "
+        f"({' + '.join(sizes)}) and has {room / 1e9:.2f} GB; that is the least of all plans, at "
+        f"{named(least.setting)}{single}",
+        f"What would help: {advice}",
+    )
+
+
+def _largest_block(lines: Rooflines, setting: Setting, room: int) -> str:
+    """Said where one block by itself is too much for any device."""
+    chain = Chain(lines, setting)
+    chain.room = room
+    alone = {
+        block: chain.memory(0, [(at, at + 1)]).total for at, block in enumerate(lines.report.order)
+    }
+    block = max(alone, key=lambda one: alone[one])
+    if alone[block] <= room:
+        return ""
+    kind = lines.report.blocks[block]
+    limits = ", ".join(map(str, kind.tensor_limits))
+    return (
+        f"; {kind.name} by itself takes {alone[block] / 1e9:.2f} GB, and tensor parallelism has to "
+        f"divide {limits}"
+    )
+
+
+def _too_slow(lines: Rooflines, tokens: Rooflines | None) -> Infeasible:
+    request = lines.request
+    limits = [
+        f"{what} within {limit * 1e3:.4g} ms"
+        for what, limit in (
+            ("the first token", request.first_token_limit),
+            ("each further token", request.token_limit),
+        )
+        if limit is not None
+    ]
+    if not limits:
+        return Infeasible("No cut of the chain of blocks fits where the encoder has to lie")
+    floor = min(
+        sum(
+            (tokens or lines)
+            .blocks(base.micro_batch, base.tensor, False, base.placement == "replicated")[block]
+            .forward
+            for block in lines.report.order
+        )
+        for base in joined(bases(lines, across_nodes=False), bases(lines, across_nodes=True))
+    )
+    return Infeasible(
+        f"Latency: no plan gives {' and '.join(limits)} for a batch of {request.batch} on "
+        f"{lines.cluster.count} devices; one token takes at least {ceil(floor * 1e6) / 1e3:.4g} ms",
+        "A smaller batch, faster devices or a larger limit would help",
+    )

@@ -1,0 +1,147 @@
+"""Which settings there are: what divides what, and what is known to be no better than another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+from vlmc.partition.chain import encoder_length
+from vlmc.partition.costs import ENCODER_SIDE, Rooflines, splits
+from vlmc.partition.plan import Checkpointing, Placement, Schedule
+from vlmc.partition.schedule import refusal
+from vlmc.partition.setting import Setting
+
+CHUNKS = (2, 4, 8)
+"""Stages that a rank may hold with the interleaved schedule."""
+KEEPS: tuple[Checkpointing, ...] = ("none", "selective", "full")
+SCHEDULES: tuple[Schedule, ...] = ("gpipe", "1f1b", "interleaved", "zero_bubble")
+
+
+@cache
+def divisors(number: int) -> tuple[int, ...]:
+    """All of them, rising."""
+    return tuple(one for one in range(1, number + 1) if number % one == 0)
+
+
+def bases(lines: Rooflines, *, across_nodes: bool) -> Iterator[Setting]:
+    """Degrees, micro-batch and sequence parallelism; the rest as Setting has it. `across_nodes`:
+    only tensor groups that span nodes, or only those that do not."""
+    request, cluster = lines.request, lines.cluster
+    length = len(lines.report.order)
+    for tensor in divisors(cluster.count):
+        if request.tensor not in (None, tensor) or not language_splits(lines, tensor):
+            continue
+        if within_node(tensor, cluster.count, cluster.per_node) == across_nodes:
+            continue
+        for data in divisors(cluster.count // tensor):
+            pipeline = cluster.count // tensor // data
+            if request.data not in (None, data) or request.pipeline not in (None, pipeline):
+                continue
+            if pipeline > length or request.batch % data:
+                continue
+            for micro_batch in divisors(request.batch // data):
+                if request.micro_batch not in (None, micro_batch):
+                    continue
+                for sequence in sequences(lines, tensor):
+                    for placement in placements(lines, tensor, pipeline):
+                        yield Setting(
+                            pipeline=pipeline,
+                            data=data,
+                            tensor=tensor,
+                            sequence_parallel=sequence,
+                            micro_batch=micro_batch,
+                            micro_batches=request.batch // data // micro_batch,
+                            placement=placement,
+                        )
+
+
+def within_node(tensor: int, count: int, per_node: int) -> bool:
+    """Whether no tensor group spans nodes."""
+    return tensor <= per_node and (count <= per_node or per_node % tensor == 0)
+
+
+def language_splits(lines: Rooflines, tensor: int) -> bool:
+    """Whether the degree divides whatever of the language model can be split."""
+    blocks = tuple(block for block in lines.report.blocks if block.role not in ENCODER_SIDE)
+    common = splits(blocks)
+    return tensor == 1 or (common > 0 and common % tensor == 0)
+
+
+def sequences(lines: Rooflines, tensor: int) -> tuple[bool, ...]:
+    """Sequence parallelism: off; on, where the text divides."""
+    wanted = lines.request.sequence_parallel
+    possible = tensor > 1 and lines.text % tensor == 0 and lines.request.mode == "train"
+    return tuple(one for one in (False, True)[: 1 + possible] if wanted in (None, one))
+
+
+def placements(lines: Rooflines, tensor: int, pipeline: int) -> tuple[Placement, ...]:
+    """Where the encoder may be. stage_0 and own_group are cuts that spread has, too, at the same
+    cost, so that they need no search of their own unless they are asked for."""
+    wanted, encoder = lines.request.placement, encoder_length(lines)
+    if not encoder:
+        return ("spread",) if wanted in (None, "spread", "stage_0") else ()
+    blocks = tuple(block for block in lines.report.blocks if block.role in ENCODER_SIDE)
+    split = tensor == 1 or splits(blocks) % tensor == 0
+    found: list[Placement] = []
+    if split and wanted != "replicated":
+        found.append(wanted or "spread")
+    if wanted == "own_group" and (pipeline == 1 or encoder == len(lines.report.order)):
+        return ()
+    if wanted == "replicated" or (wanted is None and tensor > 1):
+        found.append("replicated")
+    return tuple(found)
+
+
+def completions(
+    lines: Rooflines, base: Setting
+) -> Iterator[tuple[int, Checkpointing, Checkpointing]]:
+    """ZeRO stage, checkpointing of the encoder's side and of the rest. A side that keeps nothing
+    has nothing to choose."""
+    request = lines.request
+    if request.mode == "serve":
+        yield 0, "none", "none"
+        return
+    stages = (0, 1, 2, 3) if base.data > 1 else (0,)
+    sides = [
+        KEEPS
+        if any(
+            block.reached and (block.role in ENCODER_SIDE) == side for block in lines.report.blocks
+        )
+        else ("none",)
+        for side in (True, False)
+    ]
+    for zero in stages:
+        if request.zero not in (None, zero):
+            continue
+        for encoder in sides[0]:
+            for language in sides[1]:
+                if request.checkpointing not in (None, encoder) and len(sides[0]) > 1:
+                    continue
+                if request.checkpointing in (None, language) or len(sides[1]) == 1:
+                    yield zero, encoder, language
+
+
+def schedules(lines: Rooflines, base: Setting) -> tuple[tuple[Schedule, int], ...]:
+    """Schedules with their chunks. With one group all are the same. gpipe takes no less time and
+    no less memory than 1f1b, so that it is searched only where 1f1b cannot run or it is asked for."""
+    request, groups, times = lines.request, base.pipeline, base.micro_batches
+    if request.mode == "serve":
+        return (("gpipe", 1),)
+    if groups == 1:
+        return (("1f1b", 1),) if request.schedule in (None, "1f1b") else ((request.schedule, 1),)
+    found: list[tuple[Schedule, int]] = []
+    for schedule in SCHEDULES:
+        if request.schedule not in (None, schedule):
+            continue
+        if schedule == "gpipe" and request.schedule is None and times >= groups:
+            continue
+        for chunks in CHUNKS if schedule == "interleaved" else (1,):
+            if request.chunks not in (None, chunks):
+                continue
+            if groups * chunks > len(lines.report.order) or (chunks > 1 and times % groups):
+                continue
+            if schedule == "interleaved" and base.placement == "own_group":
+                continue
+            if refusal(schedule, groups, times, chunks) is None:
+                found.append((schedule, chunks))
+    return tuple(found)

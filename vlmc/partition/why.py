@@ -1,0 +1,109 @@
+"""Why a plan and not the next: time, memory and what binds, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlmc.partition.leaf import Leaf
+from vlmc.partition.setting import Setting
+
+
+def why(leaves: Sequence[Leaf], bound: float) -> tuple[str, ...]:
+    """Of plans by their speed, fastest first: what the first has over each of the others."""
+    best, *others = leaves
+    lines = [_choice(best), _binds(best), _proof(best, bound)]
+    lines += [_beside(best, other) for other in others]
+    if not others:
+        lines.append("No other combination of degrees fits.")
+    return tuple(lines)
+
+
+def named(setting: Setting) -> str:
+    """A setting in a few words."""
+    words = [
+        f"pipeline {setting.pipeline} x data {setting.data} x tensor {setting.tensor}",
+        f"{setting.micro_batches} micro-batches of {setting.micro_batch}",
+    ]
+    if setting.pipeline > 1:
+        chunks = f" with {setting.chunks} stages a group" if setting.chunks > 1 else ""
+        words.insert(1, setting.schedule + chunks)
+    if setting.data > 1:
+        words.append(f"ZeRO {setting.zero}")
+    keeps = {setting.encoder_keeps, setting.language_keeps}
+    if keeps != {"none"}:
+        words.append(
+            f"checkpointing {setting.encoder_keeps} (encoder), {setting.language_keeps} (language)"
+        )
+    return ", ".join(words)
+
+
+def seconds(value: float) -> str:
+    """With a unit that suits it."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _choice(leaf: Leaf) -> str:
+    pace = leaf.pace
+    text = f"{named(leaf.chain.setting)} takes {seconds(pace.seconds)}"
+    if pace.token is not None and pace.first_token is not None:
+        return (
+            f"{text} for all answers: {seconds(pace.first_token)} until the first token, then "
+            f"{seconds(pace.token)} for each."
+        )
+    return f"{text} a step, of which {bubble(leaf):.1%} is pipeline bubble."
+
+
+def bubble(leaf: Leaf) -> float:
+    """Share of the time that waits for the pipeline."""
+    return max(0.0, 1 - leaf.pace.busy / leaf.pace.seconds)
+
+
+def fullest(leaf: Leaf) -> float:
+    """Bytes of the fullest device."""
+    chain = leaf.chain
+    return max(
+        chain.memory(group, held).total for group, held in enumerate(chain.groups(leaf.ends))
+    )
+
+
+def balance(leaf: Leaf) -> float:
+    """The heaviest group's work over the mean."""
+    chain = leaf.chain
+    work = [
+        sum(chain.work[end] - chain.work[first] for first, end in held)
+        for held in chain.groups(leaf.ends)
+    ]
+    return max(work) * len(work) / sum(work) if sum(work) else 1.0
+
+
+def _binds(leaf: Leaf) -> str:
+    share = fullest(leaf) / leaf.chain.room
+    text = f"The fullest device holds {fullest(leaf) / 1e9:.1f} of {leaf.chain.room / 1e9:.1f} GB"
+    if share > 0.9:
+        text += ": memory binds"
+    if leaf.chain.setting.pipeline > 1:
+        text += f"; the heaviest pipeline group works {balance(leaf):.3f} times the mean"
+    return text + "."
+
+
+def _proof(leaf: Leaf, bound: float) -> str:
+    if bound >= leaf.pace.seconds:
+        return "No plan of the space is faster: the search is exhaustive up to proven bounds."
+    gap = leaf.pace.seconds / bound - 1
+    return f"No plan takes less than {seconds(bound)}: this one is within {gap:.1%} of that."
+
+
+def _beside(best: Leaf, other: Leaf) -> str:
+    slower = other.pace.seconds / best.pace.seconds - 1
+    text = f"{named(other.chain.setting)} takes {slower:.1%} longer"
+    work = other.pace.busy / best.pace.busy - 1
+    idle = bubble(other) - bubble(best)
+    reasons: list[str] = []
+    if work > 0.005:
+        reasons.append(f"its busiest device has {work:.1%} more to do")
+    if idle > 0.005:
+        reasons.append(f"its bubble is {bubble(other):.1%} of the time")
+    if best.chain.setting.pipeline > 1 and balance(other) - balance(best) > 0.005:
+        reasons.append(f"its heaviest group works {balance(other):.2f} times the mean")
+    memory = f"and holds {fullest(other) / 1e9:.1f} GB on its fullest device"
+    return f"{text}{': ' if reasons else ''}{', '.join(reasons)}{', ' if reasons else ' '}{memory}."

@@ -1,0 +1,259 @@
+"""A setting with its cuts becomes a ParallelPlan with what it is expected to take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+from vlmc.hardware.device import BYTES
+from vlmc.partition.chain import RESERVE, Chain
+from vlmc.partition.costs import ENCODER_SIDE
+from vlmc.partition.leaf import Leaf
+from vlmc.partition.plan import (
+    Checkpointing,
+    Collective,
+    Holding,
+    Mesh,
+    ParallelPlan,
+    Placement,
+    PlannedStage,
+    Predicted,
+)
+
+
+def write(leaf: Leaf, bound: float) -> ParallelPlan:
+    """The plan. `bound`: seconds that none beats."""
+    chain = leaf.chain
+    lines, setting, request = chain.lines, chain.setting, chain.lines.request
+    mesh = Mesh(pipeline=setting.pipeline, data=setting.data, tensor=setting.tensor)
+    apart = Mesh(pipeline=1, data=setting.data * setting.tensor, tensor=1)
+    return ParallelPlan(
+        design=lines.report.design,
+        spec=request.spec,
+        mode=request.mode,
+        hardware=lines.cluster.device.name,
+        count=lines.cluster.count,
+        per_node=lines.cluster.per_node,
+        trained=lines.report.trained,
+        precision=request.precision,
+        optimiser=request.optimiser,
+        mesh=mesh,
+        encoder=apart if setting.placement == "replicated" and setting.tensor > 1 else None,
+        placement=placement(leaf),
+        sequence_parallel=setting.sequence_parallel,
+        zero=setting.zero,  # pyright: ignore[reportArgumentType]
+        batch=request.batch,
+        micro_batch=setting.micro_batch,
+        text=request.text,
+        images=request.images,
+        schedule=setting.schedule,
+        chunks=setting.chunks,
+        checkpointing=_checkpointing(chain),
+        stages=tuple(_stages(leaf)),
+        predicted=_predicted(leaf),
+        bound_seconds=bound,
+    )
+
+
+def placement(leaf: Leaf) -> Placement:
+    """The narrowest name of where the encoder's side lies."""
+    setting, encoder = leaf.chain.setting, leaf.chain.encoder
+    if setting.placement != "spread":
+        return setting.placement
+    if leaf.ends[0] >= encoder:
+        return "stage_0"
+    if encoder in leaf.ends[:-1] and setting.chunks == 1:
+        return "own_group"
+    return "spread"
+
+
+def _checkpointing(chain: Chain) -> dict[str, Checkpointing]:
+    setting = chain.setting
+    found: dict[str, Checkpointing] = {}
+    for block in chain.lines.report.blocks:
+        side = block.role in ENCODER_SIDE
+        keeps = setting.encoder_keeps if side else setting.language_keeps
+        if block.reached and keeps != "none":
+            found[block.name] = keeps
+    return found
+
+
+def _stages(leaf: Leaf) -> Iterator[PlannedStage]:
+    report = leaf.chain.lines.report
+    seen: Counter[str] = Counter()
+    for stage, (first, end) in enumerate(pairwise((0, *leaf.ends))):
+        holds: list[Holding] = []
+        for block in report.order[first:end]:
+            name = report.blocks[block].name
+            place = seen[name]
+            seen[name] += 1
+            if holds and holds[-1].block == name:
+                holds[-1] = Holding(block=name, first=holds[-1].first, last=place)
+            else:
+                holds.append(Holding(block=name, first=place, last=place))
+        yield PlannedStage(group=stage % leaf.chain.setting.pipeline, holds=tuple(holds))
+
+
+def _predicted(leaf: Leaf) -> Predicted:
+    chain, found = leaf.chain, leaf.pace
+    request, cluster = chain.lines.request, chain.lines.cluster
+    groups = chain.groups(leaf.ends)
+    memory = tuple(chain.memory(group, held) for group, held in enumerate(groups))
+    collectives = tuple(one for one in _collectives(leaf) if one.bytes)
+    hidden = found.busy - sum(one.seconds for one in collectives)
+    peak = cluster.device.tflops[request.precision] * 1e12 * cluster.count
+    batches = request.batch / chain.setting.micro_batch
+    flops = chain.lines.flops(chain.setting.micro_batch) * batches
+    if request.mode == "train":
+        return Predicted(
+            memory=memory,
+            compute_seconds=max(0.0, hidden),
+            collectives=collectives,
+            bubble_seconds=max(0.0, found.seconds - found.busy),
+            step_seconds=found.seconds,
+            mfu=flops / found.seconds / peak,
+        )
+    tokens = request.batch * request.generate
+    cost = cluster.price and cluster.price / 3600 * cluster.count * found.seconds / tokens * 1e6
+    first = found.first_token or found.seconds
+    return Predicted(
+        memory=memory,
+        compute_seconds=max(0.0, hidden),
+        collectives=collectives,
+        bubble_seconds=max(0.0, first - found.busy),
+        step_seconds=found.seconds,
+        mfu=flops / first / peak,
+        first_token_seconds=first,
+        token_seconds=found.token,
+        images_per_second=request.batch * request.images / found.seconds,
+        largest_batch=_largest_batch(leaf),
+        cost_per_million_tokens=cost,
+    )
+
+
+def _largest_batch(leaf: Leaf) -> int:
+    """Sequences whose caches fit beside all else, in whole micro-batches on each replica."""
+    chain = leaf.chain
+    setting = chain.setting
+    most: list[float] = []
+    for group, stretches in enumerate(chain.groups(leaf.ends)):
+        memory = chain.memory(group, stretches)
+        if memory.cache:
+            fixed = memory.total - memory.reserve - memory.cache
+            room = (chain.room - chain.context) / (1 + RESERVE) - fixed
+            most.append(room / (memory.cache / setting.micro_batches))
+    batches = int(min(most)) if most else setting.micro_batches
+    return max(setting.micro_batches, batches) * setting.micro_batch * setting.data
+
+
+def _collectives(leaf: Leaf) -> Iterator[Collective]:
+    """Of the busiest pipeline group, in one step."""
+    chain, setting = leaf.chain, leaf.chain.setting
+    held = max(
+        chain.groups(leaf.ends),
+        key=lambda stretches: sum(chain.work[end] - chain.work[first] for first, end in stretches),
+    )
+    blocks = [block for first, end in held for block in chain.lines.report.order[first:end]]
+    yield from _tensor(chain, blocks)
+    message = max((chain.outputs[end - 1] for end in leaf.ends[:-1]), default=0.0)
+    times = setting.micro_batches * setting.chunks
+    ways = 2 if chain.lines.request.mode == "train" else 1
+    yield Collective(
+        kind="send",
+        purpose="activations and their gradients between stages",
+        group=2,
+        bytes=int(message * times * ways),
+        seconds=leaf.pace.messages,
+    )
+    if chain.lines.request.mode == "train" and setting.data > 1:
+        yield from _replicas(chain, blocks)
+
+
+def _tensor(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
+    lines, setting = chain.lines, chain.setting
+    costs = lines.blocks(
+        setting.micro_batch,
+        setting.tensor,
+        setting.sequence_parallel,
+        setting.placement == "replicated",
+    )
+    size, seconds = 0.0, 0.0
+    for number in blocks:
+        block, cost = lines.report.blocks[number], costs[number]
+        side = block.role in ENCODER_SIDE
+        keeps = setting.encoder_keeps if side else setting.language_keeps
+        times = 1 + (block.reached and lines.request.mode == "train") * (1 + (keeps == "full"))
+        size += cost.exchanged * times * setting.micro_batches
+        seconds += cost.exchange_seconds * times * setting.micro_batches
+    if not setting.sequence_parallel:
+        yield Collective(
+            kind="all_reduce",
+            purpose="partial sums of tensor parallelism",
+            group=setting.tensor,
+            bytes=int(size),
+            seconds=seconds,
+        )
+        return
+    yield Collective(
+        kind="all_gather",
+        purpose="sequences before split layers",
+        group=setting.tensor,
+        bytes=int(size),
+        seconds=seconds / 2,
+    )
+    yield Collective(
+        kind="reduce_scatter",
+        purpose="sequences after split layers",
+        group=setting.tensor,
+        bytes=int(size),
+        seconds=seconds / 2,
+    )
+
+
+def _replicas(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
+    """Gradients and weights between replicas; seconds are those that compute does not hide."""
+    lines, setting = chain.lines, chain.setting
+    costs = lines.blocks(
+        setting.micro_batch,
+        setting.tensor,
+        setting.sequence_parallel,
+        setting.placement == "replicated",
+    )
+    report, times = lines.report, setting.micro_batches
+    number = BYTES[lines.request.precision]
+    kept = [costs[one].parameters for one in blocks]
+    trained = sum(costs[one].parameters for one in blocks if report.blocks[one].trained)
+    seconds = sum(
+        times * chain.parts[one].gathered + chain.parts[one].tail - chain.parts[one].update
+        for one in blocks
+    )
+    gathers = {0: 0.0, 1: trained * 4, 2: trained * number}.get(setting.zero)
+    if gathers is None:
+        reached = sum(costs[one].parameters for one in blocks if report.blocks[one].reached)
+        gathers = times * number * (sum(kept) + reached)
+    scatters = trained * 4 * (times if setting.zero >= 2 else 1)
+    moved = gathers + scatters
+    if setting.zero == 0:
+        yield Collective(
+            kind="all_reduce",
+            purpose="gradients of replicas",
+            group=setting.data,
+            bytes=int(scatters),
+            seconds=seconds,
+        )
+        return
+    yield Collective(
+        kind="reduce_scatter",
+        purpose="gradients of replicas",
+        group=setting.data,
+        bytes=int(scatters),
+        seconds=seconds * scatters / moved if moved else 0.0,
+    )
+    yield Collective(
+        kind="all_gather",
+        purpose="weights of replicas",
+        group=setting.data,
+        bytes=int(gathers),
+        seconds=seconds * gathers / moved if moved else 0.0,
+    )
