@@ -77,7 +77,8 @@ class Engine:
         prune(model, cut, self.cuts)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(role_of(name) in plan.trained)
-        stage = Stage(self.parts, model, cut)
+        split_up = plan.schedule == "zero_bubble"
+        stage = Stage(self.parts, model, cut, two_backwards=split_up)
         sharded = plan.mesh.data > 1 or self.dtype != torch.float32
         for part in (*_blocks(stage), stage):
             _store(part, self.dtype if sharded else torch.float32)
@@ -97,6 +98,8 @@ class Engine:
         replicas = self.mesh["replicate", "shard"] if self.plan.zero == 0 else self.mesh["shard"]
         options: dict[str, Any] = {"mesh": replicas, "mp_policy": policy}
         options["reshard_after_forward"] = self.plan.zero == 3
+        # FSDP2 shards no numbers: they stay whole, and their gradients are averaged by hand.
+        options["ignored_params"] = {p for p in stage.parameters() if p.ndim == 0}
         for step in stage.cut.steps:
             if step.block is None:
                 continue
@@ -115,13 +118,15 @@ class Engine:
         given = micro_batches(
             self.parts, rows, data=plan.mesh.data, replica=self.replica, size=plan.micro_batch
         )
-        feed = [{k: self._here(v) for k, v in one.items()} for one in given]
+        feed = [{k: self._here(k, v) for k, v in one.items()} for one in given]
         for stage in self.stages:
             stage.feed = feed
         losses = self._piped(feed) if plan.mesh.pipeline > 1 else self._alone(len(feed))
         for stage in self.stages:
             for parameter in stage.parameters():
                 _put_together(parameter)
+                if parameter.ndim == 0 and parameter.requires_grad and plan.mesh.data > 1:
+                    self._average(parameter)
         self._add_shared()
         own = sum((loss.detach().double() for loss in losses), torch.zeros((), dtype=torch.double))
         own = own.cpu() / plan.mesh.data if self.tensor == 0 else torch.zeros(()).double()
@@ -129,8 +134,17 @@ class Engine:
         torch.distributed.all_reduce(own)
         return float(own)
 
-    def _here(self, value: Any) -> Any:
-        return value.to(self.device) if isinstance(value, Tensor) else value
+    def _average(self, parameter: nn.Parameter) -> None:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        for axis in ("replicate", "shard"):
+            torch.distributed.all_reduce(parameter.grad, group=self.mesh[axis].get_group())
+        parameter.grad /= self.plan.mesh.data
+
+    def _here(self, name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.device, self.dtype if name == "images" else value.dtype)
 
     def _alone(self, count: int) -> list[Tensor]:
         """The micro-batches one after the other; gradients are reduced with the last."""

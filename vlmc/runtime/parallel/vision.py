@@ -101,8 +101,7 @@ def _nfnet(parts: Parts) -> list[Step]:
 
 def _given(parts: Parts) -> list[Step]:
     def start(model: Any, state: State, data: Data) -> State:
-        dtype = next(model.parameters()).dtype
-        return passed(state, features=data["images"].to(dtype))
+        return passed(state, features=data["images"])
 
     return [whole("encoder", start)]
 
