@@ -148,11 +148,12 @@ def test_young_and_daly() -> None:
     told = goodput(1.0, 1, 1000 / 3600, 10.0, 0.0, per_node=1)
     assert told.mtbf_seconds == pytest.approx(1000)
     assert told.young_seconds == pytest.approx(sqrt(2 * 10 * 1000))
-    ratio = 10 / 2000
-    by_hand = sqrt(20_000) * (1 + sqrt(ratio) / 3 + ratio / 9) - 10
-    assert told.daly_seconds == pytest.approx(by_hand)
     # Daly's form is within a step of the exact best where checkpoints are short against failures.
     assert abs(told.interval_steps - told.daly_seconds) <= 1
+    # Figures 3 to 5 of his paper: checkpoints of 5 minutes, a failure each 24 h, 6 h, 15 minutes.
+    for hours, minutes in ((24, 117), (6, 57), (0.25, 9.1)):
+        figure = goodput(1.0, 1, hours, 300.0, 600.0, per_node=1).daly_seconds / 60
+        assert round(figure, 0 if minutes > 10 else 1) == minutes
     assert goodput(1.0, 1, 1.0, 8000.0, 0.0, per_node=1).daly_seconds == pytest.approx(3600)
 
 

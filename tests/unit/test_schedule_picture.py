@@ -93,24 +93,52 @@ def test_many_micro_batches_are_summed_up() -> None:
 
 
 def test_summed_up_heights_are_shares() -> None:
-    """The areas of a row's colours are the shares of the time that they took."""
+    """The areas of a row's colours are the shares of the time that they took; one colour stands on
+    the other, and the first on the ground of the row."""
     many = timeline("1f1b", 4, 400)
-    svg = timeline_svg(many, title="many")
-    height = 26
-    for number, path in enumerate(
-        one for one in ElementTree.fromstring(svg).iter(f"{SPACE}path") if one.get("fill")
-    ):
-        area, x, y = 0.0, 0.0, 0.0
-        for step in path.get("d", "").replace("H", " H").replace("V", " V").rstrip("Z").split(" "):
-            if step.startswith("M"):
-                x = float(step[1:])
-            elif step.startswith("H"):
-                area += (float(step[1:]) - x) * y
-                x = float(step[1:])
-            else:
-                y = float(step.removeprefix("V"))
-        share = (1 if number % 2 == 0 else 2) / 3 * (1 - many.bubble(number // 2))
-        assert abs(area) / height / (WIDTH - 64 - 132) == pytest.approx(share, abs=3e-3)
+    root = ElementTree.fromstring(timeline_svg(many, title="many"))
+    ground = [one for one in root.iter(f"{SPACE}rect") if one.get("fill-opacity")]
+    colours = [steps(one.get("d", "")) for one in root.iter(f"{SPACE}path") if one.get("fill")]
+    for rank in range(4):
+        top, height = (float(ground[rank].get(name, "")) for name in ("y", "height"))
+        forward, backward = colours[2 * rank : 2 * rank + 2]
+        whole = height * (WIDTH - 64 - 132)
+        for shape, part in ((forward, 1 / 3), (backward, 2 / 3)):
+            share = area(shape) / whole
+            assert share == pytest.approx(part * (1 - many.bubble(rank)), abs=3e-3)
+            assert all(top <= y <= top + height for _, y in shape)
+        assert forward[-1][1] == top + height
+        middle = 64 + (WIDTH - 64 - 132) / 2
+        assert crossings(forward, middle)[0] == crossings(backward, middle)[1]
+
+
+def steps(path: str) -> list[tuple[float, float]]:
+    """The corners of a path of horizontal and vertical lines."""
+    corners: list[tuple[float, float]] = []
+    for word in path.rstrip("Z").replace("H", " H").replace("V", " V").split(" "):
+        if word.startswith("H"):
+            corners.append((float(word[1:]), corners[-1][1]))
+        elif word.startswith("V"):
+            corners.append((corners[-1][0], float(word[1:])))
+        elif word.startswith("M"):
+            corners.append((float(word[1:]), 0.0))
+        else:
+            corners = [(corners[0][0], float(word))]
+    return corners
+
+
+def area(corners: list[tuple[float, float]]) -> float:
+    around = pairwise([*corners, corners[0]])
+    return abs(sum((other[0] - one[0]) * one[1] for one, other in around))
+
+
+def crossings(corners: list[tuple[float, float]], x: float) -> list[float]:
+    """The heights at which the horizontal lines of a shape pass x, the highest first."""
+    return sorted(
+        one[1]
+        for one, other in pairwise(corners)
+        if one[1] == other[1] and min(one[0], other[0]) <= x < max(one[0], other[0])
+    )
 
 
 def test_the_same_bytes_each_time() -> None:

@@ -228,9 +228,12 @@ def test_what_stands_twice_or_has_two_ranks_is_refused() -> None:
     moved = [orders[0][:-1], [*orders[1], orders[0][-1]]]
     with pytest.raises(IllegalOrder, match=r"rank 1 has the backward .* rank 0 has the"):
         simulate(moved, ALIKE, at_once)
-    mixed = [[*orders[0], Action(0, "I", 0), Action(0, "W", 0)], orders[1]]
+    zero = order("zero_bubble", 2, 2)
+    with pytest.raises(IllegalOrder, match="stands beside the input gradient"):
+        simulate([[*zero[0], Action(0, "B", 0)], zero[1]], ALIKE, at_once)
+    late = [[Action(0, "F", 0)], [Action(1, "F", 0), Action(1, "F", 1)]]
     with pytest.raises(IllegalOrder, match="stands without"):
-        simulate(mixed, ALIKE, at_once)
+        simulate(late, ALIKE, at_once)
 
 
 def test_a_large_pipeline_is_small_work() -> None:

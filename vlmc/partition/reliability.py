@@ -80,7 +80,7 @@ class Goodput:
     young_seconds: float
     """sqrt(2 d M), a first approximation (Young, 1974)."""
     daly_seconds: float
-    """The higher-order one (Daly, 2006, equation 37)."""
+    """An approximation of higher order (Daly, 2006)."""
     goodput: float
     """Share of the time, from 0 to 1, that is spent on steps which last."""
     saving: float
@@ -108,7 +108,7 @@ def goodput(
     A node fails after `mtbf_hours` in the mean, at any time alike (exponential), also while the run
     saves or restarts; any node's failure stops all. With M the mean time between failures of the
     whole, d the checkpoint's, R the restart's and t the interval's seconds, an interval takes
-    M e^(R/M) (e^((t+d)/M) - 1) in the mean (Daly, 2006, equation 20, which is exact here).
+    M e^(R/M) (e^((t+d)/M) - 1) in the mean (Daly, 2006: exact for such failures).
 
     UsageError for a time that is negative or a step, a count or an mtbf that is not above 0.
     """

@@ -60,7 +60,7 @@ def order(
     """By rank, what it does. ValueError with the reason where `refusal` gives one.
 
     gpipe: Huang et al., 2019. 1f1b: Narayanan et al., 2019. interleaved: Narayanan et al., 2021,
-    section 2.2. zero_bubble: ZB-H1 of Qi et al., 2024, section 2.2 (its memory is that of 1f1b),
+    section 2.2. zero_bubble: ZB-H1 of Qi et al., 2024, section 2.1 (its memory is that of 1f1b),
     which torch names ScheduleInterleavedZeroBubble and extends to several chunks.
     """
     reason = refusal(schedule, ranks, micro_batches, chunks)

@@ -131,7 +131,10 @@ def check_whole(orders: Orders, first_backward: int = 0) -> None:
         back: Op = "I" if found[stage, "I"] else "B"
         _partners(found, (stage, "F"), (max(stage - 1, 0), "F"))
         _partners(found, (stage, "F"), (min(stage + 1, last), "F"))
-        _partners(found, (stage, "B"), (stage, back))
+        if found[stage, "B"] and found[stage, "I"]:
+            whole = Action(stage, "B", min(found[stage, "B"]))
+            part = Action(stage, "I", min(found[stage, "I"]))
+            raise IllegalOrder(f"the {whole} stands beside the {part}", whole, part)
         _partners(found, (stage, "W"), (stage, "I"))
         _partners(found, (stage, "I"), (stage, "W"))
         _partners(found, (stage, back), (stage, "F"))
