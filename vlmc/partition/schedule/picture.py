@@ -11,7 +11,7 @@ from vlmc.partition.schedule.timeline import Timeline
 
 WIDTH = 1200
 """Of the picture, in pixels; its height follows the ranks."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 132, 62, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 132, 70, 40
 _PLOT = WIDTH - _LEFT - _RIGHT
 _NARROWEST = 2.5
 """Pixels of a mean bar under which bars are no longer drawn one by one."""
