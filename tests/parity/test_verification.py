@@ -280,6 +280,7 @@ def test_graphs_for_a_cache_in_blocks_are_executed(
     assert known is not None
     found = known.engines["compile-paged"]
     assert (found.artifact, found.tolerance, found.tokens) == ("compile", 1e-4, 1.0)
+    assert found.runtime["graphs"] == "as exported, not compiled"
     assert 0 < found.max_relative < 1e-5
     assert {(case.graph, len(case.lengths)) for case in found.cases} == {
         ("vision", 2),

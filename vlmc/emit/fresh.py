@@ -22,6 +22,7 @@ from vlmc.emit.beside import beside
 from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
 from vlmc.emit.recipe import digest, source, stats, versions
 from vlmc.emit.store import Store
+from vlmc.hardware.host import processor_says
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "libcst", "ruff", "numpy")
 
@@ -79,10 +80,7 @@ def _cause(build: Build) -> str:
 def machine() -> str:
     """What artifacts made here may depend on: the processor's features, and whether there is a GPU
     at all."""
-    flags = ""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-        flags = next((ln for ln in lines if ln.startswith(("flags", "Features"))), "")
+    flags = processor_says("flags", "Features") or ""
     return digest(platform.system(), platform.machine(), flags, Path("/dev/nvidiactl").exists())
 
 

@@ -21,8 +21,9 @@ from vlmc.components.contract import (
 from vlmc.hardware import names as devices
 from vlmc.ir import Role
 from vlmc.spec import presets
+from vlmc.spec.component import DEFAULT_KINDS, POINTS
 from vlmc.spec.document import SCHEMA_VERSION, Outputs, Target, TokenBudget, Training
-from vlmc.spec.draft import DEFAULT_KINDS, NAME, POINTS
+from vlmc.spec.draft import NAME
 
 Schema = dict[str, Any]
 

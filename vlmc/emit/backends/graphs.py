@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from vlmc.builder.located import located_in
 from vlmc.emit.artifact import Build, Graphs, Needed, Progress
 from vlmc.emit.recipe import GRAPH_SOURCES, digest, source, versions
 from vlmc.emit.record import hashed
@@ -121,11 +122,14 @@ def _by_values(recipe: str, needed: Needed) -> str:
 def _by_shapes(recipe: str, weights: Mapping[str, Path]) -> str:
     """The key of graphs that only say where in the weights' files each tensor lies: the same for
     other weights of the design."""
-    return digest(recipe, "shapes", sorted((n, _header(path)) for n, path in weights.items()))
+    heads = {
+        name: sorted((key, *one) for key, one in _places(path).items())
+        for name, path in weights.items()
+    }
+    return digest(recipe, "shapes", sorted(heads.items()))
 
 
-def _header(path: Path) -> bytes:
-    """The head of a safetensors file: names, shapes, types and places."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return file.read(length)
+def _places(path: Path) -> dict[str, tuple[object, ...]]:
+    """Types, shapes and places of the tensors in a safetensors file, by name."""
+    found = located_in(path)
+    return {name: (one.dtype, one.shape, one.begin, one.end) for name, one in found.items()}

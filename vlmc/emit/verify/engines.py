@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,14 @@ class Runtime:
     """The number format of the quantised graphs that it executes."""
     paged: bool = False
     """Whether it keeps key/value caches in blocks of a pool, by graphs of their own."""
+
+    @property
+    def executed(self) -> Mapping[str, str]:
+        """What executes it, with its version; of graphs for torch.compile, in which form."""
+        found = {self.package: version(self.package)}
+        if self.artifact == "compile":
+            found["graphs"] = "as exported, not compiled" if self.paged else "compiled"
+        return found
 
     @property
     def judged(self) -> Literal["max_relative", "mean_relative"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 from vlmc.diagnostics import EnvironmentFault
@@ -17,6 +16,7 @@ from vlmc.emit.verify.engines import ENGINES, Runtime, opened
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
 from vlmc.emit.verify.subject import Subject, measurable, number_format, threads
+from vlmc.hardware.host import processor_says
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """The largest error of an engine, relative to eager fp32, by the number format of its weights."""
@@ -91,7 +91,7 @@ def verify(
                     max_relative=max(one.max_relative for one in found),
                     mean_relative=max(one.mean_relative for one in found),
                     tokens=_agreement(found),
-                    runtime={runtime.package: version(runtime.package)},
+                    runtime=runtime.executed,
                     cases=tuple(found),
                 )
     ordered = {name: engines[name] for name in ENGINES if name in engines}
@@ -171,16 +171,5 @@ def _agreement(found: list[Measured]) -> float:
 
 
 def _host() -> dict[str, str]:
-    name = platform.processor() or platform.machine()
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            name = line.split(":", 1)[1].strip()
-            break
+    name = processor_says("model name") or platform.processor() or platform.machine()
     return {"cpu": name, "system": platform.system(), "python": platform.python_version()}
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -20,7 +20,7 @@ DEFINITIONS = {
     "tokens": "the share of positions whose likeliest token is the reference's; every engine is "
     "given the reference's tokens to go on with",
     "compile-paged": "the engine compile with its key/value cache in blocks: one case, by graphs "
-    "as they are exported",
+    "as they are exported: the compiler has the same layers over another cache in compile",
     "transformers.js": "the graphs of the layout in ONNX Runtime, fed as the client of that name "
     "feeds them; graphs under a second name (_quantized for _int8) are the same bytes",
     "measured": "full: the design itself; twin: its laptop-size twin, where this machine cannot "
@@ -61,7 +61,7 @@ class Verified(Record, ser_json_inf_nan="strings"):
     mean_relative: float
     tokens: float
     runtime: Mapping[str, str]
-    """Versions of what executed it."""
+    """Versions of what executed it, and in which form where there are several."""
     cases: tuple[Measured, ...]
 
     @property
