@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx_twins import Twin, relative, twin
 
@@ -60,7 +61,7 @@ def test_a_layer_has_only_what_computes(folder: Path) -> None:
     computing = {"MatMulNBits", "GroupQueryAttention", "Split", "Sigmoid", "Mul"}
     computing |= {"SkipSimplifiedLayerNormalization", "RMSNormalization", "Constant"}
     once = sum(node.op_type not in computing for node in nodes)
-    assert once < 30, "positions and padding are worked out once, not for each layer"
+    assert once < 35, "positions and padding are worked out once, not for each layer"
 
 
 def test_rows_of_unlike_lengths_answer_as_alone(folder: Path) -> None:
@@ -129,3 +130,37 @@ def test_what_a_cache_holds_survives_its_growth(
     monkeypatch.setattr(onnx_graph, "ONNX_ROOM", 1)
     for one, two in zip(wanted, generated(), strict=True):
         assert relative(one, two) < 1e-6
+
+
+@pytest.mark.parametrize("variant", ["", ".int8"])
+def test_padding_may_stand_before_a_prompt_or_behind_it(variant: str, folder: Path) -> None:
+    session = ort.InferenceSession(str(folder / f"decoder{variant}.onnx"))
+    inputs = {one.name: one for one in session.get_inputs()}
+    outputs = [one.name for one in session.get_outputs()]
+    draw = np.random.default_rng(0)
+    width = inputs["inputs_embeds"].shape[2]
+    tokens, padding = (draw.standard_normal((1, n, width), np.float32) for n in (10, 5))
+
+    def generated(prompt: Any, seen: list[int]) -> list[Any]:
+        past = {
+            name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32)
+            for name, one in inputs.items()
+            if name.startswith("past_key_values.")
+        }
+        logits: list[Any] = []
+        for newest in (prompt, tokens[:, 8:9], tokens[:, 9:]):
+            mask = np.array([[*seen, *[1] * len(logits)]])
+            given = {"inputs_embeds": newest, "attention_mask": mask, **past}
+            found = dict(zip(outputs, session.run(None, given), strict=True))
+            past = {name: found[name.replace("past_key_values", "present")] for name in past}
+            logits.append(found["logits"])
+        return logits
+
+    prompt = tokens[:, :8]
+    wanted = generated(prompt, [1] * 8)
+    before = generated(np.concatenate((padding, prompt), axis=1), [0] * 5 + [1] * 8)
+    behind = generated(np.concatenate((prompt, padding), axis=1), [1] * 8 + [0] * 5)
+    for one, two, three in zip(wanted, before, behind, strict=True):
+        # A rounding of activations that falls the other way is more than one of a product.
+        assert relative(one, two) < (0.01 if variant else 1e-5)
+        assert relative(one, three) < (0.01 if variant else 1e-5)

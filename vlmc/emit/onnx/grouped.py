@@ -129,11 +129,20 @@ def _tables(low: Lowering, frequencies: Tensor) -> list[str]:
 
 
 def _places(low: Lowering, seen: Value, query: Value) -> Value:
-    """Which token of its row [batch, queries] each of the newest is."""
+    """The position [batch, queries] of each of the newest tokens: min(place, place of the row's
+    first token + number of tokens before).
+
+    Only distances matter. In a first call the operator takes places for positions whatever it is
+    given, which is right for padding in front of a row or behind it; later, padding between a
+    prompt and its answer must not count.
+    """
     call, integers = low.builder.call, low.builder.integers
     zero, one = (low.builder.number(n, torch.int64) for n in (0, 1))
-    counted = call("Sub", [call("CumSum", [low.name(seen), one]), one])
+    before = call("Sub", [call("CumSum", [low.name(seen), one]), one])
+    first = call("ArgMax", [low.name(seen, torch.int32)], axis=1, keepdims=1)
+    place = call("Range", [zero, low.extents.scalar(seen.shape[1]), one])
+    positions = call("Min", [place, call("Add", [first, before])])
     start = low.extents.one(seen.shape[1] - query.shape[2])
     ends = [start, integers([2**63 - 1]), integers([1]), integers([1])]
-    newest = call("Slice", [call("Clip", [counted, zero]), *ends])
+    newest = call("Slice", [positions, *ends])
     return Value(shape=(query.shape[0], query.shape[2]), dtype=torch.int64, name=newest)
