@@ -17,7 +17,9 @@ import typer
 from vlmc.commands.bench import bench
 from vlmc.commands.build import build
 from vlmc.commands.cache import cache
+from vlmc.commands.diff import diff
 from vlmc.commands.explain import explain
+from vlmc.commands.plan import plan
 from vlmc.commands.run import run
 from vlmc.commands.schema import schema
 from vlmc.commands.validate import validate
@@ -32,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (validate, build, run, verify, bench, cache, explain, schema):
+for command in (validate, build, run, verify, plan, diff, bench, cache, explain, schema):
     app.command()(command)
 app.callback()(version)
 

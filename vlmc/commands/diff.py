@@ -1,0 +1,96 @@
+"""`vlmc diff`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmc.commands.guard import Format, guarded
+from vlmc.commands.options import Json, Mini, Overrides
+from vlmc.commands.progress import shown
+from vlmc.diagnostics import SpecError
+
+if TYPE_CHECKING:
+    from vlmc.planning.compare import Line, Side
+
+WIDTH = 120
+"""Of tables where there is no terminal."""
+
+
+def diff(
+    one: Annotated[Path, typer.Argument(help="A spec file.", show_default=False)],
+    two: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    mini: Mini = False,
+    every: Annotated[bool, typer.Option("--all", help="Show what is alike, too.")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two designs: structure, parameters, tokens, FLOPs and, where they have targets,
+    memory and time of their plans. `--set` is for both."""
+    style: Format = "json" if as_json else "text"
+    with guarded(style):
+        from vlmc.planning.compare import compare
+
+        with shown("comparing", quiet=as_json) as progress:
+            sides: list[Side] = []
+            for path in (one, two):
+                progress(str(path))
+                sides.append(_side(path, tuple(overrides or ()), mini))
+        lines = compare(*sides)
+        if as_json:
+            typer.echo(json.dumps({"version": 1, **_document(one, two, lines)}))
+            return
+        _print(one, two, lines, every)
+
+
+def _side(path: Path, overrides: tuple[str, ...], mini: bool) -> Side:
+    """A design with its graphs' costs and, where it has a target and a plan fits, that."""
+    from vlmc.pipeline import load_spec, resolve
+    from vlmc.planning.asked import asked
+    from vlmc.planning.compare import Side
+    from vlmc.planning.made import Reports, make
+    from vlmc.planning.twin import load_for_twin, twin_of
+
+    spec = (load_for_twin if mini and path.is_file() else load_spec)(path, overrides)
+    arch = twin_of(spec) if mini else resolve(spec)
+    reports = Reports()
+    report = reports.training(spec.mini() if mini else spec, arch)
+    made = None
+    if spec.target is not None:
+        try:
+            made = make(asked(spec, arch), source=spec.source, reports=reports)
+        except SpecError as error:
+            typer.echo(f"note: {path}: {error.diagnostics[0].message}", err=True)
+    return Side(spec=spec.mini() if mini else spec, arch=arch, report=report, made=made)
+
+
+def _document(one: Path, two: Path, lines: list[Line]) -> dict[str, object]:
+    return {
+        "designs": [str(one), str(two)],
+        "differences": sum(line.differs for line in lines),
+        "lines": [
+            {
+                "section": line.section,
+                "name": line.name,
+                "values": list(line.values),
+                "differs": line.differs,
+                "ratio": line.ratio,
+            }
+            for line in lines
+        ],
+    }
+
+
+def _print(one: Path, two: Path, lines: list[Line], every: bool) -> None:
+    from rich.console import Console
+
+    from vlmc.planning.show import difference_table
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(difference_table(one.stem, two.stem, lines, every=every))
+    alike = sum(not line.differs for line in lines)
+    typer.echo(f"{len(lines) - alike} figures differ, {alike} are alike")

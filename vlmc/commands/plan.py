@@ -1,0 +1,257 @@
+"""`vlmc plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmc.commands.guard import Format, guarded
+from vlmc.commands.options import Json, Mini, Overrides
+from vlmc.commands.progress import shown
+from vlmc.diagnostics import SpecError, UsageError
+
+if TYPE_CHECKING:
+    from vlmc.planning.asked import Asked
+    from vlmc.planning.made import Made, Reports
+    from vlmc.planning.risks import Risks
+    from vlmc.spec.document import ModelSpec
+
+WIDTH = 120
+"""Of tables where there is no terminal."""
+
+
+def plan(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="SPEC", help="A spec file, or a build folder.", show_default=False),
+    ],
+    mini: Mini = False,
+    count: Annotated[
+        int | None, typer.Option(help="Devices, in place of target.count.", min=1)
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Sequences of a step, or answered at once.", min=1)
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Stage of training (default: the first).")
+    ] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Say why this plan, beside the next three.")
+    ] = False,
+    simulate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stragglers,failures", help="Simulate a slow device, lost nodes, or both."
+        ),
+    ] = None,
+    slow: Annotated[
+        float, typer.Option(help="Percent by which the slow device is slower.", min=0)
+    ] = 20,
+    mtbf_hours: Annotated[
+        float | None, typer.Option(help="Hours between two failures of one node (default: 6300).")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B", help="Plan every combination; more KEY=A,B may follow behind it."
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Check this plan for SPEC and search for none.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File to write (default: plan.yaml); with --sweep a folder (sweep)."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Find how a design is run on its target: degrees, schedule, memory, time. Writes plan.yaml,
+    and a picture of the pipeline beside it; with --json only to --output."""
+    style: Format = "json" if as_json else "text"
+    with guarded(style):
+        path, swept = _words(words, sweep)
+        session = _Session(path, tuple(overrides or ()), mini, count, batch, stage, quiet=as_json)
+        if check is not None:
+            session.check(check, as_json=as_json)
+        elif swept:
+            if why or simulate is not None:
+                raise UsageError("--why and --simulate are about one plan, --sweep makes many")
+            session.sweep(swept, output or Path("sweep"), as_json=as_json)
+        else:
+            session.plan(output, why, simulate, slow, mtbf_hours, as_json=as_json)
+
+
+def _words(words: list[str], sweep: list[str] | None) -> tuple[Path, list[str]]:
+    """The spec and what is swept: whatever has an equals sign follows --sweep."""
+    specs = [word for word in words if "=" not in word or Path(word).exists()]
+    swept = [word for word in words if word not in specs]
+    if swept and not sweep:
+        raise UsageError(f"{swept[0][:100]!r} stands behind no --sweep; did you mean --set?")
+    if len(specs) != 1:
+        raise UsageError("name one spec file" if not specs else "one spec is planned at a time")
+    return Path(specs[0]), [*(sweep or ()), *swept]
+
+
+class _Session:
+    """One call of the command."""
+
+    def __init__(
+        self,
+        path: Path,
+        overrides: tuple[str, ...],
+        mini: bool,
+        count: int | None,
+        batch: int | None,
+        stage: str | None,
+        *,
+        quiet: bool,
+    ) -> None:
+        self.path, self.mini, self.quiet = path, mini, quiet
+        self.batch, self.stage = batch, stage
+        self.overrides = overrides if count is None else (*overrides, f"target.count={count}")
+
+    def asked(self, more: tuple[str, ...] = ()) -> tuple[Asked, ModelSpec]:
+        """What the spec asks with `more` overrides, and the spec itself."""
+        from vlmc.pipeline import load_spec, resolve
+        from vlmc.planning.asked import asked
+        from vlmc.planning.twin import load_for_twin, twin_of
+
+        load = load_for_twin if self.mini and self.path.is_file() else load_spec
+        spec = load(self.path, (*self.overrides, *more))
+        arch = twin_of(spec) if self.mini else resolve(spec)
+        return asked(spec, arch, batch=self.batch, stage=self.stage), spec
+
+    def made(self, more: tuple[str, ...] = (), *, reports: Reports | None = None) -> Made:
+        """The best plan with `more` overrides."""
+        from vlmc.planning.made import make
+
+        asked, spec = self.asked(more)
+        with shown(str(self.path), quiet=self.quiet) as progress:
+            return make(asked, source=spec.source, progress=progress, reports=reports)
+
+    def plan(
+        self,
+        output: Path | None,
+        why: bool,
+        simulate: str | None,
+        slow: float,
+        mtbf_hours: float | None,
+        *,
+        as_json: bool,
+    ) -> None:
+        """Finds, writes and prints one plan."""
+        from vlmc.planning.risks import kinds, simulate_risks
+
+        named = () if simulate is None else kinds(simulate)
+        written = output or (None if as_json else Path("plan.yaml"))
+        if written is not None:
+            _writable(written)
+        made = self.made()
+        risks = (
+            simulate_risks(made, named, slow_percent=slow, node_hours=mtbf_hours) if named else None
+        )
+        files = [] if written is None else _write(made, written)
+        if as_json:
+            document = made.to_json() | ({"risks": risks.to_json()} if risks else {})
+            typer.echo(json.dumps(document))
+            return
+        _print(made, why, risks)
+        typer.echo(f"written: {', '.join(str(file) for file in files)}")
+
+    def check(self, path: Path, *, as_json: bool) -> None:
+        """Ends with 1 where a plan is not one of the spec's."""
+        from vlmc.planning.checks import against
+        from vlmc.planning.document import load_plan
+        from vlmc.planning.made import Reports
+
+        written = load_plan(path)
+        asked, _ = self.asked()
+        plan = written.plan
+        found = list(against(plan, asked.request.spec, None))
+        if not found:
+            with shown(str(path), quiet=self.quiet) as progress:
+                progress("reading costs off the graphs")
+                report, _ = Reports().of(asked)
+            found = list(against(plan, asked.request.spec, report))
+        if found:
+            raise SpecError(written.diagnostics(found))
+        ranks = f"{plan.mesh.pipeline} x {plan.mesh.data} x {plan.mesh.tensor} ranks"
+        if as_json:
+            typer.echo(json.dumps({"version": 1, "diagnostics": [], "design": plan.design}))
+        else:
+            typer.echo(f"{path}: sound. {plan.design} on {ranks}, {len(plan.stages)} stages")
+
+    def sweep(self, swept: list[str], folder: Path, *, as_json: bool) -> None:
+        """Plans every combination; writes a table and a picture."""
+        from vlmc.planning import sweep as sweeps
+        from vlmc.planning.made import Reports
+        from vlmc.planning.pareto import pareto_svg
+
+        values = sweeps.values(swept)
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--output {folder}: with --sweep it names a folder")
+        reports = Reports()
+        with shown("sweep", quiet=self.quiet) as progress:
+            quiet, self.quiet = self.quiet, True
+            rows = sweeps.rows(
+                values,
+                lambda more: self.made(more, reports=reports),
+                progress=lambda done, total: progress("planning", done, total),
+            )
+            self.quiet = quiet
+        folder.mkdir(parents=True, exist_ok=True)
+        table, image = folder / "sweep.csv", folder / "pareto.svg"
+        table.write_text(sweeps.as_csv(values, rows), encoding="utf-8")
+        title = f"{self.path.stem}: {' x '.join(key for key, _ in values)}"
+        image.write_text(pareto_svg(rows, title=title), encoding="utf-8")
+        if as_json:
+            typer.echo(json.dumps({"version": 1, "rows": sweeps.as_json(values, rows)}))
+            return
+        from vlmc.planning.show import sweep_table
+
+        _tables([sweep_table(values, rows)])
+        typer.echo(f"written: {table}, {image}")
+
+
+def _writable(path: Path) -> None:
+    if path.suffix not in (".yaml", ".yml") or not path.parent.is_dir() or path.is_dir():
+        raise UsageError(f"--output {path}: a file that ends in .yaml, in a folder, is expected")
+
+
+def _write(made: Made, path: Path) -> list[Path]:
+    """plan.yaml and, where there is a pipeline, its picture."""
+    from vlmc.planning.document import text_of
+    from vlmc.planning.made import picture
+
+    path.write_text(text_of(made.plan), encoding="utf-8")
+    image, svg = path.with_suffix(".svg"), picture(made)
+    if svg is None:
+        return [path]
+    image.write_text(svg, encoding="utf-8")
+    return [path, image]
+
+
+def _print(made: Made, why: bool, risks: Risks | None) -> None:
+    from vlmc.planning import show
+
+    typer.echo(show.headline(made))
+    _tables(list(show.tables(made)))
+    if why:
+        _tables([show.alternatives(made)])
+    for line in made.found.why if why else made.found.why[:3]:
+        typer.echo(line)
+    for line in [] if risks is None else risks.lines():
+        typer.echo(line)
+
+
+def _tables(tables: list[Any]) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for table in tables:
+        console.print(table)

@@ -1,0 +1,157 @@
+"""What a spec asks of a plan: its target as a cluster, its workload as a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmc.diagnostics import UsageError
+from vlmc.diagnostics.nearest import listing
+from vlmc.hardware import device
+from vlmc.hardware.cluster import Cluster
+from vlmc.ir import Arch, Role
+from vlmc.partition.plan import Placement
+from vlmc.partition.request import Precision, Request
+from vlmc.spec.document import PARTS, Auto, Degrees, ModelSpec, Stage, Target
+from vlmc.spec.identity import fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A design with the machine that it is for and the work that it is to do."""
+
+    spec: ModelSpec
+    """Of the design that is planned: the twin's where `arch` is one."""
+    arch: Arch
+    target: Target
+    cluster: Cluster
+    request: Request
+    trained: tuple[Role, ...]
+    """Parts whose parameters take gradients."""
+    stage: str | None
+    """Stage of training, where the design has stages."""
+
+
+def asked(
+    spec: ModelSpec,
+    arch: Arch,
+    *,
+    batch: int | None = None,
+    stage: str | None = None,
+) -> Asked:
+    """What `spec` asks for `arch`, the same design or its twin; `batch` in place of the spec's,
+    `stage` for a stage of training other than the first.
+
+    Raises UsageError where the spec has no target, or asks for what is not planned.
+    """
+    target = spec.target
+    if target is None:
+        raise UsageError(
+            f"{spec.name} has no target: add `target: {{hardware: a100-80gb, count: 8}}`, or give "
+            "--set target.hardware=a100-80gb"
+        )
+    design = spec.mini() if arch.mini else spec
+    training = target.workload.mode == "train"
+    chosen = _stage(spec, stage, training)
+    whole = target.workload.batch if chosen is None else chosen.batch
+    return Asked(
+        spec=design,
+        arch=arch,
+        target=target,
+        cluster=cluster_of(target),
+        request=_request(spec, design, arch, target, whole if batch is None else batch),
+        trained=_trained(arch, chosen) if training else (),
+        stage=None if chosen is None else chosen.name,
+    )
+
+
+def cluster_of(target: Target) -> Cluster:
+    """The target's devices and what joins them. The spec must be sound."""
+    card = device(target.hardware)
+    per_node = target.per_node or card.per_node
+    return Cluster(
+        device=card,
+        count=target.count,
+        per_node=per_node,
+        node_gbps=(card.link_gbps or 0) / 2,
+        network_gbps=target.network_gbps or card.network_gbps or 0,
+        price=target.price,
+    )
+
+
+def _stage(spec: ModelSpec, name: str | None, training: bool) -> Stage | None:
+    stages: tuple[Stage, ...] = () if spec.training is None else spec.training.stages
+    if name is not None and not training:
+        raise UsageError(f"--stage {name}: the target's workload serves; give mode: train")
+    if not training or not (stages or name):
+        return None
+    if name is None:
+        return next(iter(stages))
+    for stage in stages:
+        if stage.name == name:
+            return stage
+    valid = listing(name, [stage.name for stage in stages]) if stages else "the spec names none"
+    raise UsageError(f"--stage {name[:60]}: there is no such stage of training; {valid}")
+
+
+def _trained(arch: Arch, stage: Stage | None) -> tuple[Role, ...]:
+    """Parts that are optimised and have parameters, in the order in which data meets them."""
+    named: tuple[Role, ...] = PARTS if stage is None else stage.train
+    return tuple(
+        node.role for node in arch.nodes if node.role in named and not node.frozen and node.count
+    )
+
+
+def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, batch: int) -> Request:
+    workload, budget = target.workload, design.token_budget
+    training = workload.mode == "train"
+    text, generate = budget.text, min(workload.generate, budget.text)
+    if workload.prompt is not None and not arch.mini:
+        text = workload.prompt + (0 if training else workload.generate)
+    parallel = target.parallel
+    language = parallel.language or parallel
+    return Request(
+        mode=workload.mode,
+        batch=batch,
+        text=text,
+        images=budget.images,
+        tokens=arch.tokens.per_image,
+        generate=max(1, generate),
+        precision=_precision(target),
+        optimiser="adamw" if spec.training is None else spec.training.optimiser,
+        spec=fingerprint(design),
+        pipeline=_degree(language.pipeline),
+        data=_degree(language.data),
+        tensor=_degree(language.tensor),
+        placement=_placement(language, parallel.encoder),
+        token_limit=None if training or not workload.latency_ms else workload.latency_ms / 1e3,
+    )
+
+
+def _degree(given: int | Auto) -> int | None:
+    return None if given == "auto" else given
+
+
+def _placement(language: Degrees, encoder: Degrees | None) -> Placement | None:
+    """Where the encoder goes, if its own degrees say so."""
+    if encoder is None or encoder.tensor in ("auto", language.tensor):
+        return None
+    if encoder.tensor == 1:
+        return "replicated"
+    raise UsageError(
+        f"target.parallel.encoder: {{tensor: {encoder.tensor}}} differs from the language model's "
+        f"{language.tensor}: the encoder is split as that is, or runs whole on each device "
+        "(tensor: 1)"
+    )
+
+
+def _precision(target: Target) -> Precision:
+    """The number format in which is computed."""
+    word = target.precision_of("language")
+    if word == "tf32":
+        return "fp32"
+    if word not in ("fp32", "bf16", "fp16"):
+        raise UsageError(
+            f"target.precision {word}: plans compute in fp32, bf16 or fp16; give one with "
+            "--set target.precision=bf16"
+        )
+    return word
