@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
-from fractions import Fraction
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from vlmc.analysis.blocks import Costs, shape
-from vlmc.analysis.polynomial import ZERO
+from vlmc.analysis.blocks import Costs, cache, shape
+from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Saved, Visit
-from vlmc.analysis.run import Trial
+from vlmc.analysis.run import KEPT, Kept, Mode, Runs, Trial
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.shrink import Instance, Shrunk, shrink
-from vlmc.analysis.spans import Stretch, Where, largest, level, stretches
+from vlmc.analysis.spans import Stretch, Where, highest, level, stretches
 from vlmc.ir import Arch, Role
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -31,27 +28,41 @@ ONCE = Instance(0)
 def analyse(
     arch: Arch,
     *,
-    mode: Literal["train"] = "train",
+    mode: Mode = "train",
     trained: tuple[Role, ...] | None = None,
     precision: Precision = "bf16",
+    frames: int = 1,
 ) -> GraphReport:
     """The blocks of a design and what each costs; nothing of the weights is in memory.
 
     `trained` are the parts that take gradients, by default those that the spec does not freeze;
-    `precision` is that of activations.
+    `precision` is that of activations; `frames` those of each image, 1 for stills. Raises UsageError
+    where a design that generates nothing is to decode.
     """
     if trained is None:
         trained = tuple(node.role for node in arch.nodes if not node.frozen)
     shrunk = shrink(arch)
-    trial = Trial(shrunk, trained, FORMATS[precision])
-    return _Assembly(arch, shrunk, trial, trained).report()
+    if mode != "train":
+        trained = ()
+    trial = Trial(shrunk, mode, trained, FORMATS[precision], frames)
+    return _Assembly(arch, shrunk, trial, mode, trained).report()
 
 
 class _Assembly:
-    def __init__(self, arch: Arch, shrunk: Shrunk, trial: Trial, trained: tuple[Role, ...]) -> None:
-        self.arch, self.shrunk, self.trial, self.trained = arch, shrunk, trial, trained
+    def __init__(
+        self,
+        arch: Arch,
+        shrunk: Shrunk,
+        trial: Trial,
+        mode: Mode,
+        trained: tuple[Role, ...],
+    ) -> None:
+        self.arch, self.shrunk, self.trial = arch, shrunk, trial
+        self.mode, self.trained = mode, trained
         self.segments = Segments(trial.model, shrunk.stacks)
-        self.runs = {kept: trial.runs(kept) for kept in ("none", "selective", "full")}
+        self.runs: dict[Kept, Runs] = {"none": trial.runs("none")}
+        for kept in KEPT[1:]:  # what serves keeps nothing
+            self.runs[kept] = trial.runs(kept) if mode == "train" else self.runs["none"]
         self.stretches = {kept: stretches(runs, self.segments) for kept, runs in self.runs.items()}
         self.costs = Costs(self.runs["none"], self.segments, trial)
 
@@ -68,7 +79,7 @@ class _Assembly:
         visits, timeline = self._visits(places)
         return GraphReport(
             design=self.arch.name,
-            mode="train",
+            mode=self.mode,
             trained=self.trained,
             number_bytes=self.trial.dtype.itemsize,
             blocks=tuple(
@@ -109,8 +120,8 @@ class _Assembly:
             if chosen[name, number] < 0 and number > 0:
                 chosen[name, number] = chosen[name, number - 1]
         part = {where: ranks[where[0].split(".")[0]] for where in chosen}
-        begin = {where: not where[0].endswith(".begin") for where in chosen}
-        return sorted(chosen, key=lambda w: (part[w], begin[w], chosen[w], w[1]))
+        edge = {w: w[0].endswith(".end") - w[0].endswith(".begin") for w in chosen}
+        return sorted(chosen, key=lambda w: (part[w], edge[w], chosen[w], w[1]))
 
     def _instance(self, where: Where) -> tuple[str, Instance]:
         stack = where[0].removesuffix(".*")
@@ -164,14 +175,17 @@ class _Assembly:
     def _of(self, where: Where, kept: str, *, forward: bool) -> list[Stretch]:
         return [o for o in self.stretches[kept] if (o.where, o.forward) == (where, forward)]
 
+    def _cache(self, where: Where) -> Polynomial:
+        return cache(self.trial.model, where, self.arch) * self.trial.dtype.itemsize
+
     def _saved(self, where: Where, kept: str) -> Any:
         changes = (level(o, self.trial.fit).change for o in self._of(where, kept, forward=True))
         return sum(changes, ZERO)
 
     def _peak(self, where: Where, *, forward: bool) -> Largest:
         found = self._of(where, "none", forward=forward)
-        tops = [top for one in found for top in level(one, self.trial.fit).peak.among]
-        return largest(tops)
+        tops = [(top, 0) for one in found for top in level(one, self.trial.fit).peak.among]
+        return Largest(tuple(top for top, _ in highest(tops)))
 
     def _loss_peak(self) -> Largest:
         backward = [one for one in self.stretches["none"] if not one.forward]
@@ -208,6 +222,7 @@ class _Assembly:
             peak_forward=self._peak(where, forward=True),
             peak_backward=self._peak(where, forward=False),
             all_reduces=all_reduces,
+            cache=ZERO if self.mode == "train" else self._cache(where),
         )
 
 

@@ -14,9 +14,9 @@ from vlmc.analysis.segments import Segments
 from vlmc.analysis.spans import Where
 from vlmc.analysis.trace import Allocated, Call
 from vlmc.components.shared.attention import Attention
-from vlmc.components.shared.block import TransformerBlock
 from vlmc.components.shared.mlp import MLP
-from vlmc.components.shared.relative import RelativeAttention, RelativeBlock
+from vlmc.components.shared.relative import RelativeAttention
+from vlmc.ir import Arch
 
 COLUMNS = ("query", "key", "value", "distance", "gate", "up")
 """Projections whose outputs tensor parallelism divides: heads, or channels of an MLP."""
@@ -166,3 +166,24 @@ def shape(
         divided = leaf in COLUMNS or (leaf in ROWS and kind == "weight") or kind.endswith("_bias")
         split += one.numel() if divided else 0
     return tuple(sorted(limits)), split, branches
+
+
+def cache(model: nn.Module, where: Where, arch: Arch) -> Polynomial:
+    """Numbers that a block keeps of keys and values while it serves: of the sequence's tokens in a
+    decoder's layers, of what is read from outside in cross-attention."""
+    name, number = where
+    generating = ("language.layers.*", "language.decoder_layers.*", "gated_blocks.*")
+    if arch.serving == "single_pass" or name not in generating:
+        return ZERO
+    batch, text = Polynomial.symbol("batch"), Polynomial.symbol("text")
+    images, tokens = Polynomial.symbol("images"), Polynomial.symbol("tokens")
+    sequence = text + images * tokens
+    own = sequence if arch.serving == "sequence" else text
+    outside = sequence if arch.serving == "encoder_decoder" else images * arch.tokens.per_image
+    found = ZERO
+    for path, module in model.get_submodule(f"{name[:-1]}{number}").named_modules():
+        if isinstance(module, (Attention, RelativeAttention)):
+            each = module.key.out_features + module.value.out_features
+            crossing = path == "cross" or name == "gated_blocks.*"
+            found = found + batch * (outside if crossing else own) * each
+    return found

@@ -124,12 +124,18 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How the level of activations moves during a visit, in bytes."""
+    """How memory moves during a visit, in bytes."""
 
     change: Polynomial
-    """From its start to the start of the next."""
-    peak: Largest
-    """Over its start, at most; gradients of parameters left out."""
+    """Of activations, from its start to the start of the next."""
+    tops: tuple[tuple[Polynomial, int], ...]
+    """The highest moments: activations over those at its start, and gradients of parameters that
+    it has made by then, if they have the activations' format."""
+
+    @property
+    def peak(self) -> Largest:
+        """Activations over those at its start, at most."""
+        return Largest(tuple(one for one, _ in self.tops))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from vlmc.analysis.fit import Fit
 from vlmc.analysis.operators import FusedAttention, Memory
 from vlmc.analysis.polynomial import Polynomial
+from vlmc.analysis.serving import serving_step
 from vlmc.analysis.shrink import Shrunk
 from vlmc.analysis.steps import Inputs, Step, training_step
 from vlmc.analysis.trace import Record, Recorder
@@ -23,9 +24,12 @@ from vlmc.components.shared.attention import Attention
 from vlmc.components.shared.relative import RelativeAttention
 from vlmc.ir import Arch, Role
 
+Mode = Literal["train", "prefill", "decode"]
 Kept = Literal["none", "selective", "full"]
 """Which activations are not kept for the backward pass: none of them, those inside of attention,
 those inside of blocks."""
+
+KEPT: tuple[Kept, ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +47,25 @@ class Runs:
 class Trial:
     """A shallow model without values, and its training step."""
 
-    def __init__(self, shrunk: Shrunk, trained: tuple[Role, ...], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shrunk: Shrunk,
+        mode: Mode,
+        trained: tuple[Role, ...],
+        dtype: torch.dtype,
+        frames: int,
+    ) -> None:
         self.arch = shrunk.arch
         self.stacks = tuple(shrunk.stacks)
         self.dtype = dtype
         self.memory = Memory()
         with _format(dtype):
             self.model = built(shrunk.arch, trained)
-        self.step: Step = training_step(shrunk.arch)
+        self.step: Step = (
+            training_step(shrunk.arch, frames)
+            if mode == "train"
+            else serving_step(shrunk.arch, self.model, mode, frames)
+        )
         self.fit = Fit(self.step.basis, substitute=self.step.meaning, above=self.step.above)
         self._once(self.fit.points[0])  # what torch does the first time only is none of the costs
 
@@ -80,7 +95,7 @@ class Trial:
         recorder.give([*self.model.parameters(), *given.values()])
         with FusedAttention(), recorder.hooked(), recorder:
             loss = self.step.run(self.model, given, recorder)
-            if loss.requires_grad:
+            if loss is not None and loss.requires_grad:
                 recorder.backward(loss)
         return recorder.finish()
 

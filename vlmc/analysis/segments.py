@@ -33,7 +33,7 @@ class Segments:
     def _found(self, path: str) -> tuple[str, int]:
         for stack in self._stacks:
             if path.startswith(f"{stack}."):
-                return f"{stack}.*", int(path[len(stack) + 1 :].split(".")[0])
+                return f"{stack}.*", int(path[len(stack) + 1 :].split(".", maxsplit=1)[0])
         role, _, rest = path.partition(".")
         if role not in ROLES:
             return "fusion", 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vlmc.analysis.fit import Fit
-from vlmc.analysis.polynomial import ZERO, Polynomial
-from vlmc.analysis.report import Largest, Level
+from vlmc.analysis.polynomial import Polynomial
+from vlmc.analysis.report import Level
 from vlmc.analysis.run import Runs
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.trace import Allocated, Freed
@@ -24,7 +25,7 @@ class Stretch:
     where: Where
     forward: bool
     start: Values
-    tops: list[Values] = field(default_factory=list[Values])
+    tops: list[tuple[Values, int]] = field(default_factory=list[tuple[Values, int]])
     end: Values = ()
     gradients: int = 0
 
@@ -53,7 +54,7 @@ def stretches(runs: Runs, segments: Segments) -> list[Stretch]:
                 found[-1].gradients += values[0]
             else:
                 level = tuple(a + b for a, b in zip(level, values, strict=True))
-                found[-1].tops.append(level)
+            found[-1].tops.append((level, found[-1].gradients))
     if found:
         found[-1].end = level
     return found
@@ -61,23 +62,24 @@ def stretches(runs: Runs, segments: Segments) -> list[Stretch]:
 
 def level(stretch: Stretch, fit: Fit) -> Level:
     """A stretch's effect, as polynomials."""
-    tops = {_less(top, stretch.start) for top in stretch.tops}
-    return Level(fit(_less(stretch.end, stretch.start)), largest(fit(top) for top in tops))
+    found = {(_less(top, stretch.start), gradients) for top, gradients in stretch.tops}
+    tops = highest((fit(top), gradients) for top, gradients in found)
+    return Level(fit(_less(stretch.end, stretch.start)), tops)
 
 
-def largest(among: object) -> Largest:
-    """Of polynomials, those that are not below another at all sizes."""
-    kept: list[Polynomial] = []
-    for one in set(among):  # type: ignore[call-overload]
+def highest(tops: Iterable[tuple[Polynomial, int]]) -> tuple[tuple[Polynomial, int], ...]:
+    """Those that are not below another at all sizes."""
+    kept: list[tuple[Polynomial, int]] = []
+    for one in set(tops):
         if any(_below(one, other) for other in kept):
             continue
         kept = [other for other in kept if not _below(other, one)]
         kept.append(one)
-    return Largest(tuple(sorted(kept, key=lambda one: one.terms)))
+    return tuple(sorted(kept, key=lambda top: (top[0].terms, top[1])))
 
 
-def _below(one: Polynomial, other: Polynomial) -> bool:
-    return all(coefficient >= 0 for _, coefficient in other - one)
+def _below(one: tuple[Polynomial, int], other: tuple[Polynomial, int]) -> bool:
+    return one[1] <= other[1] and all(c >= 0 for _, c in other[0] - one[0])
 
 
 def _less(a: Values, b: Values) -> Values:

@@ -27,15 +27,15 @@ class Step:
 
     basis: tuple[Monomial, ...]
     inputs: Callable[[Mapping[str, int]], Inputs]
-    run: Callable[[Any, Inputs, Recorder], Tensor]
-    """The loss of a model."""
+    run: Callable[[Any, Inputs, Recorder], Tensor | None]
+    """The loss of a model; None of one that serves."""
     meaning: Mapping[str, Polynomial]
     """What symbols of `basis` are in those of `Sizes`."""
     above: tuple[str, str] | None = None
     """Two sizes of which the first is larger."""
 
 
-def _monomials(*written: str) -> tuple[Monomial, ...]:
+def monomials(*written: str) -> tuple[Monomial, ...]:
     """From `batch sequence sequence`: batch times the square of sequence."""
     return tuple(
         tuple(sorted((name, one.split().count(name)) for name in set(one.split())))
@@ -43,7 +43,7 @@ def _monomials(*written: str) -> tuple[Monomial, ...]:
     )
 
 
-SEQUENCE = _monomials(
+SEQUENCE = monomials(
     "",
     "all_images",
     "batch",
@@ -52,7 +52,7 @@ SEQUENCE = _monomials(
     "sequence sequence",
     "batch sequence sequence",
 )
-CROSS = _monomials(
+CROSS = monomials(
     "",
     "batch",
     "images",
@@ -63,7 +63,7 @@ CROSS = _monomials(
     "batch text images",
     "batch text text",
 )
-ENCODER_DECODER = _monomials(
+ENCODER_DECODER = monomials(
     "",
     "all_images",
     "batch",
@@ -78,7 +78,7 @@ ENCODER_DECODER = _monomials(
     "batch sequence text",
     "batch text text",
 )
-SINGLE = _monomials(
+SINGLE = monomials(
     "",
     "batch",
     "sequence",
@@ -96,9 +96,9 @@ IN_SEQUENCE = {"all_images": Polynomial.symbol("batch") * _IMAGES, "sequence": _
 REGIONS = {"visual": _VISUAL, "sequence": _SEQUENCE}
 
 
-def training_step(arch: Arch) -> Step:
+def training_step(arch: Arch, frames: int) -> Step:
     """The step of a design, by how vision meets language in it."""
-    given = _Inputs(arch)
+    given = _Inputs(arch, frames)
     if arch.serving == "cross_attention":
         return Step(CROSS, given.cross_attention, _cross_attention, {})
     if arch.serving == "encoder_decoder":
@@ -109,9 +109,11 @@ def training_step(arch: Arch) -> Step:
 
 
 class _Inputs:
-    def __init__(self, arch: Arch) -> None:
+    def __init__(self, arch: Arch, frames: int) -> None:
         self.arch = arch
         self.pixels = arch.inputs[0].type.dims[1:]
+        if len(self.pixels) == 4:  # videos; a still image needs no extent of frames
+            self.pixels = self.pixels[1:] if frames == 1 else (frames, *self.pixels[1:])
 
     def _pixels(self, *images: int) -> Tensor:
         return torch.empty(*images, *(int(dim) for dim in self.pixels))
