@@ -23,7 +23,7 @@ class Step:
     """A part of the model that is never cut."""
 
     name: str
-    """Path of what it runs."""
+    """Path of the block, or what stands before or after a stack: as in a plan."""
     owns: tuple[str, ...]
     """Paths of the parameters that it reads, or of modules that hold them."""
     run: Run
@@ -34,9 +34,9 @@ class Step:
     looks at are made within it."""
 
 
-def whole(path: str, run: Run, *more: str) -> Step:
-    """A step that no unit of its own belongs to, reading `path` and `more`."""
-    return Step(name=path, owns=(path, *more), run=run)
+def whole(name: str, run: Run, *owns: str) -> Step:
+    """A step that no unit of its own belongs to, reading `owns`."""
+    return Step(name=name, owns=owns, run=run)
 
 
 def unit(path: str, run: Run, look: Callable[..., Tensor] | None = None, *more: str) -> Step:

@@ -82,6 +82,8 @@ class Plan:
     zero: int
     batch: int
     micro_batch: int
+    text: int
+    images: int
     schedule: str
     chunks: int
     checkpointing: dict[str, str]
@@ -161,6 +163,7 @@ def _plan(document: Any) -> Plan:
         _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
     _require(whole["mode"] == "train", "mode: a plan to serve is not trained with")
     _require(whole["precision"] != "fp16", "precision: fp16 overflows in training; bf16 or fp32")
+    _require(_whole(whole["images"], 0), "images must be a whole number")
     _require(_whole(whole["zero"], 0) and whole["zero"] <= 3, "zero must be 0, 1, 2 or 3")
     for key in ("design", "spec", "optimiser"):
         _require(isinstance(whole[key], str), f"{key} must be text")
@@ -175,11 +178,11 @@ def _plan(document: Any) -> Plan:
     tensor = mesh.tensor
     if whole["encoder"] is not None:
         encoder = _degrees("encoder", whole["encoder"])
-        tensor = encoder.tensor
+        apart = Degrees(1, mesh.data * mesh.tensor, 1)
         _require(
-            tensor in (1, mesh.tensor) and encoder.data == mesh.data,
-            "encoder: it runs whole on each rank (tensor 1) or split as the rest, on the same "
-            "replicas",
+            encoder == mesh or (whole["placement"] == "replicated" and encoder == apart),
+            "encoder: it has the degrees of mesh, or is replicated, with as many replicas as data "
+            "and tensor ranks",
         )
     if whole["placement"] == "replicated":
         tensor = 1
@@ -202,6 +205,8 @@ def _plan(document: Any) -> Plan:
         zero=whole["zero"],
         batch=whole["batch"],
         micro_batch=whole["micro_batch"],
+        text=whole["text"],
+        images=whole["images"],
         schedule=whole["schedule"],
         chunks=whole["chunks"],
         checkpointing=dict(checkpointing),
@@ -218,17 +223,17 @@ def _check_division(plan: Plan) -> None:
         f"batch: {plan.batch} sequences are no multiple of {plan.mesh.data} replicas x "
         f"{plan.micro_batch} sequences of a micro-batch",
     )
-    looped = plan.schedule == "interleaved"
+    looped = plan.schedule in ("interleaved", "zero_bubble")
     _require(looped or plan.chunks == 1, f"chunks: {plan.schedule} holds one stage on each rank")
     if plan.mesh.pipeline > 1:
         _require(
-            plan.schedule == "gpipe" or plan.micro_batches >= plan.mesh.pipeline,
-            f"micro_batch: {plan.schedule} over {plan.mesh.pipeline} stages needs as many "
-            f"micro-batches, there are {plan.micro_batches}",
+            plan.schedule != "1f1b" or plan.micro_batches >= plan.mesh.pipeline,
+            f"micro_batch: 1f1b over {plan.mesh.pipeline} stages needs as many micro-batches, "
+            f"there are {plan.micro_batches}",
         )
         rounds = max(1, plan.micro_batches // plan.mesh.pipeline)
         _require(
-            plan.schedule in ("gpipe", "1f1b") or plan.micro_batches % rounds == 0,
+            not looped or plan.micro_batches % rounds == 0,
             f"micro_batch: {plan.micro_batches} micro-batches are no whole rounds of "
             f"{plan.mesh.pipeline} stages",
         )

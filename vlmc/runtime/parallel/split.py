@@ -37,7 +37,7 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
             continue
         if _is_attention(module) or _is_mlp(module):
             for name, child in module.named_children():
-                if isinstance(child, nn.Linear) and next(child.parameters(), None) is not None:
+                if isinstance(child, nn.Linear) and _has_weight(child):
                     if name in _COLUMNS:
                         plan[f"{path}.{name}"] = ColwiseParallel()
                     elif name in _ROWS:
@@ -51,6 +51,11 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
                     share(norm, own, mesh, Replicate(), Partial())
         if path.endswith("_bias.table"):  # scores by distance: a column for each head
             share(module, "weight", mesh, Shard(1), Shard(1))
+    head = getattr(stage.model, "head", None)
+    for name in ("projection", "added_projection"):
+        # A tied head reads the embedding, which stays whole.
+        if isinstance(getattr(head, name, None), nn.Linear) and _has_weight(getattr(head, name)):
+            plan[f"head.{name}"] = ColwiseParallel(output_layouts=Replicate())
     if plan:
         parallelize_module(stage.model, mesh, plan, src_data_rank=None)
     for name, parameter in stage.named_parameters():
@@ -82,6 +87,11 @@ def share(
 
     module.register_forward_pre_hook(show)
     module.register_forward_hook(hide, always_call=True)
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether it belongs to this stage."""
+    return next(module.parameters(), None) is not None
 
 
 def _is_attention(module: nn.Module) -> bool:

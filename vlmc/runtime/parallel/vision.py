@@ -63,11 +63,11 @@ def _vit(parts: Parts) -> list[Step]:
         names = [f"kept.{index}" for index in chosen]
         return passed(state, "image", *names, features=_joined(x, data["images"]))
 
-    paths = [f"encoder.{name}" for name in ("class_embedding", "position_embedding", "pre_norm")]
+    first = ("patch_embedding", "class_embedding", "position_embedding", "pre_norm")
     return [
-        whole("encoder.patch_embedding", start, *paths),
+        whole("encoder.begin", start, *(f"encoder.{name}" for name in first)),
         *numbered(max(chosen), lambda n: unit(f"encoder.layers.{n}", at(layer, n))),
-        whole("encoder.post_norm", end),
+        whole("encoder.end", end, "encoder.post_norm"),
     ]
 
 
@@ -90,12 +90,12 @@ def _nfnet(parts: Parts) -> list[Step]:
         return passed(state, "image", features=_joined(x, data["images"]))
 
     return [
-        whole("encoder.stem", start),
+        whole("encoder.begin", start, "encoder.stem"),
         *numbered(
             sum(parts.argument("encoder", "depths")),
             lambda n: unit(f"encoder.blocks.{n}", at(block, n)),
         ),
-        whole("encoder.final", end),
+        whole("encoder.end", end, "encoder.final"),
     ]
 
 
@@ -110,7 +110,7 @@ def _adapter(parts: Parts) -> list[Step]:
     def run(model: Any, state: State, data: Data) -> State:
         return passed(state, "features", visual=model.adapter(state["features"]))
 
-    return [whole("adapter", run)]
+    return [whole("adapter", run, "adapter")]
 
 
 def _resampler(parts: Parts) -> list[Step]:
@@ -136,11 +136,11 @@ def _resampler(parts: Parts) -> list[Step]:
         visual = model.adapter.norm(latents) if values["final_norm"] else latents
         return passed(state, "features", "latents", visual=visual)
 
-    paths = [f"adapter.{name}" for name in ("projection", "time_embedding")]
+    first = ("latents", "projection", "time_embedding")
     return [
-        whole("adapter.latents", start, *paths),
+        whole("adapter.begin", start, *(f"adapter.{name}" for name in first)),
         *numbered(values["layers"], lambda n: unit(f"adapter.layers.{n}", at(layer, n))),
-        whole("adapter.norm", end),
+        whole("adapter.end", end, "adapter.norm"),
     ]
 
 
@@ -170,10 +170,10 @@ def _qformer(parts: Parts) -> list[Step]:
         return passed(state, "features", "latents", visual=visual)
 
     return [
-        whole("adapter.queries", start, "adapter.norm"),
+        whole("adapter.begin", start, "adapter.queries", "adapter.norm"),
         *numbered(
             values["layers"],
             lambda n: unit(f"adapter.layers.{n}", at(layer, n), _queried if crosses(n) else None),
         ),
-        whole("adapter.projection", end),
+        whole("adapter.end", end, "adapter.projection"),
     ]

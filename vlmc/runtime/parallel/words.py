@@ -87,25 +87,29 @@ def _decoder(parts: Parts) -> list[Step]:
         return {"loss": loss}
 
     embeddings = ("language.embedding", "language.added_embedding")
-    steps = [whole("visual_projection", project)] if crossing else []
-    steps.append(whole(embeddings[0], embed, embeddings[1], "language.position_embedding"))
+    steps = [whole("fusion", project, "visual_projection")] if crossing else []
+    steps.append(whole("language.begin", embed, *embeddings, "language.position_embedding"))
     for index in range(parts.argument("language", "layers")):
         if crossing and index % parts.argument("fusion", "every") == 0:
             number = index // parts.argument("fusion", "every")
             steps.append(unit(f"gated_blocks.{number}", at(gated, number), _gated))
         steps.append(unit(f"language.layers.{index}", at(layer, index)))
     tied = embeddings if parts.argument("head", "tied") else ()
-    return [*steps, whole("language.norm", norm), whole("head", head, *tied)]
+    steps.append(whole("language.end", norm, "language.norm"))
+    return [*steps, whole("head", head, "head", *tied)]
 
 
 def _single_stream(parts: Parts) -> list[Step]:
     def mask_of(data: Data) -> Tensor:
         return torch.cat((data["attention_mask"], data["visual_mask"]), dim=1)
 
+    def place(model: Any, state: State, data: Data) -> State:
+        visual = state["visual"]
+        visual = visual.reshape(data["input_ids"].shape[0], -1, visual.shape[-1])
+        return passed(state, visual=model.place(visual, None, None))
+
     def embed(model: Any, state: State, data: Data) -> State:
-        words = model.language.embed(data["input_ids"])
-        visual = state["visual"].reshape(words.shape[0], -1, words.shape[-1])
-        visual = model.place(visual.to(words.dtype), None, None)
+        words, visual = model.language.embed(data["input_ids"]), state["visual"]
         x = model.language.embedding_norm(torch.cat((words, visual), dim=1))
         return passed(state, "visual", x=x)
 
@@ -129,14 +133,14 @@ def _single_stream(parts: Parts) -> list[Step]:
             logits = logits[:, : labels.shape[1]]
         return {"loss": _summed(logits, labels, data)}
 
-    owned = [f"language.{n}" for n in ("position_embedding", "token_type_embedding")]
-    placed = ("visual_type_embedding", "visual_position_embedding", "language.embedding_norm")
+    first = ("embedding", "position_embedding", "token_type_embedding", "embedding_norm")
     count = parts.argument("language", "layers")
     tied = ("language.embedding",) if parts.argument("head", "tied") else ()
     return [
-        whole("language.embedding", embed, *owned, *placed),
+        whole("fusion", place, "visual_type_embedding", "visual_position_embedding"),
+        whole("language.begin", embed, *(f"language.{name}" for name in first)),
         *numbered(count, lambda n: unit(f"language.layers.{n}", at(layer, n))),
-        whole("head", head, *tied),
+        whole("head", head, "head", *tied),
     ]
 
 
@@ -191,12 +195,12 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
     word = "language.embedding"
     tied = (word,) if parts.argument("head", "tied") else ()
     return [
-        whole(word, embed),
+        whole("language.begin", embed, word),
         *numbered(parts.argument("language", "encoder_layers"), encoder_layer),
-        whole("language.encoder_norm", turn, word),
+        whole("language.between", turn, "language.encoder_norm", word),
         *numbered(parts.argument("language", "decoder_layers"), decoder_layer),
-        whole("language.decoder_norm", norm),
-        whole("head", head, *tied),
+        whole("language.end", norm, "language.decoder_norm"),
+        whole("head", head, "head", *tied),
     ]
 
 

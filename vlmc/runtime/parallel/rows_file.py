@@ -1,0 +1,120 @@
+"""Training data: a file of token ids and images, or sequences drawn from a seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.parallel.batches import Row
+from vlmc.runtime.parallel.parts import Parts
+
+_KEYS = {"input_ids", "labels", "pixel_values"}
+
+
+def batches_of(
+    path: Path, parts: Parts, size: int, read: Callable[[Path], dict[str, Tensor]]
+) -> Iterator[list[Row]]:
+    """The sequences of a JSON Lines file, `size` at a time, over and over.
+
+    A line holds `input_ids`; `labels` where they are not the words themselves; `pixel_values`, the
+    name of a safetensors file beside it with `pixel_values` [images, ...], or region features.
+    Raises UsageError, naming the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    given = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if len(given) < size:
+        raise UsageError(f"{path} holds {len(given)} sequences, fewer than a batch of {size}")
+    rows = (_row(path, n, line, parts, read) for n, line in cycle(given))
+    while True:
+        yield list(islice(rows, size))
+
+
+def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> Iterator[list[Row]]:
+    """Batches drawn from a seed: the same on all ranks."""
+    generator = torch.Generator().manual_seed(seed)
+    words = int(parts.argument("language", "vocabulary"))
+    token = parts.argument("fusion", "image_token")
+    most = min(words, token if isinstance(token, int) else words)
+    head = parts.parts["head"]
+    shown = min(images, 1) if parts.fusion == "single_stream" else images
+    taken = 0
+    if parts.fusion != "single_stream":
+        taken = shown * (1 if parts.fusion == "gated_cross_attention" else parts.places)
+    while True:
+        batch: list[Row] = []
+        for _ in range(size):
+            length = max(2, text - taken)
+            drawn = torch.randint(0, most, (length,), generator=generator).tolist()
+            pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(shown))
+            labels: Any = None
+            if head.kind == "classify":
+                classes = head.arguments["classes"]
+                labels = int(torch.randint(0, classes, (1,), generator=generator))
+            batch.append(Row(words=drawn, labels=labels, images=pictures))
+        yield batch
+
+
+def _row(
+    path: Path, number: int, line: str, parts: Parts, read: Callable[[Path], dict[str, Tensor]]
+) -> Row:
+    where = f"{path}, line {number}"
+    try:
+        document: Any = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON: {error}") from None
+    if not isinstance(document, dict) or not _KEYS >= set(document) >= {"input_ids"}:
+        raise UsageError(f"{where}: expected input_ids, and labels and pixel_values where needed")
+    words, labels = document["input_ids"], document.get("labels")
+    vocabulary = int(parts.argument("language", "vocabulary"))
+    vocabulary += int(parts.argument("language", "added_vocabulary") or 0)
+    token = parts.argument("fusion", "image_token")
+    if not _numbers(words) or any(not 0 <= w < vocabulary and w != token for w in words):
+        raise UsageError(f"{where}: input_ids must list token ids below {vocabulary}")
+    if labels is not None and not isinstance(labels, int) and not _numbers(labels):
+        raise UsageError(f"{where}: labels must be numbers")
+    return Row(words=words, labels=labels, images=_pictures(path, where, document, parts, read))
+
+
+def _pictures(
+    path: Path,
+    where: str,
+    document: dict[str, Any],
+    parts: Parts,
+    read: Callable[[Path], dict[str, Tensor]],
+) -> tuple[Tensor, ...]:
+    name = document.get("pixel_values")
+    if name is None:
+        return ()
+    try:
+        found = read(path.parent / str(name))["pixel_values"].float()
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(f"{where}: {name} holds no pixel_values: {error!r}") from None
+    frames = len(parts.image) == 4
+    shapes = [parts.image, parts.image[1:]] if frames else [parts.image]
+    fits = any(
+        found.ndim == len(shape) + 1
+        and all(a == b for a, b in zip(found.shape[-3:], shape[-3:], strict=False))
+        for shape in shapes
+    )
+    if not fits:
+        raise UsageError(
+            f"{where}: pixel_values have the shape {list(found.shape)}, expected [images, "
+            f"{', '.join(map(str, parts.image))}]"
+        )
+    return tuple(found)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) for one in value
+    )

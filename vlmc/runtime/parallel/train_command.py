@@ -1,0 +1,109 @@
+"""The command line of a training run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.parallel.engine import Engine
+from vlmc.runtime.parallel.parts import Parts
+from vlmc.runtime.parallel.plan_file import check_plan, read_plan
+from vlmc.runtime.parallel.rows_file import batches_of, synthetic
+from vlmc.runtime.parallel.training import Training
+
+
+def train_main(parts: Parts, folder: Path, arguments: Sequence[str] | None = None) -> int:
+    """Trains the build in `folder` as the plan says; the exit code: 2 where the user is at fault.
+    Every rank runs it."""
+    asked = _options().parse_args(arguments)
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        _train(parts, folder, asked, say=first)
+    except UsageError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="torchrun --nproc-per-node N parallel/train.py",
+        description="Trains the build that this file lies in, as a plan of `vlmc plan` says.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--plan", type=Path, required=True, help="plan.yaml")
+    made.add_argument("--data", type=Path, help="JSON Lines: input_ids, labels, pixel_values")
+    made.add_argument("--synthetic", action="store_true", help="sequences drawn from --seed")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--steps", type=int, default=1)
+    made.add_argument("--learning-rate", type=float, default=1e-5)
+    made.add_argument("--resume", type=Path, help="a checkpoint of any plan of this design")
+    made.add_argument("--save", type=Path, help="where a checkpoint is left after the last step")
+    made.add_argument("--json", action="store_true", help="a line of JSON for each step")
+    return made
+
+
+def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) -> None:
+    plan = read_plan(asked.plan)
+    check_plan(plan, parts, folder / "spec.resolved.yaml", int(os.environ.get("WORLD_SIZE", "1")))
+    if (asked.data is None) is not asked.synthetic:
+        raise UsageError("give either --data or --synthetic")
+    if not (folder / "weights").is_dir():
+        raise UsageError(f"{folder} has no weights: build it with --checkpoint DIR or --seed N")
+    if asked.steps < 1:
+        raise UsageError("--steps must be 1 or more")
+    device = _device()
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    model_py = _module(folder / "model.py")
+    training = Training(
+        Engine(parts, plan, model_py, folder / "weights", device),
+        learning_rate=asked.learning_rate,
+    )
+    if asked.resume is not None:
+        training.resume(asked.resume)
+    if asked.data is None:
+        text, images = plan.text, plan.images
+        batches = synthetic(parts, plan.batch, text=text, images=images, seed=asked.seed)
+    else:
+        batches = batches_of(asked.data, parts, plan.batch, model_py.read_safetensors)
+    start = training.steps
+    for rows in islice(batches, start, start + asked.steps):
+        loss = training.step(rows)
+        if say:
+            line = {"step": training.steps, "loss": loss}
+            print(json.dumps(line) if asked.json else f"step {training.steps}: loss {loss:.6f}")
+    if asked.save is not None:
+        training.save(asked.save)
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("model", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError(f"{path} does not exist: train.py lies in parallel/ of a build")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["model"] = module
+    spec.loader.exec_module(module)
+    return module
