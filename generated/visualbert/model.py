@@ -86,8 +86,8 @@ class Attention(nn.Module):
 
     Queries come from `x` [batch, queries, width]; keys and values, made by `key_value` from
     [batch, keys, source_width], are each [batch, kv_heads, keys, head_dim], so that a cache can
-    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. How many heads there are is
-    read from the projections, so that ranks may share them out.
+    keep them. Vaswani et al., 2017; grouped heads: Ainslie et al., 2023. There are as many heads as
+    the projections give, which ranks may share out.
     """
 
     def __init__(self) -> None:
