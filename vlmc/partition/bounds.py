@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import inf
 
 from vlmc.hardware.device import BYTES
-from vlmc.partition.chain import Part
+from vlmc.partition.chain import RESERVE, Part, held
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.plan import Schedule
 from vlmc.partition.request import OPTIMISERS
@@ -104,6 +105,40 @@ class Bounds:
                 each = 4.0
             sizes.append(cost.parameters * each / shards)
         return self._sum(sizes) / base.pipeline
+
+    def fits(self, setting: Setting, parts: Sequence[Part]) -> bool:
+        """Whether all devices together have room for what they hold at the least: the states and
+        one micro-batch."""
+        least = self._sum(
+            [
+                one.weights + one.gradients + one.optimiser + one.saved
+                + one.cache * setting.micro_batches
+                for one in parts
+            ]
+        )  # fmt: skip
+        return least * (1 + RESERVE) <= self.lines.cluster.device.memory_bytes * setting.pipeline
+
+    def possible(self, setting: Setting, parts: Sequence[Part], under: float) -> bool:
+        """Whether the stages could hold all blocks of each kind, were there no other kinds: as many
+        as memory allows, and as `under` seconds a step allow."""
+        groups, chunks, times = setting.pipeline, setting.chunks, setting.micro_batches
+        once = self._sum([one.forward + one.backward for one in parts])
+        if setting.schedule == "zero_bubble":
+            once = max(0.0, once - 2 * self._sum([one.weights_late for one in parts]))
+        pace = (under - once * (1 - 1 / groups) / chunks) / chunks * (1 + 1e-9)
+        room = self.lines.cluster.device.memory_bytes / (1 + RESERVE) / chunks * (1 + 1e-9)
+        most = [held(setting, group) for group in range(groups)]
+        for count, one in zip(self.counts, parts, strict=True):
+            work = times * (one.forward + one.backward) + one.tail
+            fast = pace // work if work and pace < inf else float(count)
+            states = one.weights + one.gradients + one.optimiser
+            stages = 0.0
+            for each in most:
+                size = states + each * one.saved
+                stages += min(fast, room // size if size else count)
+            if stages * chunks < count:
+                return False
+        return True
 
     def _sum(self, values: Sequence[float]) -> float:
         return sum(count * value for count, value in zip(self.counts, values, strict=True))

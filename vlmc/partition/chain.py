@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ CONTEXT = 0.75e9
 """Bytes that the driver, its libraries and its communicators take. Assumed; at most a hundredth of
 the device's memory."""
 _KEEPS = {"none": 0, "selective": 1, "full": 2}
+
+Levels = tuple[tuple[float, float, tuple[int, ...]], ...]
 
 
 class Part(NamedTuple):
@@ -86,7 +89,9 @@ class Chain:
         self.token_parts = parts(tokens, setting) if tokens else self.parts
         row = [part.forward for part in self.token_parts]
         self.token = [0.0, *accumulate(row[block] for block in order)]
-        self.token_outputs = [self.token_parts[block].output for block in order]
+        ranks = lines.cluster.count
+        self.sends = tuple(lines.send(part.output, ranks) for part in self.parts)
+        self.token_sends = tuple(lines.send(part.output, ranks) for part in self.token_parts)
         self.features = self.outputs[self.encoder - 1] if self.encoder else 0.0
         looks = [
             number == self.encoder - 1 or report.blocks[block].role == "fusion"
@@ -98,29 +103,44 @@ class Chain:
         self.held = [self._held(group) for group in range(setting.pipeline)]
         self.message = 2 * max(self.outputs) if setting.pipeline > 1 else 0.0
 
+    @property
+    def levels(self) -> Levels:
+        """Seconds of a message (of prompts, of tokens of answers) and the places of cuts over which
+        none takes longer, the end of the chain last."""
+        setting, known = self.setting, self.lines.levels
+        first = 1
+        if setting.placement in ("stage_0", "replicated"):
+            first = max(1, self.encoder)
+        key = (first, self.sends, self.token_sends)
+        if key not in known:
+            known[key] = _levels(self.lines.report.order, *key)
+        return known[key]
+
     def send(self, end: int) -> float:
         """Seconds of a message over a cut."""
-        ranks = self.lines.cluster.count
-        return self.lines.send(self.outputs[end - 1], ranks)
+        return self.sends[self.lines.report.order[end - 1]]
 
     def send_token(self, end: int) -> float:
         """As `send`, for the tokens of answers."""
-        ranks = self.lines.cluster.count
-        return self.lines.send(self.token_outputs[end - 1], ranks)
+        return self.token_sends[self.lines.report.order[end - 1]]
 
     def _sums(self, of: Callable[[Part], float]) -> list[float]:
         values = [of(part) for part in self.parts]
-        return [0.0, *accumulate(values[block] for block in self.lines.report.order)]
+        return list(accumulate(map(values.__getitem__, self.lines.report.order), initial=0.0))
+
+    def scheduled(self, setting: Setting) -> Chain:
+        """The same under a setting with another schedule; sums are shared."""
+        twin = copy(self)
+        twin.setting = setting
+        twin.held = [twin._held(group) for group in range(setting.pipeline)]
+        return twin
 
     def _held(self, group: int) -> float:
         """The most micro-batches of one of its stages that a group holds."""
         setting = self.setting
         if self.lines.request.mode == "serve":
             return 1.0
-        held = most_held(
-            setting.schedule, group, setting.pipeline, setting.micro_batches, setting.chunks
-        )
-        return (held or setting.micro_batches * setting.chunks) / setting.chunks
+        return held(setting, group)
 
     def memory(self, group: int, stretches: Sequence[tuple[int, int]]) -> Memory:
         """Of one device of a pipeline group that holds these stretches of the chain."""
@@ -145,9 +165,9 @@ class Chain:
         return Memory(**{kind: int(size) for kind, size in kinds.items()}, reserve=int(reserve))
 
     def fits(self, stage: int, first: int, end: int) -> bool:
-        """Whether a stage may hold a stretch: as `memory`. With several stages to a device it has to
-        have room for as many as large as this one, beside what any block needs while it runs, so
-        that stages can be looked at one by one."""
+        """Whether a stage may hold a stretch: as `memory`. With several stages to a device it
+        has to have room for as many as large as this one, beside what any block needs while it
+        runs, so that stages can be looked at one by one."""
         group = stage % self.setting.pipeline
         held = self.held[group]
         chunks = self.setting.chunks
@@ -178,6 +198,27 @@ class Chain:
             [(starts[stage], ends[stage]) for stage in range(group, len(ends), pipeline)]
             for group in range(pipeline)
         ]
+
+
+def held(setting: Setting, group: int) -> float:
+    """The most micro-batches of one of its stages that a group holds, when training."""
+    most = most_held(
+        setting.schedule, group, setting.pipeline, setting.micro_batches, setting.chunks
+    )
+    return (most or setting.micro_batches * setting.chunks) / setting.chunks
+
+
+def _levels(
+    order: Sequence[int], first: int, sends: Sequence[float], token_sends: Sequence[float]
+) -> Levels:
+    kinds = order[first - 1 : -1]
+    found: dict[tuple[int, ...], tuple[float, float, tuple[int, ...]]] = {}
+    for size in sorted({sends[kind] for kind in kinds}):
+        for token in sorted({token_sends[kind] for kind in kinds}):
+            kept = {kind for kind in kinds if sends[kind] <= size and token_sends[kind] <= token}
+            places = (*(at for at, kind in enumerate(kinds, first) if kind in kept), len(order))
+            found.setdefault(places, (size, token, places))
+    return tuple(found.values())
 
 
 def encoder_length(lines: Rooflines) -> int:

@@ -61,6 +61,11 @@ class Rooflines:
         self.request = request
         self.number = request.precision
         self.text = text or request.text
+        self.levels: dict[
+            tuple[int, tuple[float, ...], tuple[float, ...]],
+            tuple[tuple[float, float, tuple[int, ...]], ...],
+        ] = {}
+        """Of chains with such messages: where they can be cut."""
         self._read: dict[int, list[_Work]] = {}
         self._costs: dict[tuple[int, int, bool, bool], tuple[BlockCost, ...]] = {}
 
@@ -81,6 +86,10 @@ class Rooflines:
             )
         return self._costs[key]
 
+    def asked(self, request: Request) -> Rooflines:
+        """The same for another request."""
+        return Rooflines(self.report, self.cluster, request, self.text)
+
     def flops(self, micro_batch: int) -> float:
         """Of the whole design, for a micro-batch, nothing computed twice."""
         self.blocks(micro_batch, 1, False, False)
@@ -94,7 +103,7 @@ class Rooflines:
             "batch": micro_batch,
             "text": self.text,
             "images": request.images,
-            "tokens": request.tokens,
+            "tokens": request.tokens or self.report.tokens,
         }
 
     def _cost(

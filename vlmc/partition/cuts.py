@@ -45,17 +45,17 @@ class Cutter:
         if self.stages > len(self.allowed):
             return None
         first = self._greedy(weights, under, other, cap)
-        if isinstance(first, float):
+        if not isinstance(first, tuple):
             return None
         best, ends = _heaviest(weights, first), first
         low = weights[-1] / self.stages * (1 - 1e-12)
         while low < best:
             middle = max(low, min((low + best) / 2, nextafter(best, 0.0)))
             found = self._greedy(weights, middle, other, cap)
-            if isinstance(found, float):
-                low = found
-            else:
+            if isinstance(found, tuple):
                 best, ends = min(best, _heaviest(weights, found)), found
+            else:
+                low = found
         return best, ends
 
     def front(

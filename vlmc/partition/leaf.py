@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -23,7 +23,8 @@ class Leaf:
 def best_cuts(chain: Chain, under: float) -> Leaf | None:
     """The fastest cuts that fit, if they take less than `under` seconds."""
     best: Leaf | None = None
-    for message, token_message, places in _levels(chain):
+    levels = chain.levels if chain.setting.stages > 1 else ((0.0, 0.0, (chain.length,)),)
+    for message, token_message, places in levels:
         cutter = _cutter(chain, places)
         serve = chain.lines.request.mode == "serve"
         cuts = (
@@ -36,36 +37,6 @@ def best_cuts(chain: Chain, under: float) -> Leaf | None:
             if found.seconds < under:
                 best, under = Leaf(chain, ends, found), found.seconds
     return best
-
-
-def _levels(chain: Chain) -> Iterator[tuple[float, float, tuple[int, ...]]]:
-    """Places of cuts whose messages take at most so long, for each such time."""
-    setting, length = chain.setting, chain.length
-    if setting.stages == 1:
-        yield 0.0, 0.0, (length,)
-        return
-    first = 1
-    if setting.placement in ("stage_0", "replicated"):
-        first = max(1, chain.encoder)
-    places = range(first, length)
-    sizes = sorted({(chain.outputs[at - 1], chain.token_outputs[at - 1]) for at in places})
-    tried: set[tuple[int, ...]] = set()
-    for size in sorted({one for one, _ in sizes}):
-        for token in sorted({one for _, one in sizes}):
-            kept = [
-                at
-                for at in places
-                if chain.outputs[at - 1] <= size and chain.token_outputs[at - 1] <= token
-            ]
-            row = (*kept, length)
-            if row in tried or len(row) < setting.stages:
-                continue
-            tried.add(row)
-            yield (
-                max(map(chain.send, kept), default=0.0),
-                max(map(chain.send_token, kept), default=0.0),
-                row,
-            )
 
 
 def _cutter(chain: Chain, places: tuple[int, ...]) -> Cutter:
@@ -108,21 +79,27 @@ def _answers(
     request = chain.lines.request
     first_limit = request.first_token_limit or inf
     token_limit = request.token_limit or inf
-    slow = _most(lambda heaviest: first_token(chain, heaviest, message), first_limit)
-    late = _most(lambda heaviest: each_token(chain, heaviest, token_message), token_limit)
+
+    def first(heaviest: float) -> float:
+        return first_token(chain, heaviest, message)
+
+    def each(heaviest: float) -> float:
+        return each_token(chain, heaviest, token_message)
+
+    slow, late = _most(first, first_limit), _most(each, token_limit)
     lightest = cutter.least(chain.token, under=late)
     if lightest is None:
         return
-    least = request.generate * each_token(chain, lightest[0], token_message)
+    least = request.generate * each(lightest[0])
     for one, two, ends in cutter.front(chain.forward, chain.token, slow, late):
-        start = first_token(chain, one, message)
+        start = first(one)
         if start + least >= under:
             return
-        under = min(under, start + request.generate * each_token(chain, two, token_message))
+        under = min(under, start + request.generate * each(two))
         yield ends
 
 
-def _most(of, limit: float) -> float:
+def _most(of: Callable[[float], float], limit: float) -> float:
     """The greatest argument at which a rising function is within a limit; below 0, none is."""
     if limit == inf:
         return inf

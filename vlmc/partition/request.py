@@ -32,8 +32,8 @@ class Request:
     text: int
     """Text tokens of a sequence; when serving, prompt and answer together."""
     images: int = 1
-    tokens: int = 1
-    """Visual tokens of an image."""
+    tokens: int | None = None
+    """Visual tokens of an image, where the design's own number is not meant."""
     generate: int = 128
     """Tokens of an answer."""
     precision: Precision = "bf16"
@@ -69,8 +69,9 @@ class Infeasible(Exception):
 def check(request: Request, cluster: Cluster) -> None:
     """Refuses what no search could answer: UsageError."""
     for name in ("batch", "text", "tokens", "generate"):
-        if getattr(request, name) < 1:
-            raise UsageError(f"{name} must be at least 1, not {getattr(request, name)}")
+        size = getattr(request, name)
+        if size is not None and size < 1:
+            raise UsageError(f"{name} must be at least 1, not {size}")
     if request.images < 0:
         raise UsageError(f"images must be at least 0, not {request.images}")
     if request.optimiser not in OPTIMISERS:

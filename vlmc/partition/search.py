@@ -24,6 +24,8 @@ from vlmc.partition.writing import write
 
 NEXT = 3
 """Alternatives that a plan is compared with."""
+KEPT = 2000
+"""Sums of settings that are kept: about 20 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +78,16 @@ def find(
                 why=why(leaves, bound),
                 settings=search.worked_out,
             )
-    raise infeasible(lines, tokens)
+    unlimited = replace(request, first_token_limit=None, token_limit=None)
+    raise infeasible(lines, None if unlimited == request else _fastest(lines, tokens, unlimited))
+
+
+def _fastest(lines: Rooflines, tokens: Rooflines | None, request: Request) -> Leaf | None:
+    """The fastest plan for another request of the same sizes, on whatever links."""
+    search = _Search(lines.asked(request), tokens and tokens.asked(request))
+    for across_nodes in (False, True):
+        search.run(bases(search.lines, across_nodes=across_nodes))
+    return next(iter(search.ranked()), None)
 
 
 class _Search:
@@ -89,8 +100,8 @@ class _Search:
         self.best: dict[tuple[int, int, int], Leaf] = {}
         self.worked_out = 0
         self._number = count()
-        self._queue: list[tuple[float, int, Setting, bool]] = []
-        self._parts: dict[Setting, tuple[Part, ...]] = {}
+        self._queue: list[tuple[float, int, Setting, tuple[Part, ...] | None]] = []
+        self._chains: dict[Setting, Chain] = {}
 
     def run(self, starts: Iterable[Setting]) -> None:
         """Until nothing that is left can be among the best."""
@@ -98,25 +109,25 @@ class _Search:
         for base in starts:
             if self.bounds.states(base) <= room:
                 bound = self.bounds.base(base, schedules(self.lines, base))
-                self._push(bound, base, complete=False)
+                self._push(bound, base, None)
         while self._queue:
-            bound, _, setting, complete = heapq.heappop(self._queue)
+            bound, _, setting, costs = heapq.heappop(self._queue)
             if bound >= self._threshold():
                 return
             if bound >= self._best_of(setting):
                 continue
-            if complete:
-                self._work_out(setting)
-            else:
+            if costs is None:
                 self._expand(setting)
+            elif self._possible(setting, costs):
+                self._work_out(setting)
 
     def ranked(self) -> list[Leaf]:
         """The fastest and the next, one for each combination of degrees."""
         return sorted(self.best.values(), key=lambda leaf: leaf.pace.seconds)[: NEXT + 1]
 
-    def _push(self, bound: float, setting: Setting, *, complete: bool) -> None:
+    def _push(self, bound: float, setting: Setting, costs: tuple[Part, ...] | None) -> None:
         if bound < inf:
-            heapq.heappush(self._queue, (bound, next(self._number), setting, complete))
+            heapq.heappush(self._queue, (bound, next(self._number), setting, costs))
 
     def _threshold(self) -> float:
         if len(self.best) <= NEXT:
@@ -132,17 +143,33 @@ class _Search:
         for zero, encoder, language in completions(self.lines, base):
             kept = replace(base, zero=zero, encoder_keeps=encoder, language_keeps=language)
             costs = parts(self.lines, kept)
+            if not self.bounds.fits(kept, costs):
+                continue
             tokens = parts(self.tokens, kept) if self.tokens else None
             for schedule, chunks in ways:
                 setting = replace(kept, schedule=schedule, chunks=chunks)
-                self._push(self.bounds.setting(setting, costs, tokens), setting, complete=True)
+                self._push(self.bounds.setting(setting, costs, tokens), setting, costs)
+
+    def _possible(self, setting: Setting, costs: tuple[Part, ...]) -> bool:
+        if self.lines.request.mode == "serve":
+            return True
+        return self.bounds.possible(setting, costs, self._best_of(setting))
 
     def _work_out(self, setting: Setting) -> None:
         self.worked_out += 1
-        chain = Chain(self.lines, setting, self.tokens)
+        chain = self._chain(setting)
         leaf = best_cuts(chain, self._best_of(setting))
         if leaf:
             self.best[_degrees(setting)] = leaf
+
+    def _chain(self, setting: Setting) -> Chain:
+        """Schedules share their sums; those of the latest settings are kept."""
+        key = replace(setting, schedule="gpipe", chunks=1)
+        if key not in self._chains:
+            if len(self._chains) >= KEPT:
+                self._chains.clear()
+            self._chains[key] = Chain(self.lines, key, self.tokens)
+        return self._chains[key].scheduled(setting)
 
 
 def _degrees(setting: Setting) -> tuple[int, int, int]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain as joined
-from math import ceil
 
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.cuts import Cutter
+from vlmc.partition.leaf import Leaf
 from vlmc.partition.plan import Memory
 from vlmc.partition.request import Infeasible
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import bases, completions, schedules
-from vlmc.partition.why import named
+from vlmc.partition.why import named, seconds
 
 _STEPS = 30
 """Halvings on the way to the least memory: to a billionth of the device's."""
@@ -28,8 +28,8 @@ class _Least:
     memory: Memory
 
 
-def infeasible(lines: Rooflines, tokens: Rooflines | None) -> Infeasible:
-    """The reason why no plan was found."""
+def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
+    """The reason why no plan was found. `unlimited`: the fastest where latency has no limits."""
     starts = list(joined(bases(lines, across_nodes=False), bases(lines, across_nodes=True)))
     if not starts or not any(schedules(lines, base) for base in starts):
         return _nothing_divides(lines)
@@ -39,7 +39,7 @@ def infeasible(lines: Rooflines, tokens: Rooflines | None) -> Infeasible:
     room = lines.cluster.device.memory_bytes
     if least.memory.total > room:
         return _too_little_memory(lines, least, room)
-    return _too_slow(lines, tokens)
+    return _too_slow(lines, unlimited)
 
 
 def _leasts(lines: Rooflines, starts: list[Setting]) -> Iterator[_Least]:
@@ -148,29 +148,23 @@ def _largest_block(lines: Rooflines, setting: Setting, room: int) -> str:
     )
 
 
-def _too_slow(lines: Rooflines, tokens: Rooflines | None) -> Infeasible:
+def _too_slow(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     request = lines.request
     limits = [
-        f"{what} within {limit * 1e3:.4g} ms"
+        f"{what} within {seconds(limit)}"
         for what, limit in (
             ("the first token", request.first_token_limit),
             ("each further token", request.token_limit),
         )
         if limit is not None
     ]
-    if not limits:
+    if unlimited is None or not limits:
         return Infeasible("No cut of the chain of blocks fits where the encoder has to lie")
-    floor = min(
-        sum(
-            (tokens or lines)
-            .blocks(base.micro_batch, base.tensor, False, base.placement == "replicated")[block]
-            .forward
-            for block in lines.report.order
-        )
-        for base in joined(bases(lines, across_nodes=False), bases(lines, across_nodes=True))
-    )
+    pace = unlimited.pace
     return Infeasible(
-        f"Latency: no plan gives {' and '.join(limits)} for a batch of {request.batch} on "
-        f"{lines.cluster.count} devices; one token takes at least {ceil(floor * 1e6) / 1e3:.4g} ms",
-        "A smaller batch, faster devices or a larger limit would help",
+        f"Latency: no plan that fits gives {' and '.join(limits)} for a batch of {request.batch} "
+        f"on {lines.cluster.count} devices; without that limit the fastest, "
+        f"{named(unlimited.chain.setting)}, takes {seconds(pace.first_token or 0)} and "
+        f"{seconds(pace.token or 0)}",
+        "A smaller batch, more memory, faster devices or a larger limit would help",
     )

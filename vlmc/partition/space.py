@@ -102,7 +102,7 @@ def completions(
         yield 0, "none", "none"
         return
     stages = (0, 1, 2, 3) if base.data > 1 else (0,)
-    sides = [
+    sides: list[tuple[Checkpointing, ...]] = [
         KEEPS
         if any(
             block.reached and (block.role in ENCODER_SIDE) == side for block in lines.report.blocks
@@ -123,7 +123,7 @@ def completions(
 
 def schedules(lines: Rooflines, base: Setting) -> tuple[tuple[Schedule, int], ...]:
     """Schedules with their chunks. With one group all are the same. gpipe takes no less time and
-    no less memory than 1f1b, so that it is searched only where 1f1b cannot run or it is asked for."""
+    no less memory than 1f1b, so that it is searched where 1f1b cannot run or it is asked for."""
     request, groups, times = lines.request, base.pipeline, base.micro_batches
     if request.mode == "serve":
         return (("gpipe", 1),)
