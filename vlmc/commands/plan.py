@@ -151,6 +151,8 @@ class _Session:
         written = output or (None if as_json else Path("plan.yaml"))
         if written is not None:
             _writable(written)
+        if named and self.asked()[0].request.mode != "train":
+            raise UsageError("--simulate is about training: give mode: train in target.workload")
         made = self.made()
         risks = (
             simulate_risks(made, named, slow_percent=slow, node_hours=mtbf_hours) if named else None
@@ -215,6 +217,9 @@ class _Session:
         from vlmc.planning.show import sweep_table
 
         _tables([sweep_table(values, rows)])
+        for row in rows:
+            if row.fault:
+                typer.echo(f"no plan for {', '.join(row.chosen)}: {row.fault}")
         typer.echo(f"written: {table}, {image}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import floor, log10
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from vlmc.planning.sweep import Row, front
@@ -33,8 +34,8 @@ def pareto_svg(found: Sequence[Row], *, title: str) -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         f'<text x="{_LEFT}" y="24" font-size="16" font-weight="bold" fill="#222222">'
         f"{escape(title)}</text>",
-        f'<text x="{_LEFT}" y="44">filled: no other is as fast, as cheap and sees as much; '
-        "hollow: another is better</text>",
+        f'<text x="{_LEFT}" y="44">filled: on the Pareto front of speed, device time and visual '
+        "tokens; hollow: another is better</text>",
     ]
     if not points:
         return "\n".join([*lines, f'<text x="{_LEFT}" y="90">nothing fits</text>', "</svg>", ""])
@@ -109,29 +110,52 @@ def _marks(
     up: _Axis,
     colours: dict[int, str],
 ) -> Iterator[str]:
-    taken: list[Point] = []
-    for number, (x, y) in sorted(points.items(), key=lambda item: item[0] not in best):
-        px, py, colour = across(x), up(y), colours[number]
-        inside = colour if number in best else "#ffffff"
-        words = ", ".join(found[number].chosen)
+    """Circles, those of the front above the others, then the names of those of the front."""
+    places = {number: (across(x), up(y)) for number, (x, y) in points.items()}
+    for number in sorted(places, key=lambda number: (number in best, number)):
+        x, y = places[number]
+        inside = colours[number] if number in best else "#ffffff"
+        words = escape(", ".join(found[number].chosen))
         yield (
-            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{inside}" stroke="{colour}" '
-            f'stroke-width="2"><title>{escape(words)}</title></circle>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{inside}" stroke="{colours[number]}" '
+            f'stroke-width="2"><title>{words}</title></circle>'
         )
-        label = ", ".join(
-            word.rpartition(".")[2].replace("=", " ") for word in found[number].chosen
+    taken = [_Box(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]
+    for number in sorted(best):
+        words = (word.rpartition(".")[2].replace("=", " ") for word in found[number].chosen)
+        label = ", ".join(words)
+        box = _free(places[number], 6.6 * len(label), taken)
+        if box is None:
+            continue  # the circle's title names it
+        taken.append(box)
+        yield (
+            f'<text x="{box.left:.1f}" y="{box.bottom - 3:.1f}" fill="{colours[number]}">'
+            f"{escape(label)}</text>"
         )
-        width = 6.4 * len(label)
-        right = px + 9 + width < WIDTH - _RIGHT
-        left = px + 9 if right else px - 9 - width
-        place = next(
-            (py + 4 + shift for shift in (0, -14, 14, -28, 28)
-             if all(abs(py + 4 + shift - ty) > 12 or abs(left - tx) > width for tx, ty in taken)),
-            None,
-        )  # fmt: skip
-        if place is not None and number in best:
-            taken.append((left, place))
-            yield f'<text x="{left:.1f}" y="{place:.1f}" fill="{colour}">{escape(label)}</text>'
+
+
+class _Box(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: _Box) -> bool:
+        """Whether the two overlap."""
+        beside = self.right <= other.left or other.right <= self.left
+        return not (beside or self.bottom <= other.top or other.bottom <= self.top)
+
+
+def _free(point: Point, width: float, taken: Sequence[_Box]) -> _Box | None:
+    """Room for a label of a point, beside it or a little above or below."""
+    x, y = point
+    for shift in (0, -14, 14, -28, 28):
+        for left in (x + 9, x - 9 - width):
+            box = _Box(left, y - 8 + shift, left + width, y + 7 + shift)
+            inside = left > _LEFT and box.right < WIDTH - 4 and box.top > _TOP - 14
+            if inside and not any(box.meets(other) for other in taken):
+                return box
+    return None
 
 
 def _legend(groups: Sequence[int], colour: dict[int, str]) -> Iterator[str]:

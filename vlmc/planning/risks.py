@@ -79,10 +79,10 @@ def kinds(text: str) -> tuple[str, ...]:
 def simulate_risks(
     made: Made, named: tuple[str, ...], *, slow_percent: float, node_hours: float | None
 ) -> Risks:
-    """Simulates what is named. Raises UsageError for a plan that serves."""
+    """Simulates what is named, of a plan that trains."""
     plan = made.plan
-    if plan.mode != "train" or plan.predicted is None:
-        raise UsageError("--simulate is about training: give mode: train in target.workload")
+    assert plan.mode == "train"
+    assert plan.predicted is not None
     straggling, failures = None, None
     if "stragglers" in named:
         parts, orders = pipeline(made), orders_of(plan)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
-from rich.text import Text
 
 from vlmc.diagnostics.amount import count, volume
 from vlmc.partition.plan import Mesh, ParallelPlan, PlannedStage
@@ -110,12 +109,13 @@ def _memory(made: Made) -> Table:
     plan, room = made.plan, made.asked.cluster.device.memory_bytes
     rows = plan.predicted.memory if plan.predicted else ()
     shown = [name for name in CATEGORIES if any(getattr(one, name) for one in rows)]
-    table = Table("group", title=f"Memory of a device, GB of {room / 1e9:g}")
+    unit, size = ("MB", 1e6) if all(one.total < 1e9 for one in rows) else ("GB", 1e9)
+    table = Table("group", title=f"Memory of a device, {unit} of {room / size:,.6g}")
     for name in (*shown, "total", "used"):
         table.add_column("KV cache" if name == "cache" else name, justify="right")
     for group, one in enumerate(rows):
-        sizes = [f"{getattr(one, name) / 1e9:,.2f}" for name in shown]
-        table.add_row(str(group), *sizes, f"{one.total / 1e9:,.2f}", f"{one.total / room:.0%}")
+        sizes = [f"{getattr(one, name) / size:,.2f}" for name in shown]
+        table.add_row(str(group), *sizes, f"{one.total / size:,.2f}", f"{one.total / room:.0%}")
     return table
 
 
@@ -198,22 +198,25 @@ def alternatives(made: Made) -> Table:
 def sweep_table(swept: Sequence[Values], found: Sequence[Row]) -> Table:
     """A row for each combination; those on the front are marked."""
     best = front(found)
-    table = Table(*(key for key, _ in swept), title="Sweep: * is on the Pareto front")
-    for name in ("", "parameters", "visual tokens", "p x d x t", "GB", "time", "sequences/s",
-                 "device s/sequence"):  # fmt: skip
-        table.add_column(name, justify="right")
+    table = Table(title="Sweep: * is on the Pareto front; ranks are pipeline x data x tensor")
+    ends = [key.rpartition(".")[2] for key, _ in swept]
+    for (key, _), end in zip(swept, ends, strict=True):
+        table.add_column(end if ends.count(end) == 1 else key, overflow="fold")
+    for name in ("", "parameters", "visual tokens", "ranks", "GB", "time", "sequences a second",
+                 "device seconds each"):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=name in ("", "ranks", "time"))
     for number, row in enumerate(found):
         chosen = [word.partition("=")[2] for word in row.chosen]
         figures = row.figures()
         if not figures:
-            table.add_row(*chosen, "", Text(row.fault[:400], style="red"))
+            table.add_row(*chosen, "", "no plan")
             continue
         table.add_row(
             *chosen,
             "*" if number in best else "",
             count(figures["parameters"]),
             f"{figures['visual_tokens']:,}",
-            f"{figures['pipeline']} x {figures['data']} x {figures['tensor']}",
+            f"{figures['pipeline']}x{figures['data']}x{figures['tensor']}",
             f"{figures['memory_gb']:.1f}",
             duration(figures["seconds"]),
             f"{figures['sequences_per_second']:.3g}",

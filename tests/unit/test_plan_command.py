@@ -1,0 +1,264 @@
+"""`vlmc plan`: what is asked, printed, written and refused. Costs are those of a report made by
+hand; test_plan_twin.py has real ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tests.unit.graph_reports import flamingo_80b
+from vlmc.analysis import analyse as analysis
+from vlmc.analysis.report import GraphReport
+from vlmc.commands import app
+from vlmc.pipeline import load_spec
+from vlmc.planning.document import load_plan
+from vlmc.spec.identity import fingerprint
+
+ROOT = Path(__file__).parents[2]
+SPEC = str(ROOT / "specs" / "flamingo.yaml")
+LLAVA = str(ROOT / "specs" / "llava-1.5.yaml")
+TRAIN = ["--set", "target.workload={mode: train, batch: 64}"]
+FEW = ["--set", "target.parallel={pipeline: 2, tensor: 8}"]
+"""Degrees that leave little to search."""
+PIPELINE = ["--set", "target.parallel={pipeline: 4, tensor: 4}"]
+
+
+@pytest.fixture(autouse=True)
+def asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
+    """Reports by hand in place of those of graphs; every call of the analysis."""
+    calls: list[dict[str, Any]] = []
+
+    def analyse(arch: object, **options: Any) -> GraphReport:
+        calls.append(options)
+        return flamingo_80b(options["mode"])
+
+    monkeypatch.setattr(analysis, "analyse", analyse)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *words])
+
+
+def done(*words: str) -> str:
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_plan_is_printed_and_written(tmp_path: Path) -> None:
+    out = done(SPEC, *TRAIN, *PIPELINE)
+    for word in (
+        "train adapter, fusion with adamw", "64 sequences", "efficiency of the device: assumed",
+        "Devices", "in flight", "language.layers.", "Degrees", "Memory of a device", "activations",
+        "bubble", "MFU", "written: plan.yaml, plan.svg",
+    ):  # fmt: skip
+        assert word in out, word
+    plan = load_plan(tmp_path / "plan.yaml").plan
+    assert plan.spec == fingerprint(load_spec(SPEC))
+    assert (plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.data) == (4, 4, 1)
+    assert plan.trained == ("adapter", "fusion")
+    ElementTree.fromstring((tmp_path / "plan.svg").read_text(encoding="utf-8"))
+
+
+def test_the_same_spec_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        done(SPEC, *TRAIN, *PIPELINE, "--output", f"{name}.yaml")
+    for suffix in ("yaml", "svg"):
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (
+            tmp_path / f"two.{suffix}"
+        ).read_bytes()
+
+
+def test_json_holds_the_plan_and_the_next_ones(tmp_path: Path) -> None:
+    document = json.loads(done(SPEC, *TRAIN, "--json"))
+    assert document["version"] == 1
+    assert document["plan"]["batch"] == 64
+    assert len(document["alternatives"]) == 3
+    assert document["bound_seconds"] <= document["plan"]["predicted"]["step_seconds"]
+    assert not list(tmp_path.iterdir())  # nothing is written that nobody asked for
+
+
+def test_serving_figures_are_shown(asked_for: list[dict[str, Any]]) -> None:
+    out = done(SPEC, "--set", "target.price=2.5")
+    for word in ("serve 8 sequences at once, 128 tokens each", "first token", "tokens a second",
+                 "images", "largest batch", "KV cache", "a million tokens"):  # fmt: skip
+        assert word in out, word
+    assert [one["mode"] for one in asked_for] == ["prefill", "decode"]
+    assert asked_for[0]["trained"] == ()
+    assert "cost" not in done(SPEC)
+
+
+def test_count_and_batch_take_the_place_of_the_spec(tmp_path: Path) -> None:
+    done(SPEC, *TRAIN, *FEW, "--count", "32", "--batch", "96")
+    plan = load_plan(tmp_path / "plan.yaml").plan
+    assert (plan.count, plan.batch) == (32, 96)
+    result = call(SPEC, "--count", "12")
+    assert result.exit_code == 1
+    assert "VLMC154" in result.output
+
+
+STAGES = """extends: {base}
+target: {{hardware: a100-80gb, count: 8, workload: {{mode: train}}}}
+training:
+  optimiser: sgd
+  stages:
+  - {{name: align, train: [adapter], lr: 0.001, batch: 32}}
+  - {{name: tune, train: [adapter, language], lr: 0.001, batch: 64}}
+"""
+
+
+def test_a_stage_of_training_says_batch_and_parts(
+    tmp_path: Path, asked_for: list[dict[str, Any]]
+) -> None:
+    spec = tmp_path / "stages.yaml"
+    spec.write_text(STAGES.format(base=LLAVA), encoding="utf-8")
+    out = done(str(spec), *FEW, "--set", "target.count=16")
+    assert "train adapter" in out
+    assert "with sgd, stage align; steps of 32 sequences" in out
+    done(str(spec), *FEW, "--set", "target.count=16", "--stage", "tune", "--output", "two.yaml")
+    assert load_plan(tmp_path / "two.yaml").plan.batch == 64
+    assert [one["trained"] for one in asked_for] == [("adapter",), ("adapter", "language")]
+    result = call(str(spec), "--stage", "tuen")
+    assert result.exit_code == 2
+    assert "tune, align" in result.output
+    assert call(SPEC, "--stage", "align").exit_code == 2
+
+
+def test_why_compares_with_the_next(tmp_path: Path) -> None:
+    out = done(SPEC, *TRAIN, "--why")
+    assert "The plan and the next ones" in out
+    assert out.count("longer") == 3
+
+
+def test_nothing_fits_is_said_with_its_arithmetic() -> None:
+    """Weights of 2 bytes and a limit that no device keeps."""
+    result = call(SPEC, "--set", "target.workload.latency_ms=0.001")
+    assert result.exit_code == 1
+    assert "VLMC157" in result.output
+    assert "target" in result.output or "count" in result.output
+    found = json.loads(call(SPEC, "--set", "target.workload.latency_ms=0.001", "--json").output)
+    (fault,) = found["diagnostics"]
+    assert fault["code"] == "VLMC157"
+    assert fault["got"]
+    assert fault["help"]
+
+
+def test_risks_are_simulated() -> None:
+    out = done(SPEC, *TRAIN, *PIPELINE, "--simulate", "stragglers,failures", "--slow", "50",
+               "--mtbf-hours", "1000")  # fmt: skip
+    assert "One device 50% slow: the step takes 1." in out
+    assert "A node fails every 1,000 h, some node every 500.0 h." in out
+    assert "Goodput 9" in out
+    document = json.loads(done(SPEC, *TRAIN, *FEW, "--simulate", "failures", "--json"))
+    risks = document["risks"]
+    assert risks["straggling"] is None
+    # 13 x 870M + 6 x 32M trained parameters, in fp32 with two moments
+    trained = 12 * 870_000_000 + 6 * 32_000_000
+    assert risks["checkpoint_bytes"] == 12 * trained
+    assert risks["checkpoint_seconds"] == pytest.approx(12 * trained / 2e9)
+    assert 0.9 < risks["failures"]["goodput"] < 1
+
+
+def test_a_slow_device_costs_at_most_what_it_lacks() -> None:
+    document = json.loads(done(SPEC, *TRAIN, *PIPELINE, "--simulate", "stragglers", "--json"))
+    slowdowns = [
+        one["step_seconds"] / one["healthy_seconds"] for one in document["risks"]["straggling"]
+    ]
+    assert len(slowdowns) == 4
+    assert all(1 <= one <= 1.2 + 1e-9 for one in slowdowns)
+    assert max(slowdowns) > 1.05
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([LLAVA, "--simulate", "floods", *TRAIN], 2, "failures, stragglers"),
+        ([SPEC, "--simulate", "failures"], 2, "about training"),
+        ([SPEC, "none.yaml"], 2, "one spec"),
+        (["adapter.queries=3"], 2, "no --sweep"),
+        ([SPEC, "adapter.queries=3"], 2, "no --sweep"),
+        (["none.yaml"], 2, "none.yaml"),
+        ([SPEC, "--output", "plan.json"], 2, ".yaml"),
+        ([SPEC, "--output", "no/folder/plan.yaml"], 2, ".yaml"),
+        ([SPEC, "--check", "none.yaml"], 2, "none.yaml"),
+        ([SPEC, "--set", "target.precision=int8"], 2, "fp32, bf16 or fp16"),
+        ([SPEC, "--sweep", "target.count"], 2, "key.path=value"),
+        ([SPEC, "--sweep", "target.count=1,2", "target.count=4"], 2, "twice"),
+        ([SPEC, "--sweep", "target.count=8", "--why"], 2, "about one plan"),
+        ([SPEC, "--set", "target.hardware=a100"], 1, "VLMC150"),
+        ([SPEC, "--set", "target.price=0"], 1, "VLMC012"),
+        ([SPEC, "--set", "target.network_gbps=0"], 1, "VLMC012"),
+        ([SPEC, "--set", "training.optimiser=adm"], 1, "adamw"),
+        ([SPEC, "--set", "target.parallel={data: 16}"], 1, "VLMC155"),
+        ([SPEC, *TRAIN, "--batch", "7", "--set", "target.parallel={data: 4}"], 2, "divisible"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused(words: list[str], code: int, said: str) -> None:
+    result = call(*words)
+    assert result.exit_code == code, result.output
+    assert said in result.output
+
+
+def test_a_design_without_a_target_is_told_how_to_get_one(tmp_path: Path) -> None:
+    spec = tmp_path / "bare.yaml"
+    spec.write_text("encoder: clip-vit-l-14-336\nadapter: mlp\nlanguage: vicuna-7b-v1.5\n")
+    result = call(str(spec))
+    assert result.exit_code == 2
+    assert "target.hardware=a100-80gb" in result.output
+    done(str(spec), "--set", "target.hardware=b200", "--set", "target.count=8")
+
+
+def test_a_plan_is_checked(tmp_path: Path) -> None:
+    done(SPEC, *TRAIN, *PIPELINE)
+    assert "sound" in done(SPEC, *TRAIN, "--check", "plan.yaml")
+    result = call(LLAVA, *TRAIN, "--count", "8", "--check", "plan.yaml")
+    assert result.exit_code == 1
+    assert "VLMC160" in result.output
+    text = (tmp_path / "plan.yaml").read_text(encoding="utf-8")
+    (tmp_path / "plan.yaml").write_text(text.replace("last: 79", "last: 7"), encoding="utf-8")
+    result = call(SPEC, *TRAIN, "--check", "plan.yaml", "--json")
+    assert result.exit_code == 1
+    assert {one["code"] for one in json.loads(result.output)["diagnostics"]} == {"VLMC162"}
+
+
+def test_a_sweep_gives_a_table_a_csv_and_a_picture(
+    tmp_path: Path, asked_for: list[dict[str, Any]]
+) -> None:
+    out = done(SPEC, *TRAIN, *FEW, "--sweep", "adapter.queries=32,64", "target.count=12,16,32")
+    assert "written: sweep/sweep.csv, sweep/pareto.svg" in out
+    assert "no plan for adapter.queries=32, target.count=12: VLMC109" in out  # 12 / (2 x 8)
+    with (tmp_path / "sweep" / "sweep.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["adapter.queries"] for row in rows] == ["32"] * 3 + ["64"] * 3
+    assert [row["visual_tokens"] for row in rows] == ["", "32", "32", "", "64", "64"]
+    assert [bool(row["fault"]) for row in rows] == [True, False, False] * 2
+    assert all(float(row["sequences_per_second"]) > 0 for row in rows if not row["fault"])
+    svg = (tmp_path / "sweep" / "pareto.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(svg)
+    assert "64 visual tokens" in svg
+    assert len(asked_for) == 2  # one analysis for each design, whatever it is planned for
+    document = json.loads(
+        done(SPEC, *TRAIN, *FEW, "--sweep", "target.count=16,32", "--output", "again", "--json")
+    )
+    assert [row["chosen"]["target.count"] for row in document["rows"]] == ["16", "32"]
+    assert (tmp_path / "again" / "sweep.csv").exists()
+
+
+def test_the_twin_is_planned_on_the_target_of_the_design(tmp_path: Path) -> None:
+    """The design itself would need 18 such devices; degrees are held to the twin's heads."""
+    words = ["--set", "target.hardware=t4", "--set", "target.precision=fp16", "--set",
+             "target.count=2"]  # fmt: skip
+    assert "VLMC152" in call(SPEC, *words).output
+    out = CliRunner().invoke(app, ["plan", SPEC, "--mini", *words]).output
+    assert "VLMC152" not in out
+    result = call(SPEC, "--mini", *words, "--set", "target.parallel.tensor=8")
+    assert "VLMC109" in result.output
