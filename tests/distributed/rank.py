@@ -14,11 +14,13 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor
+from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 
 from tests.distributed.one_process import gradients, loaded
 from vlmc.runtime.parallel.engine import Engine
 from vlmc.runtime.parallel.plan_file import read_plan
+from vlmc.runtime.parallel.training import Training
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -63,14 +65,15 @@ def compare(work: dict[str, Any]) -> dict[str, Any]:
     scale = torch.stack([grad.norm() for grad in wanted.values()]).max()
     for name, grad in wanted.items():
         got = found.pop(name, torch.zeros_like(grad))
-        norm = grad.norm()
+        # Gradients a thousand times below the largest are sums of rounded terms far above them.
+        norm = grad.norm().clamp(min=float(scale) / 1000)
         if name.endswith("key.bias"):
             # What is added to all keys alike changes no attention: its gradient is noise around 0.
             norm = scale
         elif grad.numel() == 1:
             # One sum over all tokens, whose terms all but cancel: rounding is that of the terms.
             norm = norm.clamp(min=float(scale) / 100)
-        error = float((got - grad).norm() / norm) if float(norm) else float(got.norm())
+        error = float((got - grad).norm() / norm)
         if error > worst:
             worst, where = error, name
     extra = [name for name, grad in found.items() if float(grad.abs().max()) > 0]
@@ -83,7 +86,91 @@ def compare(work: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-WORK: dict[str, Callable[[dict[str, Any]], Any]] = {"compare": compare}
+def lengths(work: dict[str, Any]) -> dict[str, Any]:
+    """Two steps of unlike shapes by one engine: the second beside one process."""
+    engine = engine_of(work)
+    engine.step(work["before"])
+    for stage in engine.stages:
+        stage.zero_grad()
+    loss, (wanted, _) = engine.step(work["rows"]), gradients(work)
+    return {"loss": abs(loss - wanted) / abs(wanted)}
+
+
+def frozen(work: dict[str, Any]) -> dict[str, Any]:
+    """What a step of the optimiser changes, and what it keeps state of."""
+    engine = engine_of(work)
+    training = Training(engine, learning_rate=1e-2)
+    before = {n: whole(p.detach()).clone() for n, p in engine.parameters().items()}
+    training.step(work["rows"])
+    found: dict[str, Any] = {"changed": [], "kept": [], "frozen_state": []}
+    for name, parameter in engine.parameters().items():
+        same = torch.equal(whole(parameter.detach()), before[name])
+        found["kept" if same else "changed"].append(name)
+        if parameter in training.optimiser.state and not parameter.requires_grad:
+            found["frozen_state"].append(name)
+    return found
+
+
+def resume(work: dict[str, Any]) -> dict[str, Any]:
+    """Losses of a run that goes on, and of runs of other plans from its checkpoint."""
+    folder = Path(sys.argv[1]) / "checkpoint"
+    training = Training(engine_of(work), learning_rate=1e-2)
+    batches = work["batches"]
+    losses = [training.step(rows) for rows in batches[:2]]
+    training.save(folder)
+    losses += [training.step(rows) for rows in batches[2:]]
+    found: dict[str, Any] = {"losses": losses, "resumed": []}
+    for plan in work["others"]:
+        other = Training(engine_of({**work, "plan": plan}), learning_rate=1e-2)
+        other.resume(folder)
+        found["resumed"].append([other.step(rows) for rows in batches[other.steps :]])
+    return found
+
+
+def executed(work: dict[str, Any]) -> list[list[tuple[int, str, int]]]:
+    """What each rank did in a step, in its order."""
+    done: list[tuple[int, str, int]] = []
+    forward, backward = PipelineStage.forward_one_chunk, PipelineStage.backward_one_chunk
+    weight = PipelineStage.backward_weight_one_chunk
+
+    def on_forward(self: Any, number: int, *given: Any, **named: Any) -> Any:
+        done.append((self.stage_index, "F", number))
+        return forward(self, number, *given, **named)
+
+    def on_backward(self: Any, number: int, *given: Any, **named: Any) -> Any:
+        full = named.get("full_backward", True)
+        done.append((self.stage_index, "B" if full else "I", number))
+        return backward(self, number, *given, **named)
+
+    def on_weight(self: Any, number: int, *given: Any, **named: Any) -> Any:
+        done.append((self.stage_index, "W", number))
+        return weight(self, number, *given, **named)
+
+    PipelineStage.forward_one_chunk = on_forward
+    PipelineStage.backward_one_chunk = on_backward
+    PipelineStage.backward_weight_one_chunk = on_weight
+    try:
+        engine_of(work).step(work["rows"])
+    finally:
+        PipelineStage.forward_one_chunk = forward
+        PipelineStage.backward_one_chunk = backward
+        PipelineStage.backward_weight_one_chunk = weight
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, done)
+    return everyone
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+WORK: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "compare": compare,
+    "lengths": lengths,
+    "frozen": frozen,
+    "resume": resume,
+    "executed": executed,
+}
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -25,6 +24,7 @@ from vlmc.ir import Arch
 from vlmc.resolver import resolve
 from vlmc.runtime.parallel.batches import Row
 from vlmc.runtime.parallel.parts import Parts
+from vlmc.runtime.parallel.plan_file import design_hash
 from vlmc.runtime.parallel.vision import vision_steps
 from vlmc.runtime.parallel.words import word_steps
 from vlmc.spec.loader import load
@@ -93,7 +93,7 @@ def plan(made: Twin, cut: tuple[str, ...] = (), **given: Any) -> Document:
         for place, (first, last) in enumerate(zip(edges, edges[1:], strict=False))
     ]
     frozen = [node.role for node in made.arch.nodes if not node.frozen]
-    spec = hashlib.sha256((made.folder / "spec.resolved.yaml").read_bytes()).hexdigest()
+    spec = design_hash(made.folder / "spec.resolved.yaml")
     return {
         "version": 1,
         "design": made.arch.name,

@@ -9,6 +9,7 @@ from vlmc.emit.bundle.late import (
     ABSENT,
     DEFINITIONS,
     NEEDED,
+    PRESENT,
     deferring,
     is_late,
     is_present,
@@ -28,18 +29,25 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 """
 
 
-def bundled(header: str, portions: Sequence[Portion], closing: str) -> str:
-    """The text of the file: `header` is its docstring, `closing` the code at its end.
+def bundled(
+    header: str,
+    portions: Sequence[Portion],
+    closing: str,
+    *,
+    present: Sequence[str] = PRESENT,
+) -> str:
+    """The text of the file: `header` is its docstring, `closing` the code at its end. Packages that
+    are `present` are imported at its start, all others when they are first used.
 
     Raises Unportable where a name means two things, or a module takes what does not stand before
     it.
     """
-    portions = [deferring(one) for one in portions]
+    portions = [deferring(one, present) for one in portions]
     _check_names(portions)
     _check_order(portions)
     lines = {line for one in portions for line in one.imports} - set(_START)
-    late = sorted(line for line in lines if is_late(line))
-    needed = sorted(line for line in lines if is_present(line))
+    late = sorted(line for line in lines if is_late(line, present))
+    needed = sorted(line for line in lines if is_present(line, present))
     types = sorted({*late, *(line for one in portions for line in one.for_types)})
     parts = [
         f'"""{header.rstrip()}\n"""',
@@ -53,7 +61,10 @@ def bundled(header: str, portions: Sequence[Portion], closing: str) -> str:
     if late:
         parts.append("\n".join(NEEDED))
     if needed:
-        parts.append(f"try:\n{_indented(needed)}\n{ABSENT}")
+        absent = ABSENT
+        if "yaml" in present:
+            absent = absent.replace('"Pillow"}', '"Pillow", "yaml": "PyYAML"}')
+        parts.append(f"try:\n{_indented(needed)}\n{absent}")
     if late:
         parts.append(DEFINITIONS)
     if types:

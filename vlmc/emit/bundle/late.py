@@ -49,14 +49,14 @@ NEEDED = ("import functools", "import importlib", "from collections.abc import C
 """What they import."""
 
 
-def is_late(line: str) -> bool:
+def is_late(line: str, present: Sequence[str] = PRESENT) -> bool:
     """Whether an import is of a package that one engine alone may need."""
-    return any(one not in PRESENT and one not in sys.stdlib_module_names for one in _imported(line))
+    return any(one not in present and one not in sys.stdlib_module_names for one in _imported(line))
 
 
-def is_present(line: str) -> bool:
+def is_present(line: str, present: Sequence[str] = PRESENT) -> bool:
     """Whether an import is of a package that every engine needs."""
-    return any(one in PRESENT for one in _imported(line))
+    return any(one in present for one in _imported(line))
 
 
 def _imported(line: str) -> list[str]:
@@ -82,12 +82,12 @@ def stand_ins(lines: Iterable[str]) -> list[str]:
     return made
 
 
-def deferring(portion: Portion) -> Portion:
+def deferring(portion: Portion, present: Sequence[str] = PRESENT) -> Portion:
     """The module with its decorators out of late packages applied at the first call.
 
     Raises Unportable where importing the module itself would use such a package.
     """
-    late = [line for line in portion.imports if is_late(line)]
+    late = [line for line in portion.imports if is_late(line, present)]
     if not late:
         return portion
     packages = {name for line in late for name, _ in _packages(line)}

@@ -11,7 +11,9 @@ def parts_of(arch: Arch) -> Parts:
     image = arch.node("encoder").inputs[0].type.dims[1:]
     return Parts(
         name=arch.name,
-        parts={node.role: Part(kind=node.kind, arguments=dict(node.arguments)) for node in arch.nodes},
+        parts={
+            node.role: Part(kind=node.kind, arguments=dict(node.arguments)) for node in arch.nodes
+        },
         image=tuple(int(size) for size in image),
         places=arch.tokens.per_image,
         context=arch.tokens.context,

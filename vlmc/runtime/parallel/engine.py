@@ -167,7 +167,9 @@ class Engine:
 
     def _schedule(self, feed: Sequence[Data]) -> Any:
         """PyTorch's schedule for micro-batches of these shapes."""
-        key = tuple((k, tuple(v.shape)) for k, v in sorted(feed[0].items()) if isinstance(v, Tensor))
+        key = tuple(
+            (k, tuple(v.shape)) for k, v in sorted(feed[0].items()) if isinstance(v, Tensor)
+        )
         if key not in self._schedules:
             sent = borders(self.parts, self.whole, self.cuts, feed[0], self.dtype)
             self._schedules = {key: self._made(sent, len(feed))}

@@ -15,7 +15,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.batches import Row
 from vlmc.runtime.parallel.parts import Parts
 
-_KEYS = {"input_ids", "labels", "pixel_values"}
+_LINE_KEYS = {"input_ids", "labels", "pixel_values"}
 
 
 def batches_of(
@@ -72,7 +72,7 @@ def _row(
         document: Any = json.loads(line)
     except ValueError as error:
         raise UsageError(f"{where} is not JSON: {error}") from None
-    if not isinstance(document, dict) or not _KEYS >= set(document) >= {"input_ids"}:
+    if not isinstance(document, dict) or not _LINE_KEYS >= set(document) >= {"input_ids"}:
         raise UsageError(f"{where}: expected input_ids, and labels and pixel_values where needed")
     words, labels = document["input_ids"], document.get("labels")
     vocabulary = int(parts.argument("language", "vocabulary"))
