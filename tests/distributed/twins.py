@@ -49,12 +49,13 @@ class Twin:
 
 def twin(name: str, folder: Path) -> Twin:
     """The twin of a spec, its weights random and its gates open."""
-    arch = resolve(load(ROOT / f"specs/{name}.yaml").spec(), mini=True)
+    spec = load(ROOT / f"specs/{name}.yaml").spec()
+    arch = resolve(spec, mini=True)
     model = instantiate(arch, device="cpu")
     initialise(model, seed=0, open_gates=True)
     (folder / "weights").mkdir(parents=True)
     (folder / "model.py").write_text(source(arch))
-    (folder / "spec.resolved.yaml").write_text(f"name: {arch.name}\n")
+    (folder / "spec.resolved.yaml").write_text(json.dumps(spec.mini().model_dump(mode="json")))
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     save_file(state, folder / "weights" / "model.safetensors")
     return Twin(folder, arch, parts_of(arch))
