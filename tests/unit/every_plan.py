@@ -145,10 +145,11 @@ def ways(pipeline: int, times: int) -> Iterator[tuple[Any, int]]:
 
 
 def every_checkpointing(report: GraphReport) -> list[tuple[Any, Any]]:
-    """Of the encoder's side and of the rest; where nothing is saved, all are the same."""
+    """Of the encoder's side and of the rest; where no stack saves anything, all are the same."""
     words = ("none", "selective", "full")
-    vision = any(block.role in VISION and block.reached for block in report.blocks)
-    language = any(block.role not in VISION and block.reached for block in report.blocks)
+    stacks = [block for block in report.blocks if block.reached and "*" in block.name]
+    vision = any(block.role in VISION for block in stacks)
+    language = any(block.role not in VISION for block in stacks)
     return list(product(words if vision else words[:1], words if language else words[:1]))
 
 

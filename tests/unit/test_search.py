@@ -1,14 +1,37 @@
-"""The search finds the best plan, proves it, and says why."""
+"""The search finds the best plan, proves it, and says why; where there is none, it says that."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+from typing import Any
+
 import pytest
 from every_plan import fastest, instance
+from graph_reports import cluster, flamingo_80b, random_report, small_device
 
-from vlmc.partition.request import Infeasible
+from vlmc.diagnostics.faults import UsageError
+from vlmc.hardware.cluster import Cluster
+from vlmc.hardware.device import device
+from vlmc.partition.chain import Chain
+from vlmc.partition.costs import Rooflines
+from vlmc.partition.leaf import Leaf, best_cuts
+from vlmc.partition.pace import pace
+from vlmc.partition.request import Infeasible, Request
+from vlmc.partition.schedule import order, simulate
 from vlmc.partition.search import find
+from vlmc.partition.setting import Setting
+from vlmc.partition.solve import solve_batch, solve_budget, solve_count
+from vlmc.partition.why import balance
 
-INSTANCES = 120
+INSTANCES = 200
+TRAIN = Request(mode="train", batch=256, text=2048, images=5, tokens=64)
+SERVE = Request(mode="serve", batch=8, text=640, images=5, tokens=64)
+
+
+def a100(count: int, **changes: Any) -> Cluster:
+    return replace(cluster(device("a100-80gb"), count), **changes)
 
 
 @pytest.mark.parametrize("first", range(0, INSTANCES, 20))
@@ -27,3 +50,223 @@ def test_the_gap_to_brute_force_is_zero(first: int) -> None:
         assert found.proven
         fitted += 1
     assert fitted >= 5
+
+
+@pytest.fixture(scope="module")
+def leaves() -> dict[str, Leaf]:
+    """Flamingo-80B on 64 devices, eight pipeline groups, by schedule."""
+    lines = Rooflines(flamingo_80b(), a100(64), TRAIN)
+    common: dict[str, Any] = {"pipeline": 8, "data": 4, "tensor": 2, "sequence_parallel": True}
+    found: dict[str, Leaf] = {}
+    for schedule, chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zero_bubble", 1)):
+        setting = Setting(
+            **common,
+            schedule=schedule,
+            chunks=chunks,
+            micro_batches=16,
+            micro_batch=4,
+            zero=3,
+            language_keeps="full",
+        )
+        leaf = best_cuts(Chain(lines, setting), float("inf"))
+        assert leaf is not None
+        found[schedule] = leaf
+    return found
+
+
+def simulated(leaf: Leaf) -> float:
+    """Seconds by the simulator, the tail of the step and messages left out."""
+    chain, setting = leaf.chain, leaf.chain.setting
+    stages = list(pairwise((0, *leaf.ends)))
+
+    def duration(stage: int, op: str, micro_batch: int) -> float:
+        del micro_batch
+        first, end = stages[stage]
+        late = chain.late[end] - chain.late[first]
+        back = chain.backward[end] - chain.backward[first]
+        forward = chain.forward[end] - chain.forward[first]
+        return {"F": forward, "B": back, "I": back - late, "W": late}[op]
+
+    actions = order(setting.schedule, setting.pipeline, setting.micro_batches, setting.chunks)
+    return simulate(actions, duration, lambda one, two: 0.0).seconds
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero_bubble"])
+def test_the_closed_form_agrees_with_the_simulation(schedule: str, leaves: dict[str, Leaf]) -> None:
+    leaf = leaves[schedule]
+    chain = leaf.chain
+    chain.tail = [0.0] * len(chain.tail)
+    chain.work = [
+        chain.setting.micro_batches * (one + two)
+        for one, two in zip(chain.forward, chain.backward, strict=True)
+    ]
+    chain.lines.cluster = replace(chain.lines.cluster, network_gbps=1e12, latency=0.0)
+    closed = pace(chain, leaf.ends).seconds
+    assert simulated(leaf) == pytest.approx(closed, rel=0.05)
+    if schedule in ("gpipe", "1f1b"):
+        assert simulated(leaf) <= closed * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero_bubble"])
+def test_the_closed_form_is_exact_for_equal_stages(schedule: Any) -> None:
+    report = flamingo_80b()
+    layer = report.order.index(7)
+    block = report.blocks[report.order[layer]]
+    operators = tuple(
+        replace(one, phase=phase)
+        for phase in ("forward", "backward_input", "backward_weight")
+        for one in block.operators
+        if one.phase == "forward"
+    )
+    block = replace(block, trained=True, operators=operators, parameters=10**6)
+    twin = replace(report, blocks=(block,), order=(0,) * 16)
+    fast = a100(4, node_gbps=1e15, latency=0.0)
+    request = replace(TRAIN, batch=16, optimiser="sgd")
+    lines = Rooflines(twin, fast, request)
+    setting = Setting(
+        pipeline=4,
+        micro_batch=2,
+        micro_batches=8,
+        schedule=schedule,
+        chunks=2 if schedule == "interleaved" else 1,
+    )
+    leaf = best_cuts(Chain(lines, setting), float("inf"))
+    assert leaf is not None
+    tail = leaf.chain.tail[-1] / 4
+    assert simulated(leaf) == pytest.approx(leaf.pace.seconds - tail, rel=1e-6)
+
+
+def test_stages_are_balanced(leaves: dict[str, Leaf]) -> None:
+    """Eight groups with 80 layers cannot be equal; no cut is more so, as brute force shows."""
+    assert balance(leaves["1f1b"]) <= 1.06
+    even = find(flamingo_80b(), a100(64), replace(TRAIN, pipeline=4, schedule="1f1b"))
+    assert even.plan.predicted is not None
+    assert any("times the mean" in line for line in even.why)
+
+
+def test_a_plan_holds_every_block_once() -> None:
+    plan = find(flamingo_80b(), a100(64), replace(TRAIN, pipeline=8)).plan
+    held = [
+        (one.block, number)
+        for stage in plan.stages
+        for one in stage.holds
+        for number in range(one.first, one.last + 1)
+    ]
+    report = flamingo_80b()
+    assert len(held) == len(set(held)) == len(report.order)
+    assert [name for name, _ in held] == [report.blocks[block].name for block in report.order]
+    assert plan.mesh.ranks == 64
+    assert plan.micro_batches * plan.micro_batch * plan.mesh.data == 256
+
+
+def test_parts_of_the_time_add_up() -> None:
+    plan = find(flamingo_80b(), a100(64), replace(TRAIN, pipeline=8, tensor=2)).plan
+    known = plan.predicted
+    assert known is not None
+    parts = known.compute_seconds + sum(one.seconds for one in known.collectives)
+    assert parts + known.bubble_seconds == pytest.approx(known.step_seconds)
+    assert known.mfu is not None
+    assert 0.2 < known.mfu < 0.9
+    assert all(one.total <= 80e9 for one in known.memory)
+
+
+def test_a_tensor_group_stays_within_a_node() -> None:
+    plan = find(flamingo_80b(), a100(8, per_node=2), replace(TRAIN, batch=16)).plan
+    assert plan.mesh.tensor <= 2
+
+
+@pytest.mark.parametrize("placement", ["stage_0", "own_group", "replicated", "spread"])
+def test_the_encoder_lies_where_it_is_asked_for(placement: Any) -> None:
+    asked = replace(TRAIN, pipeline=4, tensor=2, schedule="1f1b", placement=placement)
+    plan = find(flamingo_80b(), a100(64), asked).plan
+    first = [one.block for one in plan.stages[0].holds]
+    if placement == "own_group":
+        assert all(name.startswith(("encoder", "adapter")) for name in first)
+    elif placement != "spread":
+        assert any(name.startswith("language") for name in first)
+    if placement == "replicated":
+        assert plan.encoder is not None
+        assert plan.encoder.tensor == 1
+
+
+def test_too_little_memory_is_told_with_its_arithmetic() -> None:
+    with pytest.raises(Infeasible) as caught:
+        find(flamingo_80b(), a100(2), replace(TRAIN, batch=8))
+    assert "the fullest device needs at least" in caught.value.constraint
+    assert "weights" in caught.value.constraint
+    assert "has 80.00 GB" in caught.value.constraint
+    assert caught.value.advice
+
+
+def test_degrees_that_cannot_be_are_told() -> None:
+    with pytest.raises(Infeasible, match="cannot be divided with tensor 3"):
+        find(flamingo_80b(), a100(6), replace(TRAIN, tensor=3))
+
+
+def test_too_slow_is_told_with_what_is_possible() -> None:
+    asked = replace(SERVE, token_limit=1e-4)
+    with pytest.raises(Infeasible, match=r"each further token within 0.1 ms.*takes"):
+        find(flamingo_80b("prefill"), a100(8), asked, decode=flamingo_80b("decode"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimiser": "magic"}, "optimiser must be one of adamw"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"batch": 4, "data": 8}, "batch 4 is smaller than data 8"),
+        ({"batch": 12, "data": 8}, "batch 12 is not divisible by data 8"),
+        ({"data": 3}, "data 3 does not divide 8 devices"),
+        ({"micro_batch": 7}, "micro_batch 7 does not divide"),
+        ({"token_limit": 0.0}, "token_limit must be above 0"),
+    ],
+)
+def test_requests_that_cannot_be_meant(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find(flamingo_80b(), a100(8), replace(TRAIN, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"node_gbps": 0.0}, "need a link within a node"),
+        ({"per_node": 4, "network_gbps": 0.0}, "need a network"),
+        ({"per_node": 3}, "do not fill nodes of 3"),
+        ({"price": 0.0}, "price must be above 0"),
+    ],
+)
+def test_clusters_that_cannot_be_meant(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find(flamingo_80b(), a100(8, **changes), TRAIN)
+
+
+def test_the_fewest_devices() -> None:
+    solved = solve_count(flamingo_80b("prefill"), a100(1), SERVE, decode=flamingo_80b("decode"))
+    assert (solved.value, solved.refused) == (3, 2)
+    assert "needs at least" in solved.reason
+
+
+@pytest.mark.parametrize("what", ["images", "text"])
+def test_the_largest_budget(what: Any) -> None:
+    report = random_report(Random(3))
+    devices = cluster(small_device(0.2), 2)
+    request = Request(mode="train", batch=2, text=64, images=1, tokens=16)
+    solved = solve_budget(report, devices, request, what)
+    assert solved.refused is not None
+    assert "needs at least" in solved.reason
+    one_more = replace(request, **{what: solved.refused})
+    assert fastest(report, devices, replace(request, **{what: solved.value})) is not None
+    assert fastest(report, devices, one_more) is None
+
+
+def test_the_largest_batch_within_a_latency() -> None:
+    asked = replace(SERVE, token_limit=0.2)
+    prompts, tokens = flamingo_80b("prefill"), flamingo_80b("decode")
+    solved = solve_batch(prompts, a100(8), asked, decode=tokens)
+    known = solved.found.plan.predicted
+    assert known is not None
+    assert known.token_seconds is not None
+    assert known.token_seconds <= 0.2
+    assert solved.refused == solved.value + 8
+    with pytest.raises(Infeasible):
+        find(prompts, a100(8), replace(asked, batch=solved.refused), decode=tokens)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import NamedTuple
 
+from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
 from vlmc.partition.costs import ENCODER_SIDE, OVERLAP, BlockCost, Rooflines
-from vlmc.partition.plan import Memory
+from vlmc.partition.plan import Checkpointing, Memory
 from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.schedule import most_held
 from vlmc.partition.setting import Setting
@@ -89,9 +90,6 @@ class Chain:
         self.token_parts = parts(tokens, setting) if tokens else self.parts
         row = [part.forward for part in self.token_parts]
         self.token = [0.0, *accumulate(row[block] for block in order)]
-        ranks = lines.cluster.count
-        self.sends = tuple(lines.send(part.output, ranks) for part in self.parts)
-        self.token_sends = tuple(lines.send(part.output, ranks) for part in self.token_parts)
         self.features = self.outputs[self.encoder - 1] if self.encoder else 0.0
         looks = [
             number == self.encoder - 1 or report.blocks[block].role == "fusion"
@@ -101,7 +99,7 @@ class Chain:
         self.room = lines.cluster.device.memory_bytes
         self.context = min(CONTEXT, self.room / 100)
         self.held = [self._held(group) for group in range(setting.pipeline)]
-        self.message = 2 * max(self.outputs) if setting.pipeline > 1 else 0.0
+        self.message = 2 * (max(self.outputs) + self.features) if setting.pipeline > 1 else 0.0
 
     @property
     def levels(self) -> Levels:
@@ -111,18 +109,23 @@ class Chain:
         first = 1
         if setting.placement in ("stage_0", "replicated"):
             first = max(1, self.encoder)
-        key = (first, self.sends, self.token_sends)
+        apart = setting.placement == "replicated"
+        key = (first, setting.micro_batch, setting.tensor, setting.sequence_parallel, apart)
         if key not in known:
-            known[key] = _levels(self.lines.report.order, *key)
+            places = range(first, self.length)
+            known[key] = _levels(first, [*map(self.send, places)], [*map(self.send_token, places)])
         return known[key]
 
     def send(self, end: int) -> float:
-        """Seconds of a message over a cut."""
-        return self.sends[self.lines.report.order[end - 1]]
+        """Seconds of a message over a cut: what the block before it gives, and visual features
+        where a block behind it still looks at them."""
+        carried = self.features if self.encoder < end and self.looks[-1] > self.looks[end] else 0.0
+        return self.lines.send(self.outputs[end - 1] + carried, self.lines.cluster.count)
 
     def send_token(self, end: int) -> float:
-        """As `send`, for the tokens of answers."""
-        return self.token_sends[self.lines.report.order[end - 1]]
+        """As `send`, for the tokens of answers; what they look at lies in caches."""
+        part = self.token_parts[self.lines.report.order[end - 1]]
+        return self.lines.send(part.output, self.lines.cluster.count)
 
     def _sums(self, of: Callable[[Part], float]) -> list[float]:
         values = [of(part) for part in self.parts]
@@ -200,6 +203,13 @@ class Chain:
         ]
 
 
+def keeps(setting: Setting, block: Block) -> Checkpointing:
+    """Checkpointing of a block. What stands beside the stacks is never computed again."""
+    if not block.reached or "*" not in block.name:
+        return "none"
+    return setting.encoder_keeps if block.role in ENCODER_SIDE else setting.language_keeps
+
+
 def held(setting: Setting, group: int) -> float:
     """The most micro-batches of one of its stages that a group holds, when training."""
     most = most_held(
@@ -208,15 +218,16 @@ def held(setting: Setting, group: int) -> float:
     return (most or setting.micro_batches * setting.chunks) / setting.chunks
 
 
-def _levels(
-    order: Sequence[int], first: int, sends: Sequence[float], token_sends: Sequence[float]
-) -> Levels:
-    kinds = order[first - 1 : -1]
+def _levels(first: int, sends: Sequence[float], token_sends: Sequence[float]) -> Levels:
+    """`first`: the first place of a cut, to which the first of `sends` belongs."""
     found: dict[tuple[int, ...], tuple[float, float, tuple[int, ...]]] = {}
-    for size in sorted({sends[kind] for kind in kinds}):
-        for token in sorted({token_sends[kind] for kind in kinds}):
-            kept = {kind for kind in kinds if sends[kind] <= size and token_sends[kind] <= token}
-            places = (*(at for at, kind in enumerate(kinds, first) if kind in kept), len(order))
+    end = first + len(sends)
+    for size in sorted(set(sends)):
+        for token in sorted(set(token_sends)):
+            kept = (
+                one <= size and two <= token for one, two in zip(sends, token_sends, strict=True)
+            )
+            places = (*compress(range(first, end), kept), end)
             found.setdefault(places, (size, token, places))
     return tuple(found.values())
 
@@ -251,8 +262,8 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         )  # fmt: skip
     trained = cost.parameters if block.trained else 0
     state = OPTIMISERS[request.optimiser]
-    keeps = setting.encoder_keeps if block.role in ENCODER_SIDE else setting.language_keeps
-    again = (0.0, cost.again_selective, cost.again_full)[_KEEPS[keeps]]
+    kept = _KEEPS[keeps(setting, block)]
+    again = (0.0, cost.again_selective, cost.again_full)[kept]
     backward = cost.backward_input + cost.backward_weight + again
     span = data * setting.tensor
     gather = lines.gather(cost.parameters * size, data, span) if zero >= 2 else 0.0
@@ -272,7 +283,7 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         late_forward = max(0.0, gather - OVERLAP * cost.forward)
         if block.reached:
             late_backward = max(0.0, gather + scatter - OVERLAP * backward)
-    saved = cost.saved[_KEEPS[keeps]]
+    saved = cost.saved[kept]
     copied = cost.parameters * size if zero == 3 or (trained and size < 4) else 0.0
     return Part(
         forward=cost.forward + late_forward,

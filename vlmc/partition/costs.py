@@ -62,10 +62,11 @@ class Rooflines:
         self.number = request.precision
         self.text = text or request.text
         self.levels: dict[
-            tuple[int, tuple[float, ...], tuple[float, ...]],
+            tuple[int, int, int, bool, bool],
             tuple[tuple[float, float, tuple[int, ...]], ...],
         ] = {}
-        """Of chains with such messages: where they can be cut."""
+        """By the first place of a cut, micro-batch, tensor degree, sequence parallelism and
+        whether the encoder is replicated: see Chain.levels."""
         self._read: dict[int, list[_Work]] = {}
         self._costs: dict[tuple[int, int, bool, bool], tuple[BlockCost, ...]] = {}
 
@@ -239,9 +240,9 @@ def _work(block: Block, sizes: dict[str, int], whole_text: int) -> _Work:
             for one in block.operators
         ),
         saved=(
-            float(block.saved.none(**sizes)),
-            float(block.saved.selective(**sizes)),
-            float(block.saved.full(**sizes)),
+            max(0.0, float(block.saved.none(**sizes))),
+            max(0.0, float(block.saved.selective(**sizes))),
+            max(0.0, float(block.saved.full(**sizes))),
         ),
         output=float(block.output(**sizes)),
         peak_forward=float(block.peak_forward(**sizes)),

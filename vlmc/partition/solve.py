@@ -1,5 +1,5 @@
-"""`auto`: the fewest devices, the most images or words, the largest batch. Each answer comes with the
-plan that does it and with the reason why one more (of devices: one less) does not do."""
+"""`auto`: the fewest devices, the most images or words, the largest batch. Each answer comes with
+the plan that does it and with the reason why one more (of devices: one less) does not do."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def solve_count(
     decode: GraphReport | None = None,
     most: int = MOST_DEVICES,
 ) -> Solved:
-    """The fewest devices on which the request can be met: up to a node any number, then whole nodes.
-    Raises Infeasible with the reason at `most`."""
+    """The fewest devices on which the request can be met: up to a node any number, then whole
+    nodes. Raises Infeasible with the reason at `most`."""
     refused, reason = None, ""
     last: Infeasible | None = None
     for count in _counts(cluster.per_node, most):

@@ -105,7 +105,8 @@ def completions(
     sides: list[tuple[Checkpointing, ...]] = [
         KEEPS
         if any(
-            block.reached and (block.role in ENCODER_SIDE) == side for block in lines.report.blocks
+            block.reached and "*" in block.name and (block.role in ENCODER_SIDE) == side
+            for block in lines.report.blocks
         )
         else ("none",)
         for side in (True, False)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from vlmc.hardware.device import BYTES
-from vlmc.partition.chain import RESERVE, Chain
-from vlmc.partition.costs import ENCODER_SIDE
+from vlmc.partition.chain import RESERVE, Chain, keeps
 from vlmc.partition.leaf import Leaf
 from vlmc.partition.plan import (
     Checkpointing,
@@ -72,10 +71,8 @@ def _checkpointing(chain: Chain) -> dict[str, Checkpointing]:
     setting = chain.setting
     found: dict[str, Checkpointing] = {}
     for block in chain.lines.report.blocks:
-        side = block.role in ENCODER_SIDE
-        keeps = setting.encoder_keeps if side else setting.language_keeps
-        if block.reached and keeps != "none":
-            found[block.name] = keeps
+        if keeps(setting, block) != "none":
+            found[block.name] = keeps(setting, block)
     return found
 
 
@@ -157,6 +154,7 @@ def _collectives(leaf: Leaf) -> Iterator[Collective]:
     blocks = [block for first, end in held for block in chain.lines.report.order[first:end]]
     yield from _tensor(chain, blocks)
     message = max((chain.outputs[end - 1] for end in leaf.ends[:-1]), default=0.0)
+    message += chain.features if len(leaf.ends) > 1 and chain.looks[-1] > 1 else 0.0
     times = setting.micro_batches * setting.chunks
     ways = 2 if chain.lines.request.mode == "train" else 1
     yield Collective(
@@ -181,9 +179,8 @@ def _tensor(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
     size, seconds = 0.0, 0.0
     for number in blocks:
         block, cost = lines.report.blocks[number], costs[number]
-        side = block.role in ENCODER_SIDE
-        keeps = setting.encoder_keeps if side else setting.language_keeps
-        times = 1 + (block.reached and lines.request.mode == "train") * (1 + (keeps == "full"))
+        again = keeps(setting, block) == "full"
+        times = 1 + (block.reached and lines.request.mode == "train") * (1 + again)
         size += cost.exchanged * times * setting.micro_batches
         seconds += cost.exchange_seconds * times * setting.micro_batches
     if not setting.sequence_parallel:
