@@ -36,8 +36,8 @@ def analyse(
     """The blocks of a design and what each costs; nothing of the weights is in memory.
 
     `trained` are the parts that take gradients, by default those that the spec does not freeze;
-    `precision` is that of activations; `frames` those of each image, 1 for stills. Raises UsageError
-    where a design that generates nothing is to decode.
+    `precision` is that of activations; `frames` those of each image, 1 for stills. Raises
+    UsageError where a design that generates nothing is to decode.
     """
     if trained is None:
         trained = tuple(node.role for node in arch.nodes if not node.frozen)
@@ -222,6 +222,7 @@ class _Assembly:
             peak_forward=self._peak(where, forward=True),
             peak_backward=self._peak(where, forward=False),
             all_reduces=all_reduces,
+            tensors=tuple(one.numel() for _, one in parameters),
             cache=ZERO if self.mode == "train" else self._cache(where),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from fractions import Fraction
+from typing import Any
 
 from torch import nn
 
@@ -30,18 +31,20 @@ class Costs:
     def __init__(self, runs: Runs, segments: Segments, trial: Trial) -> None:
         self.runs, self.segments, self.trial = runs, segments, trial
         self._phases = phases(runs)
+        self._splits: dict[str, bool] = {}
         self._by: dict[Where, dict[tuple[str, Phase, bool, bool], list[int]]] = defaultdict(
             lambda: defaultdict(list)
         )
         for index, event in enumerate(runs.first.events):
             if isinstance(event, Call):
-                key = (
-                    event.packet,
-                    self._phases[index],
-                    event.matmul,
-                    is_split(trial.model, event.path),
-                )
+                split = self._is_split(event.path)
+                key = (event.packet, self._phases[index], event.matmul, split)
                 self._by[segments(event.path)][key].append(index)
+
+    def _is_split(self, path: str) -> bool:
+        if path not in self._splits:
+            self._splits[path] = is_split(self.trial.model, path)
+        return self._splits[path]
 
     def operators(self, where: Where) -> tuple[Operator, ...]:
         """Of a block, each kind once a phase."""
@@ -71,7 +74,7 @@ class Costs:
             if self.segments(event.path) == where:
                 size = self.runs.first.figures[index][0]
                 whole += size
-                divided += size if is_split(self.trial.model, event.path) else 0
+                divided += size if self._is_split(event.path) else 0
         return Fraction(divided, whole) if whole else Fraction(0)
 
     def flow(self, where: Where) -> tuple[Polynomial, Polynomial]:
@@ -120,7 +123,7 @@ def phases(runs: Runs) -> dict[int, Phase]:
     return found
 
 
-def is_split(model: nn.Module, path: str) -> bool:
+def is_split(model: Any, path: str) -> bool:
     """Whether tensor parallelism divides what a module computes: what lies within attention and
     MLPs, up to the projection that ends them."""
     if path == "head.projection":
@@ -134,7 +137,7 @@ def is_split(model: nn.Module, path: str) -> bool:
 
 
 def shape(
-    model: nn.Module, where: Where, parameters: list[tuple[str, nn.Parameter]]
+    model: Any, where: Where, parameters: list[tuple[str, nn.Parameter]]
 ) -> tuple[tuple[int, ...], int, int]:
     """What a degree of tensor parallelism must divide, parameters that it divides, and all-reduces
     of the forward pass."""
@@ -168,7 +171,7 @@ def shape(
     return tuple(sorted(limits)), split, branches
 
 
-def cache(model: nn.Module, where: Where, arch: Arch) -> Polynomial:
+def cache(model: Any, where: Where, arch: Arch) -> Polynomial:
     """Numbers that a block keeps of keys and values while it serves: of the sequence's tokens in a
     decoder's layers, of what is read from outside in cross-attention."""
     name, number = where

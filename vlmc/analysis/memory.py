@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Literal
@@ -24,10 +24,6 @@ class States:
     gradient: int = 4
     optimiser: int = 8
     """Adam's two moments; 0 before its first step."""
-    largest: int = 0
-    """Parameters of the largest tensor that is trained."""
-    spare: int = 2
-    """Copies of a tensor that the optimiser makes while it steps, one tensor after another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +85,18 @@ def peak(
                 )
         level += change
         gradients += made
-    spare = states.largest * states.spare * states.trained
+    spare = _stepping([one for block in blocks if block.trained for one in block.tensors])
+    spare *= states.optimiser // 2
     if best.activations + best.gradients < level + gradients + spare:
         best = replace(base, activations=level + spare, gradients=gradients, at="optimiser")
     return best
+
+
+def _stepping(tensors: Sequence[int]) -> int:
+    """Numbers that Adam makes on the way at most, one tensor after another: the root of the second
+    moment and the denominator, while it still holds the denominator before."""
+    before = (0, *tensors)
+    return max((2 * one + last for last, one in zip(before, tensors, strict=False)), default=0)
 
 
 def _level(visit: Visit, kept: Checkpointing) -> Level:

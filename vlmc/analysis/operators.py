@@ -108,14 +108,20 @@ class Memory:
             return _again(known.out), known.cost
         out = func(*args, **kwargs)
         given, made = list(tensors((args, kwargs))), list(tensors(out))
-        storages = {one.untyped_storage()._cdata for one in given}
-        shared = any(one.untyped_storage()._cdata in storages for one in made)
+        storages = {storage_key(one) for one in given}
+        shared = any(storage_key(one) in storages for one in made)
         if shared and not func._schema.is_mutable:
             return out, None
         cost = _cost(func, args, kwargs, out, given, made)
         if not shared:
             self._known[key] = _Made(_form(out), cost)
         return out, cost
+
+
+def storage_key(tensor: Tensor) -> int:
+    """The same for all views of a storage, while it lives."""
+    storage: Any = tensor.untyped_storage()
+    return storage._cdata
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

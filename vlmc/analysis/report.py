@@ -110,6 +110,8 @@ class Block:
     all_reduces: int = 2
     """All-reduces of `output`'s size that tensor parallelism needs in its forward pass; as many in
     the backward pass."""
+    tensors: tuple[int, ...] = ()
+    """Numbers in each of its parameters, in their order."""
     cache: Polynomial = ZERO
     """Bytes of the key/value cache that it holds when it serves, for all tokens of `Sizes`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlmc.analysis.fit import Fit
-from vlmc.analysis.operators import FusedAttention, Memory
+from vlmc.analysis.operators import FusedAttention, Memory, tensors
 from vlmc.analysis.polynomial import Polynomial
 from vlmc.analysis.serving import serving_step
 from vlmc.analysis.shrink import Shrunk
@@ -60,7 +61,11 @@ class Trial:
         self.dtype = dtype
         self.memory = Memory()
         with _format(dtype):
-            self.model = built(shrunk.arch, trained)
+            self.model: Any = built(shrunk.arch, trained)
+        for path, module in self.model.named_modules():
+            if path:
+                module.register_forward_pre_hook(partial(self._called, path))
+                module.register_forward_hook(partial(self._returned, path), always_call=True)
         self.step: Step = (
             training_step(shrunk.arch, frames)
             if mode == "train"
@@ -90,19 +95,24 @@ class Trial:
     def _once(self, point: Mapping[str, int]) -> Record:
         given = self._given(point)
         self.model.zero_grad(set_to_none=True)
-        recorder = Recorder(self.model, self.memory)
-        self.recorder = recorder
+        recorder = self.recorder = Recorder(self.model, self.memory)
         recorder.give([*self.model.parameters(), *given.values()])
-        with FusedAttention(), recorder.hooked(), recorder:
+        with _uncollected(), FusedAttention(), recorder:
             loss = self.step.run(self.model, given, recorder)
             if loss is not None and loss.requires_grad:
                 recorder.backward(loss)
         return recorder.finish()
 
+    def _called(self, path: str, *_: object) -> None:
+        self.recorder.called(path)
+
+    def _returned(self, path: str, _: object, given: object, made: object) -> None:
+        self.recorder.returned(path, given, made)
+
     @contextmanager
     def _checkpointed(self, kept: Kept) -> Generator[None]:
         """Runs blocks, or attention within them, through torch.utils.checkpoint."""
-        wrapped: list[nn.Module] = []
+        wrapped: list[Any] = []
         for path, module in self.model.named_modules():
             stack, _, number = path.rpartition(".")
             block = stack in self.stacks and number.isdigit()
@@ -119,7 +129,7 @@ class Trial:
                 del module.forward
 
     def _again(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not any(one.requires_grad for one in _tensors(args, kwargs)) and not any(
+        if not any(one.requires_grad for one in tensors((args, kwargs))) and not any(
             one.requires_grad for one in self.model.get_submodule(path).parameters()
         ):
             return forward(*args, **kwargs)
@@ -129,7 +139,8 @@ class Trial:
             with FusedAttention(), self.recorder.inside(path):
                 return forward(*inner, **more)
 
-        return checkpoint(body, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        again: Any = checkpoint
+        return again(body, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def built(arch: Arch, trained: tuple[Role, ...]) -> nn.Module:
@@ -148,11 +159,16 @@ def built(arch: Arch, trained: tuple[Role, ...]) -> nn.Module:
     return model
 
 
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    flat: list[Any] = []
-    for one in (*args, *kwargs.values()):
-        flat.extend(one if isinstance(one, (tuple, list)) else [one])
-    return [one for one in flat if isinstance(one, Tensor)]
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Tensors die when nothing refers to them, not when garbage happens to be collected."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Tensors hold shapes alone (the meta device), so nothing is computed and nothing 
 from __future__ import annotations
 
 import bisect
-import gc
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -14,10 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlmc.analysis.operators import Memory, tensors
+from vlmc.analysis.operators import Memory, storage_key, tensors
+
+_INTERNAL: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+"""Where autograd says which node runs, and how many nodes there were before it."""
 
 Pass = Literal["forward", "backward", "recompute"]
 
@@ -72,8 +74,8 @@ class Record:
 class Recorder(TorchDispatchMode):
     """Records what runs within it. `mark` names what glue between modules belongs to."""
 
-    def __init__(self, model: nn.Module, memory: Memory) -> None:
-        super().__init__()
+    def __init__(self, model: Any, memory: Memory) -> None:
+        super().__init__(None)
         self._memory = memory
         self.record = Record()
         self._model = model
@@ -91,7 +93,7 @@ class Recorder(TorchDispatchMode):
         """Storages that are there before: inputs and parameters. They are never recorded."""
         for tensor in tensors:
             self._given -= 1
-            self._live[tensor.untyped_storage()._cdata] = self._given
+            self._live[storage_key(tensor)] = self._given
 
     @contextmanager
     def inside(self, path: str) -> Generator[None]:
@@ -102,31 +104,12 @@ class Recorder(TorchDispatchMode):
         finally:
             self._leave()
 
-    @contextmanager
-    def hooked(self) -> Generator[None]:
-        """Calls of the model's modules say what belongs to them."""
-        handles: list[Any] = []
-        for path, module in self._model.named_modules():
-            if path:
-                enter, leave = self._hooks(path)
-                handles.append(module.register_forward_pre_hook(enter))
-                handles.append(module.register_forward_hook(leave, always_call=True))
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if collecting:
-                gc.enable()
-            for handle in handles:
-                handle.remove()
-
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Any) -> None:
         """Runs the backward pass, within this mode."""
         self._backward = True
         loss.backward()
         self.record.gradients = frozenset(
-            self._live[parameter.grad.untyped_storage()._cdata]
+            self._live[storage_key(parameter.grad)]
             for parameter in self._model.parameters()
             if parameter.grad is not None
         )
@@ -136,16 +119,15 @@ class Recorder(TorchDispatchMode):
         self._references.clear()
         return self.record
 
-    def _hooks(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def enter(*_: object) -> None:
-            self._enter(path)
+    def called(self, path: str) -> None:
+        """A module of the model is called."""
+        self._enter(path)
 
-        def leave(_: object, given: object, made: object) -> None:
-            self._leave()
-            if not self._backward:
-                self.record.flows[path] = (_first(given), _first(made))
-
-        return enter, leave
+    def returned(self, path: str, given: object, made: object) -> None:
+        """A module of the model returns, or fails."""
+        self._leave()
+        if not self._backward:
+            self.record.flows[path] = (_first(given), _first(made))
 
     def _enter(self, path: str) -> None:
         self._paths.append(path)
@@ -159,7 +141,7 @@ class Recorder(TorchDispatchMode):
     def _note(self, path: str) -> None:
         self._before = path
         if not self._backward:
-            self._starts.append(torch._C._autograd._get_sequence_nr())
+            self._starts.append(_INTERNAL._autograd._get_sequence_nr())
             self._owners.append(path)
 
     def _where(self) -> tuple[str, Pass]:
@@ -167,7 +149,7 @@ class Recorder(TorchDispatchMode):
             return self._before, "forward"
         if len(self._paths) > 1:
             return self._paths[-1], "recompute"
-        node = torch._C._current_autograd_node()
+        node = _INTERNAL._current_autograd_node()
         if node is not None and not node.name().endswith("AccumulateGrad"):
             number = node._sequence_nr()
             if number != self._last[0]:
@@ -186,9 +168,7 @@ class Recorder(TorchDispatchMode):
         if cost is None:
             return out
         path, during = self._where()
-        takes = tuple(
-            self._live.get(one.untyped_storage()._cdata, 0) for one in tensors((args, kwargs))
-        )
+        takes = tuple(self._live.get(storage_key(one), 0) for one in tensors((args, kwargs)))
         makes = tuple(self._number(one, path, during) for one in tensors(out))
         name = str(func.overloadpacket)
         if cost.halves is None:
@@ -202,8 +182,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _number(self, tensor: Tensor, path: str, during: Pass) -> int:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+        storage, key = tensor.untyped_storage(), storage_key(tensor)
         if key not in self._live:
             number = len(self._references) + 1
             self._live[key] = number
