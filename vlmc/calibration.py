@@ -12,13 +12,13 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.hardware.host import free_memory
+from vlmc.hardware.processor import processor_says
 
 REPEATS = 7
 LEAST_SECONDS = 2e-3
@@ -139,13 +139,8 @@ def _identity(device: str) -> tuple[str, int, int]:
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "a processor"
+    found = processor_says("model name") or platform.processor() or platform.machine()
+    return found or "a processor"
 
 
 def _memory(

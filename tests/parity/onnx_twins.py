@@ -17,7 +17,7 @@ from vlmc.capture.capture import capture
 from vlmc.capture.graph import Graph
 from vlmc.capture.stages import Layout
 from vlmc.emit.onnx import OnnxOptions
-from vlmc.emit.onnx.writer import Writer, silent
+from vlmc.emit.onnx.writer import Writer, link_weights, silent
 from vlmc.ir import Arch
 from vlmc.passes.pipeline import optimise
 from vlmc.pipeline import load_spec, resolve
@@ -47,10 +47,7 @@ class Twin:
 
     def write(self, weights: Path, folder: Path, opset: int = 23) -> Path:
         """The graphs over `weights`, which lie beside `folder`."""
-        from vlmc.emit.onnx.external import link
-
-        for file in weights.glob("*.safetensors"):
-            link(file, folder / "weights" / file.name)
+        link_weights(weights, folder)
         Writer(self.arch, weights, folder, OnnxOptions(opset=opset), silent).write(self.graphs)
         return folder
 

@@ -22,7 +22,7 @@ from vlmc.emit.beside import beside
 from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
 from vlmc.emit.recipe import digest, source, stats, versions
 from vlmc.emit.store import Store
-from vlmc.hardware.host import processor_says
+from vlmc.hardware.processor import processor_says
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "libcst", "ruff", "numpy")
 

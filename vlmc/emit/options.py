@@ -13,8 +13,11 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 Quantize = Literal["int8", "int4"]
 Layout = Literal["transformers.js"]
 
+OPSETS = (23, 20)
+"""20 is the first with Gelu; 23 the first with Attention, RMSNormalization and RotaryEmbedding."""
+
 _VALID: dict[str, tuple[object, ...]] = {
-    "opset": (23, 20),
+    "opset": OPSETS,
     "quantize": (None, "int8", "int4"),
     "quantize_vision": (False, True),
     "layout": (None, "transformers.js"),

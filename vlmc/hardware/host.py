@@ -57,17 +57,3 @@ def free_disk(folder: Path) -> int:
         if place.exists():
             return shutil.disk_usage(place).free
     return 0
-
-
-def processor_says(*keys: str) -> str | None:
-    """What Linux says of the first processor under the first of `keys` that it has; None where it
-    says nothing."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in keys:
-            return value.strip()
-    return None

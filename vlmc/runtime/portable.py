@@ -2,6 +2,7 @@
 
 PORTABLE = (
     "vlmc.diagnostics.faults",
+    "vlmc.hardware.processor",
     "vlmc.runtime.design",
     "vlmc.runtime.amounts",
     "vlmc.runtime.json_object",

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -94,14 +90,3 @@ class Tables:
             shape=tuple(values.shape),
             location=self.location,
         )
-
-
-def link(file: Path, place: Path) -> None:
-    """Makes `place` the same file as `file`, or a copy where the file system has no links."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        place.unlink()
-    try:
-        os.link(file, place)
-    except OSError:
-        shutil.copyfile(file, place)

@@ -7,9 +7,6 @@ from typing import Literal
 
 Bits = Literal["int8", "int4"]
 
-OPSETS = (20, 23)
-"""20 is the first with Gelu; 23 the first with Attention, RMSNormalization and RotaryEmbedding."""
-
 QUANTISATION = "quantisation.json"
 """Among the graphs: what quantisation costs, as it was measured, and what it may cost."""
 

@@ -20,13 +20,15 @@ from vlmc.capture.capture import capture
 from vlmc.capture.graph import Folded, Graph, Wire
 from vlmc.diagnostics import UsageError
 from vlmc.emit.artifact import Progress, silent
+from vlmc.emit.carry import link
 from vlmc.emit.onnx.builder import TYPES, Builder
-from vlmc.emit.onnx.external import Initializer, Tables, link, of_weights
+from vlmc.emit.onnx.external import Initializer, Tables, of_weights
 from vlmc.emit.onnx.lowering import Lowering
 from vlmc.emit.onnx.measure import QuantisationError, measure
 from vlmc.emit.onnx.operators import OPERATORS
-from vlmc.emit.onnx.options import OPSETS, QUANTISATION, OnnxOptions
+from vlmc.emit.onnx.options import QUANTISATION, OnnxOptions
 from vlmc.emit.onnx.quantise import Quantiser
+from vlmc.emit.options import OPSETS
 from vlmc.ir import Arch
 from vlmc.passes.effect import Effect
 from vlmc.passes.pipeline import optimise
@@ -71,8 +73,7 @@ def write(
         known = " or ".join(str(one) for one in OPSETS)
         raise UsageError(f"ONNX opset {options.opset}: {known} is expected")
     folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted({one.file for one in located(weights).values()}):
-        link(file, folder / WEIGHTS / file.name)
+    link_weights(weights, folder)
     progress("onnx: capturing graphs")
     captured = capture(arch, cache="growing")
     graphs = [optimise(graph, "onnx", tell) for graph in captured]
@@ -86,6 +87,15 @@ def write(
         found = {key: float(f"{value:.3g}") for key, value in asdict(error).items()}
         found["allowed"] = options.threshold
         (folder / QUANTISATION).write_text(json.dumps({options.quantize: found}, indent=2) + "\n")
+
+
+def link_weights(weights: Path, folder: Path) -> None:
+    """The files of `weights` below `folder`, anew where they are there already."""
+    (folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
+    for file in sorted({one.file for one in located(weights).values()}):
+        place = folder / WEIGHTS / file.name
+        place.unlink(missing_ok=True)
+        link(file, place)
 
 
 def check(error: QuantisationError, options: OnnxOptions) -> None:

@@ -23,6 +23,7 @@ from vlmc.builder.located import Located, located
 from vlmc.builder.shards import stored_tensors
 from vlmc.capture.capture import capture
 from vlmc.capture.graph import Folded, Graph, Stored
+from vlmc.capture.program import ORIGIN
 from vlmc.capture.stages import CacheKind
 from vlmc.diagnostics import UsageError
 from vlmc.emit.artifact import Progress
@@ -40,9 +41,6 @@ them: compile/ and aoti/ of one build are made of the same."""
 NUMBERS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 CONSTANTS = "constants.safetensors"
 DESCRIPTION = "graphs.json"
-
-# Where a node comes from: text for people, with paths of the machine that captured it.
-ORIGIN = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node")
 
 
 def write_compile(
@@ -118,7 +116,7 @@ def save_program(graph: Graph, path: Path, dtype: torch.dtype) -> None:
     """
     program: Any = graph.program
     for node in program.graph.nodes:
-        for key in ORIGIN:
+        for key in ORIGIN:  # text for people, with paths of the machine that captured it
             node.meta.pop(key, None)
     program._state_dict = weightless(program.state_dict)
     program._example_inputs = None

@@ -16,7 +16,7 @@ from vlmc.emit.verify.engines import ENGINES, Runtime, opened
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
 from vlmc.emit.verify.subject import Subject, measurable, number_format, threads
-from vlmc.hardware.host import processor_says
+from vlmc.hardware.processor import processor_says
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """The largest error of an engine, relative to eager fp32, by the number format of its weights."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmc.diagnostics.faults import EnvironmentFault
+from vlmc.hardware.processor import processor_says
 from vlmc.runtime.engines.graph_files import GraphFile, GraphFolder
 from vlmc.runtime.engines.mapped_weights import MappedWeights
 
@@ -88,15 +89,7 @@ def missing_features(system: Mapping[str, Any], present: frozenset[str]) -> list
 
 def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """The features of this CPU in the kernel's words; none where the system does not tell."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, words = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(words.split())
-    return frozenset()
+    return frozenset((processor_says("flags", "Features", path=path) or "").split())
 
 
 def _minor(version: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from vlmc.hardware.processor import processor_says
+
 
 def reads_many_rows(graph: str) -> bool:
     """Whether a graph multiplies many rows at once. A step does not: what it would gain is little,
@@ -27,10 +29,7 @@ def onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     backends: Any = torch.backends
     if not (backends.mkl.is_available() and backends.mkldnn.is_available()):
         return False
-    try:
-        vendor = cpuinfo.read_text(encoding="utf-8")
-    except OSError:
-        vendor = platform.processor()
+    vendor = processor_says("vendor_id", path=cpuinfo) or platform.processor()
     return "AuthenticAMD" in vendor
 
 
