@@ -141,7 +141,8 @@ def random_report(random: Random, mode: Mode = "train") -> GraphReport:
             positions = BATCH * (IMAGES * TOKENS if role in ("encoder", "adapter") else TEXT)
             blocks.append(
                 block(
-                    f"{role}.{number}" + random.choice(["", ".*"]), role, 1, random.randint(1, 40) * 100_000,
+                    f"{role}.{number}" + random.choice(["", ".*"]),
+                    role, 1, random.randint(1, 40) * 100_000,
                     positions * random.randint(1, 3), random.choice([64, 128, 256]), mode=mode,
                     trained=trained, reached=reached and mode == "train",
                     limits=random.choice([(1,), (2,), (4, 64), (8,), (3,)])

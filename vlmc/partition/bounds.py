@@ -109,13 +109,11 @@ class Bounds:
     def fits(self, setting: Setting, parts: Sequence[Part]) -> bool:
         """Whether all devices together have room for what they hold at the least: the states and
         one micro-batch."""
-        least = self._sum(
-            [
-                one.weights + one.gradients + one.optimiser + one.saved
-                + one.cache * setting.micro_batches
-                for one in parts
-            ]
-        )  # fmt: skip
+        times = setting.micro_batches
+        least = self._sum([one.weights + one.optimiser + one.cache * times for one in parts])
+        least += max(
+            self._sum([one.gradients for one in parts]), self._sum([one.saved for one in parts])
+        )
         return least * (1 + RESERVE) <= self.lines.cluster.device.memory_bytes * setting.pipeline
 
     def possible(self, setting: Setting, parts: Sequence[Part], under: float) -> bool:
@@ -131,10 +129,12 @@ class Bounds:
         for count, one in zip(self.counts, parts, strict=True):
             work = times * (one.forward + one.backward) + one.tail
             fast = pace // work if work and pace < inf else float(count)
-            states = one.weights + one.gradients + one.optimiser
+            states = one.weights + one.optimiser
             stages = 0.0
             for each in most:
-                size = states + each * one.saved
+                size = states + max(one.gradients, each * one.saved)
+                if each < times or chunks > 1:
+                    size = states + one.gradients + each * one.saved
                 stages += min(fast, room // size if size else count)
             if stages * chunks < count:
                 return False

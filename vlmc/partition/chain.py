@@ -43,7 +43,9 @@ class Part(NamedTuple):
     optimiser: float
     saved: float
     """Of a micro-batch."""
-    transient: float
+    forward_peak: float
+    """Over what is saved."""
+    backward_peak: float
     """Over what is saved."""
     buffers: float
     cache: float
@@ -71,20 +73,32 @@ class Chain:
             for forward, backward, tail in zip(self.forward, self.backward, self.tail, strict=True)
         ]
         self.saved = self._sums(lambda part: part.saved)
-        self.peaks = [
-            before + self.parts[block].saved + self.parts[block].transient
-            for before, block in zip(self.saved, order, strict=False)
+        before = self.saved
+        kept = [self.parts[block] for block in order]
+        self.forward_peaks = [
+            level + part.saved + part.forward_peak
+            for level, part in zip(before, kept, strict=False)
+        ]
+        self.backward_peaks = [
+            level + part.saved + part.backward_peak
+            for level, part in zip(before, kept, strict=False)
         ]
         if report.mode == "train":
             loss = float(report.loss_peak(**lines.sizes(setting.micro_batch)))
-            self.peaks[-1] = max(self.peaks[-1], self.saved[-1] + loss)
+            self.forward_peaks[-1] = max(self.forward_peaks[-1], before[-1] + loss)
         self.weights = self._sums(lambda part: part.weights)
         self.gradients = self._sums(lambda part: part.gradients)
         self.optimiser = self._sums(lambda part: part.optimiser)
         self.cache = [times * size for size in self._sums(lambda part: part.cache)]
+        self.first_peaks = [
+            peak - made for peak, made in zip(self.backward_peaks, self.gradients, strict=False)
+        ]
         self.buffers = [self.parts[block].buffers for block in order]
         self.over = max(self.buffers) + max(
-            peak - level for peak, level in zip(self.peaks, self.saved[1:], strict=True)
+            max(one, two) - level
+            for one, two, level in zip(
+                self.forward_peaks, self.backward_peaks, before[1:], strict=True
+            )
         )
         self.outputs = [self.parts[block].output for block in order]
         self.token_parts = parts(tokens, setting) if tokens else self.parts
@@ -152,7 +166,7 @@ class Chain:
             sum(row[end] - row[first] for first, end in stretches)
             for row in (self.weights, self.gradients, self.optimiser, self.cache, self.saved)
         ]
-        over = max(max(self.peaks[first:end]) - self.saved[end] for first, end in stretches)
+        over = max(self._over(held, first, end) for first, end in stretches)
         looked = any(self.looks[end] > self.looks[first] for first, end in stretches)
         buffers = max(max(self.buffers[first:end]) for first, end in stretches) + self.message
         kinds = {
@@ -160,12 +174,29 @@ class Chain:
             "gradients": sums[1],
             "optimiser": sums[2],
             "cache": sums[3],
-            "activations": held * sums[4] + over,
+            "activations": max(0.0, held * sums[4] + over),
             "vision": self.features * held if looked else 0.0,
             "buffers": buffers,
         }
         reserve = RESERVE * sum(kinds.values()) + self.context
         return Memory(**{kind: int(size) for kind, size in kinds.items()}, reserve=int(reserve))
+
+    def _over(self, held: float, first: int, end: int) -> float:
+        """Bytes at the fullest moment over the model's states and all that is saved. Where no
+        backward pass comes before all forward passes are done, gradients appear only while what is
+        saved of the first micro-batch goes: then it can be below 0."""
+        saved, made = self.saved, self.gradients
+        forward = max(self.forward_peaks[first:end]) - saved[end]
+        backward = max(self.backward_peaks[first:end]) - saved[end]
+        if held < self.setting.micro_batches or self.setting.chunks > 1:
+            return max(forward, backward)
+        one = saved[end] - saved[first]
+        return max(
+            forward - (made[end] - made[first]),
+            max(self.first_peaks[first:end]) + made[first] - saved[end],
+            backward - one if held > 1 else -one,
+            -held * one,
+        )
 
     def fits(self, stage: int, first: int, end: int) -> bool:
         """Whether a stage may hold a stretch: as `memory`. With several stages to a device it
@@ -190,7 +221,7 @@ class Chain:
         if chunks > 1:
             total = total * chunks + self.over
         else:
-            total += max(self.peaks[first:end]) - self.saved[end] + max(self.buffers[first:end])
+            total += self._over(held, first, end) + max(self.buffers[first:end])
         return (total + self.message) * (1 + RESERVE) + self.context <= self.room
 
     def groups(self, ends: Sequence[int]) -> list[list[tuple[int, int]]]:
@@ -257,7 +288,7 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     if request.mode == "serve":
         return Part(
             cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
-            cost.saved[0] + cost.peak_forward, cost.exchanged and cost.output, cost.cache,
+            cost.saved[0] + cost.peak_forward, 0.0, cost.exchanged and cost.output, cost.cache,
             cost.output,
         )  # fmt: skip
     trained = cost.parameters if block.trained else 0
@@ -296,9 +327,8 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         gradients=trained * 4 / (data if zero >= 2 else 1),
         optimiser=trained * state / (data if zero else 1),
         saved=saved,
-        transient=max(
-            cost.peak_forward, cost.peak_backward + cost.saved[0] - saved if block.reached else 0.0
-        ),
+        forward_peak=cost.peak_forward,
+        backward_peak=cost.peak_backward + cost.saved[0] - saved if block.reached else 0.0,
         buffers=4 * copied + (cost.output if cost.exchanged else 0.0),
         cache=0.0,
         output=cost.output,
