@@ -103,6 +103,25 @@ class EnvironmentFault(Exception):
 
 
 # --------------------------------------------------------------------------------------------------
+# What the system says of the processor.
+# --------------------------------------------------------------------------------------------------
+
+
+def processor_says(*keys: str, path: Path = Path("/proc/cpuinfo")) -> str | None:
+    """What Linux says in `path` of the first processor under the first of `keys` that stands there;
+    None where it says nothing."""
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.strip()
+    return None
+
+
+# --------------------------------------------------------------------------------------------------
 # What running a model has to know of its design: numbers and words, as they stand in JSON.
 # --------------------------------------------------------------------------------------------------
 
@@ -4158,15 +4177,7 @@ def missing_features(system: Mapping[str, Any], present: frozenset[str]) -> list
 
 def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """The features of this CPU in the kernel's words; none where the system does not tell."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, words = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(words.split())
-    return frozenset()
+    return frozenset((processor_says("flags", "Features", path=path) or "").split())
 
 
 def _minor(version: str) -> str:
@@ -4267,10 +4278,7 @@ def onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     backends: Any = torch.backends
     if not (backends.mkl.is_available() and backends.mkldnn.is_available()):
         return False
-    try:
-        vendor = cpuinfo.read_text(encoding="utf-8")
-    except OSError:
-        vendor = platform.processor()
+    vendor = processor_says("vendor_id", path=cpuinfo) or platform.processor()
     return "AuthenticAMD" in vendor
 
 

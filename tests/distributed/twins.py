@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from tests.conftest import ROOT
 from vlmc.builder.model import instantiate
 from vlmc.builder.seed import initialise
 from vlmc.emit.backends.model_py import source
+from vlmc.emit.parallel import train_py
 from vlmc.emit.parallel.parts_of import parts_of
 from vlmc.ir import Arch
 from vlmc.resolver import resolve
 from vlmc.runtime.parallel.batches import Row
 from vlmc.runtime.parallel.parts import Parts
-from vlmc.runtime.parallel.plan_file import design_hash
 from vlmc.runtime.parallel.vision import vision_steps
 from vlmc.runtime.parallel.words import word_steps
 from vlmc.spec.loader import load
@@ -55,10 +56,11 @@ def twin(name: str, folder: Path) -> Twin:
     initialise(model, seed=0, open_gates=True)
     (folder / "weights").mkdir(parents=True)
     (folder / "model.py").write_text(source(arch))
-    (folder / "spec.resolved.yaml").write_text(json.dumps(spec.mini().model_dump(mode="json")))
+    (folder / "parallel").mkdir()
+    (folder / "parallel" / "train.py").write_text(train_py.source(spec.mini(), arch))
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     save_file(state, folder / "weights" / "model.safetensors")
-    return Twin(folder, arch, parts_of(arch))
+    return Twin(folder, arch, parts_of(spec.mini(), arch))
 
 
 def rows(made: Twin, count: int, *, seed: int = 0, blind: tuple[int, ...] = ()) -> list[Row]:
@@ -91,14 +93,13 @@ def plan(made: Twin, cut: tuple[str, ...] = (), **given: Any) -> Document:
             "group": place % mesh["pipeline"],
             "holds": [{"block": name, "first": 0, "last": 0} for name in chain[first:last]],
         }
-        for place, (first, last) in enumerate(zip(edges, edges[1:], strict=False))
+        for place, (first, last) in enumerate(pairwise(edges))
     ]
     frozen = [node.role for node in made.arch.nodes if not node.frozen]
-    spec = design_hash(made.folder / "spec.resolved.yaml")
     return {
         "version": 1,
         "design": made.arch.name,
-        "spec": spec,
+        "spec": made.parts.spec,
         "mode": "train",
         "hardware": "l4",
         "count": mesh["pipeline"] * mesh["data"] * mesh["tensor"],

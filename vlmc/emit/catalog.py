@@ -18,6 +18,7 @@ from vlmc.emit.backends import (
     spec_resolved,
     weights,
 )
+from vlmc.emit.parallel import train_py
 from vlmc.spec.document import ArtifactName
 
 
@@ -36,6 +37,7 @@ TEXTS: tuple[TextBackend, ...] = (
     TextBackend("README.md", readme.source),
     TextBackend("model.py", lambda build: model_py.source(build.arch)),
     TextBackend("run.py", lambda build: run_py.source(build.spec, build.arch)),
+    TextBackend(train_py.PATH, lambda build: train_py.source(build.spec, build.arch)),
     TextBackend("arch.txt", lambda build: arch_txt.source(build.arch)),
     TextBackend("spec.resolved.yaml", spec_resolved.source),
 )

@@ -55,6 +55,7 @@ load_weights(model, "weights")
 |---|---|
 | `model.py` | the model, one self-contained file |
 | `run.py` | answers questions by the artifacts in this folder, without vlmc |
+| `parallel/train.py` | trains on many devices as a plan of `vlmc plan` says, without vlmc |
 | `arch.txt` | the design with every width, token count and parameter count inferred |
 | `spec.resolved.yaml` | the spec with presets and defaults written out; itself a spec |
 | `manifest.json` | the hash of each file, what is deferred and why, the predictions |

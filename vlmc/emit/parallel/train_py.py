@@ -13,11 +13,12 @@ from vlmc.emit.inline.layout import LINE_LENGTH
 from vlmc.emit.parallel.parts_of import parts_of
 from vlmc.ir import Arch
 from vlmc.runtime.parallel.modules import PACKAGES, TRAINING
+from vlmc.spec.document import ModelSpec
 
 PATH = "parallel/train.py"
 
 
-def source(arch: Arch) -> str:
+def source(spec: ModelSpec, arch: Arch) -> str:
     """The text of train.py: the same for the same design on any machine."""
     twin = ", the laptop-size twin" if arch.mini else ""
     about = f"Trains {arch.name}{twin} as a plan says: Python 3.11 or newer, torch, PyYAML."
@@ -28,7 +29,7 @@ def source(arch: Arch) -> str:
 # The design of this build.
 {rule}
 
-PARTS = {parts_of(arch)!r}
+PARTS = {parts_of(spec, arch)!r}
 
 if __name__ == "__main__":
     sys.exit(train_main(PARTS, Path(__file__).resolve().parent.parent))
@@ -52,9 +53,9 @@ def _text(module: str) -> str:
 _USE = """\
     torchrun --nproc-per-node 4 parallel/train.py --plan plan.yaml --data train.jsonl --steps 100
 
-It reads model.py, spec.resolved.yaml and weights/ in the folder above. A line of the data holds
-input_ids (with an image token for each image, or none: then images come first), labels where they
-are not the words themselves, and pixel_values: the name of a safetensors file beside it that holds
-pixel_values [images, ...] as the design's processor makes them. --save leaves a checkpoint that
+It reads model.py and weights/ in the folder above. A line of the data holds input_ids (with an
+image token for each image, or none: then images come first), labels where they are not the words
+themselves, and pixel_values: the name of a safetensors file beside it that holds pixel_values
+[images, ...] as the design's processor makes them. --save leaves a checkpoint that
 --resume goes on from, under any plan of this design.\
 """.splitlines()

@@ -24,7 +24,7 @@ class Row:
 
     words: list[int]
     labels: list[int] | list[float] | int | None = None
-    """Of each word, -100 where it is not asked for; what a decoder of its own is to say; of a class,
+    """Of words, -100 where one is not asked for; what a decoder of its own is to say; of a class,
     its number or all scores. None: the words themselves."""
     images: tuple[Tensor, ...] = ()
 

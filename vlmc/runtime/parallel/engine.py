@@ -77,8 +77,7 @@ class Engine:
         prune(model, cut, self.cuts)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(role_of(name) in plan.trained)
-        split_up = plan.schedule == "zero_bubble"
-        stage = Stage(self.parts, model, cut, two_backwards=split_up)
+        stage = Stage(self.parts, model, cut)
         sharded = plan.mesh.data > 1 or self.dtype != torch.float32
         for part in (*_blocks(stage), stage):
             _store(part, self.dtype if sharded else torch.float32)
@@ -272,6 +271,6 @@ def _local(tensor: Tensor) -> Tensor:
 def _put_together(parameter: nn.Parameter) -> None:
     """Brings a gradient to where its parameter lies."""
     grad = parameter.grad
-    if isinstance(grad, DTensor) and isinstance(parameter, DTensor):
-        if grad.placements != parameter.placements:
-            parameter.grad = grad.redistribute(placements=parameter.placements)
+    both = isinstance(grad, DTensor) and isinstance(parameter, DTensor)
+    if both and grad.placements != parameter.placements:
+        parameter.grad = grad.redistribute(placements=parameter.placements)

@@ -19,6 +19,8 @@ class Parts:
     """The parts of a design by role."""
 
     name: str
+    spec: str
+    """The fingerprint of the spec that it was built from, as a plan for it bears."""
     parts: dict[str, Part]
     image: tuple[int, ...]
     """Shape of one image (or of its region features)."""
@@ -45,5 +47,5 @@ class Parts:
 
 def role_of(parameter: str) -> str:
     """The part that a parameter belongs to, by its name in model.py."""
-    first = parameter.split(".")[0]
+    first = parameter.split(".", maxsplit=1)[0]
     return first if first in ("encoder", "adapter", "language", "head") else "fusion"

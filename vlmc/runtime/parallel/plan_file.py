@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,26 +109,12 @@ def read_plan(path: Path) -> Plan:
         raise UsageError(f"{path}: {error}") from None
 
 
-def design_hash(spec: Path) -> str:
-    """The hash of what a model is made of, from its spec.resolved.yaml: its five parts, whatever
-    its name, its target and the places of its checkpoints. UsageError for a damaged file."""
-    try:
-        document: Any = yaml.safe_load(spec.read_text(encoding="utf-8"))
-        parts = {part: {k: v for k, v in document[part].items() if k != "weights"}
-                 for part in ("encoder", "adapter", "fusion", "language", "head")}  # fmt: skip
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{spec} is no resolved spec: build the design again") from None
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_plan(plan: Plan, parts: Parts, spec: Path, ranks: int) -> None:
+def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
     """Raises UsageError unless the plan is for this build, and for so many processes."""
-    found = design_hash(spec)
-    if plan.spec != found:
+    if plan.spec != parts.spec:
         raise UsageError(
-            f"the plan was made for another spec of {plan.design} (sha256 {plan.spec[:12]}…; this "
-            f"build is of {parts.name}, {found[:12]}…): run `vlmc plan` on the present one"
+            f"the plan was made for another spec, {plan.design} ({plan.spec[:12]}); this build is "
+            f"of {parts.name} ({parts.spec[:12]}): run `vlmc plan` on the spec of the build"
         )
     if plan.mesh.ranks != ranks:
         raise UsageError(

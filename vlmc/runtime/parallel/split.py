@@ -36,31 +36,43 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
         if not vision and role_of(path) in ("encoder", "adapter"):
             continue
         if _is_attention(module) or _is_mlp(module):
-            for name, child in module.named_children():
-                if isinstance(child, nn.Linear) and _has_weight(child):
-                    if name in _COLUMNS:
-                        plan[f"{path}.{name}"] = ColwiseParallel()
-                    elif name in _ROWS:
-                        plan[f"{path}.{name}"] = RowwiseParallel()
+            plan |= {f"{path}.{name}": style for name, style in _styles(module).items()}
         if _is_attention(module):
-            for name, dim in _OF_HEADS.items():
-                share(module, name, mesh, Shard(dim), Shard(dim))
-            for name in _HEAD_NORMS:
-                norm = getattr(module, name, None)
-                for own in ("weight", "bias") if isinstance(norm, nn.Module) else ():
-                    share(norm, own, mesh, Replicate(), Partial())
+            _share_heads(module, mesh)
         if path.endswith("_bias.table"):  # scores by distance: a column for each head
             share(module, "weight", mesh, Shard(1), Shard(1))
-    head = getattr(stage.model, "head", None)
     for name in ("projection", "added_projection"):
         # A tied head reads the embedding, which stays whole.
-        if isinstance(getattr(head, name, None), nn.Linear) and _has_weight(getattr(head, name)):
+        projection = getattr(getattr(stage.model, "head", None), name, None)
+        if isinstance(projection, nn.Linear) and _has_weight(projection):
             plan[f"head.{name}"] = ColwiseParallel(output_layouts=Replicate())
     if plan:
         parallelize_module(stage.model, mesh, plan, src_data_rank=None)
     for name, parameter in stage.named_parameters():
         # Parallel modules are given new parameters, which would all ask for gradients.
         parameter.requires_grad_(trained[name])
+
+
+def _styles(module: nn.Module) -> dict[str, ParallelStyle]:
+    """How each projection of a block is shared out: by its outputs, then by its inputs."""
+    found: dict[str, ParallelStyle] = {}
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear) and _has_weight(child):
+            if name in _COLUMNS:
+                found[name] = ColwiseParallel()
+            elif name in _ROWS:
+                found[name] = RowwiseParallel()
+    return found
+
+
+def _share_heads(attention: nn.Module, mesh: DeviceMesh) -> None:
+    """What an attention has beside its projections: rows for each head, and norms of heads."""
+    for name, dim in _OF_HEADS.items():
+        share(attention, name, mesh, Shard(dim), Shard(dim))
+    for name in _HEAD_NORMS:
+        norm = getattr(attention, name, None)
+        for own in ("weight", "bias") if isinstance(norm, nn.Module) else ():
+            share(norm, own, mesh, Replicate(), Partial())
 
 
 def share(

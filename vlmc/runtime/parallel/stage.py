@@ -26,14 +26,15 @@ class Through(torch.autograd.Function):
     no image. A pipeline's transfers are fixed; they fail where a gradient is missing."""
 
     @staticmethod
-    def forward(ctx: Any, count: int, copied: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.shapes = [(one.shape, one.dtype, one.device) for one in tensors[count:]]
-        return tuple(one.clone() if copied else one.view_as(one) for one in tensors[:count])
+        # The same memory, but no view: a pipeline takes what it has sent out of its graph in place.
+        return tuple(one.data for one in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         zeros = [torch.zeros(s, dtype=d, device=where) for s, d, where in ctx.shapes]
-        return (None, None, *gradients, *zeros)
+        return (None, *gradients, *zeros)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,18 +125,13 @@ class Stage(nn.Module):
     """A share of a model. Tensors come in as the stage before sent them, and go out likewise; the
     last stage gives its micro-batch's share of the loss."""
 
-    def __init__(
-        self, parts: Parts, model: nn.Module, cut: Cut, *, two_backwards: bool = False
-    ) -> None:
+    def __init__(self, parts: Parts, model: nn.Module, cut: Cut) -> None:
         super().__init__()
         self.parts = parts
         self.model = model
         self.cut = cut
         self.takes: tuple[str, ...] = ()
         self.feed: list[Data] = []
-        self.two_backwards = two_backwards
-        """Whether gradients of inputs and of weights are made one after the other. PyTorch then
-        takes what a stage sends out of its graph, which it cannot with a view."""
         self.anchor = torch.zeros((), requires_grad=True)
         for step in cut.steps:
             if step.block is not None and step.look is not None:
@@ -148,7 +144,7 @@ class Stage(nn.Module):
         state = self.run(dict(zip(self.takes, given, strict=True)), data)
         sent = tuple(state[name] for name in sorted(state))
         anchor = self.anchor.to(sent[0].device)
-        sent = Through.apply(len(sent), self.two_backwards, *sent, *received, anchor)
+        sent = Through.apply(len(sent), *sent, *received, anchor)
         return sent[0] if self.cut.last else sent
 
     def informed(self, data: Data) -> Data:

@@ -60,7 +60,7 @@ def _options() -> argparse.ArgumentParser:
 
 def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) -> None:
     plan = read_plan(asked.plan)
-    check_plan(plan, parts, folder / "spec.resolved.yaml", int(os.environ.get("WORLD_SIZE", "1")))
+    check_plan(plan, parts, int(os.environ.get("WORLD_SIZE", "1")))
     if (asked.data is None) is not asked.synthetic:
         raise UsageError("give either --data or --synthetic")
     if not (folder / "weights").is_dir():

@@ -1,0 +1,2016 @@
+"""Trains flamingo-3b as a plan says: Python 3.11 or newer, torch, PyYAML.
+
+    torchrun --nproc-per-node 4 parallel/train.py --plan plan.yaml --data train.jsonl --steps 100
+
+It reads model.py and weights/ in the folder above. A line of the data holds input_ids (with an
+image token for each image, or none: then images come first), labels where they are not the words
+themselves, and pixel_values: the name of a safetensors file beside it that holds pixel_values
+[images, ...] as the design's processor makes them. --save leaves a checkpoint that
+--resume goes on from, under any plan of this design.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    # Folders of a build such as onnx/ would pass for the packages of that name.
+    del sys.path[0]
+
+
+import argparse
+import importlib.util
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import cycle, islice
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+try:
+    import torch
+    import torch.autograd
+    import torch.distributed
+    import torch.distributed.checkpoint as dcp
+    import torch.distributed.tensor
+    import torch.nn.functional as F
+    import yaml
+    from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+    from torch.distributed.pipelining import (
+        PipelineStage,
+        Schedule1F1B,
+        ScheduleGPipe,
+        ScheduleInterleaved1F1B,
+        ScheduleInterleavedZeroBubble,
+    )
+    from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        ParallelStyle,
+        RowwiseParallel,
+        parallelize_module,
+    )
+    from torch.utils import checkpoint
+except ModuleNotFoundError as error:
+    package = {"PIL": "Pillow", "yaml": "PyYAML"}.get(error.name or "", error.name)
+    sentence = f"the package {package} is missing: pip install {package}"
+    if "--json" in sys.argv:
+        import json
+
+        print(json.dumps({"version": 1, "error": sentence, "exit": 3}))
+    else:
+        print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(3)
+
+# --------------------------------------------------------------------------------------------------
+# What a user is told without a traceback; needs nothing else of vlmc.
+# --------------------------------------------------------------------------------------------------
+
+
+class UsageError(Exception):
+    """A command that cannot mean anything, such as a file that is not there. Exit code 2."""
+
+
+class EnvironmentFault(Exception):
+    """The design is sound but this machine cannot do what was asked. Exit code 3."""
+
+
+# --------------------------------------------------------------------------------------------------
+# What a training run must know of a design beside its model.py.
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One part: its kind, and the arguments that it was made with."""
+
+    kind: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts of a design by role."""
+
+    name: str
+    spec: str
+    """The fingerprint of the spec that it was built from, as a plan for it bears."""
+    parts: dict[str, Part]
+    image: tuple[int, ...]
+    """Shape of one image (or of its region features)."""
+    places: int
+    """Positions of the text that one image takes: as many tokens stand for it."""
+    context: int | None
+    """Positions that the language model has."""
+
+    def argument(self, role: str, name: str) -> Any:
+        """An argument of a part; None where it takes none of this name."""
+        return self.parts[role].arguments.get(name)
+
+    @property
+    def fusion(self) -> str:
+        """How vision reaches the language model, by what the model does with it."""
+        kind = self.parts["fusion"].kind
+        return {"query_prefix": "prefix"}.get(kind, kind)
+
+    @property
+    def target(self) -> bool:
+        """Whether the words to learn are read by a decoder of their own."""
+        return self.parts["language"].kind == "encoder_decoder"
+
+
+def role_of(parameter: str) -> str:
+    """The part that a parameter belongs to, by its name in model.py."""
+    first = parameter.split(".", maxsplit=1)[0]
+    return first if first in ("encoder", "adapter", "language", "head") else "fusion"
+
+
+# --------------------------------------------------------------------------------------------------
+# plan.yaml as a training run reads it: every field checked, nothing coerced.
+# --------------------------------------------------------------------------------------------------
+
+
+_ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
+_WORDS: dict[str, tuple[str, ...]] = {
+    "mode": ("train", "serve"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "placement": ("stage_0", "own_group", "replicated", "spread"),
+    "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
+}
+_CHECKPOINTING = ("none", "selective", "full")
+_COUNTS = ("count", "per_node", "batch", "micro_batch", "text", "chunks")
+_KEYS = {
+    "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
+    "optimiser", "mesh", "encoder", "placement", "sequence_parallel", "zero", "batch",
+    "micro_batch", "text", "images", "schedule", "chunks", "checkpointing", "stages",
+    "predicted", "bound_seconds",
+}  # fmt: skip
+_NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", "stages")
+_DEFAULTS: dict[str, Any] = {
+    "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "stage_0",
+    "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
+    "count": 1, "per_node": 1, "text": 1, "images": 0, "encoder": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """Ranks = pipeline x data x tensor; tensor neighbours are adjacent."""
+
+    pipeline: int
+    data: int
+    tensor: int
+
+    @property
+    def ranks(self) -> int:
+        """All of them."""
+        return self.pipeline * self.data * self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Blocks of one stack that a stage holds, `last` included."""
+
+    block: str
+    first: int
+    last: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths of its modules."""
+        if "*" not in self.block:
+            return (self.block,)
+        return tuple(self.block.replace("*", str(n)) for n in range(self.first, self.last + 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a training run does."""
+
+    design: str
+    spec: str
+    trained: tuple[str, ...]
+    precision: str
+    optimiser: str
+    mesh: Degrees
+    encoder_tensor: int
+    """Over how many devices encoder and adapter are split."""
+    placement: str
+    sequence_parallel: bool
+    zero: int
+    batch: int
+    micro_batch: int
+    text: int
+    images: int
+    schedule: str
+    chunks: int
+    checkpointing: dict[str, str]
+    stages: tuple[tuple[Held, ...], ...]
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step in each replica."""
+        return self.batch // (self.mesh.data * self.micro_batch)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises UsageError, naming the field, where it is none that can run."""
+    try:
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; `vlmc plan` writes it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not YAML: {reason[:200]}") from None
+    try:
+        return _plan(document)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
+    """Raises UsageError unless the plan is for this build, and for so many processes."""
+    if plan.spec != parts.spec:
+        raise UsageError(
+            f"the plan was made for another spec, {plan.design} ({plan.spec[:12]}); this build is "
+            f"of {parts.name} ({parts.spec[:12]}): run `vlmc plan` on the spec of the build"
+        )
+    if plan.mesh.ranks != ranks:
+        raise UsageError(
+            f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
+            f"torchrun --nproc-per-node {plan.mesh.ranks}"
+        )
+    heads = head_counts(parts)
+    for role, counts in heads.items():
+        degree = plan.encoder_tensor if role in ("encoder", "adapter") else plan.mesh.tensor
+        for what, count in counts:
+            if count % degree:
+                raise UsageError(
+                    f"mesh.tensor: {degree} devices cannot share the {count} {what} of the {role}"
+                )
+
+
+def head_counts(parts: Parts) -> dict[str, list[tuple[str, int]]]:
+    """What tensor parallelism divides in each part, with its name."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for role, part in parts.parts.items():
+        if role not in ("encoder", "adapter", "fusion", "language"):
+            continue
+        for name, what in (("heads", "heads"), ("kv_heads", "key/value heads")):
+            count = part.arguments.get(name)
+            if isinstance(count, int):
+                found.setdefault(role, []).append((what, count))
+        hidden = part.arguments.get("hidden")
+        if isinstance(hidden, int):
+            found.setdefault(role, []).append(("hidden units", hidden))
+    return found
+
+
+def _plan(document: Any) -> Plan:
+    _require(isinstance(document, dict), "the file does not hold a plan")
+    for key in document:
+        _require(key in _KEYS, f"{key} is no field of a plan")
+    for key in _NEEDED:
+        _require(key in document, f"{key} is missing")
+    whole = {**_DEFAULTS, **document}
+    _require(whole["version"] == 1, "this run reads plans of version 1")
+    for key in _COUNTS:
+        _require(_whole(whole[key], 1), f"{key} must be a whole number from 1 on")
+    for key, words in _WORDS.items():
+        _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
+    _require(whole["mode"] == "train", "mode: a plan to serve is not trained with")
+    _require(whole["precision"] != "fp16", "precision: fp16 overflows in training; bf16 or fp32")
+    _require(_whole(whole["images"], 0), "images must be a whole number")
+    _require(_whole(whole["zero"], 0) and whole["zero"] <= 3, "zero must be 0, 1, 2 or 3")
+    for key in ("design", "spec", "optimiser"):
+        _require(isinstance(whole[key], str), f"{key} must be text")
+    _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel must be a boolean")
+    trained = whole["trained"]
+    _require(
+        isinstance(trained, list | tuple) and all(role in _ROLES for role in trained),
+        f"trained must list roles out of {', '.join(_ROLES)}",
+    )
+    _require(bool(trained), "trained names no part: nothing would be learnt")
+    mesh = _degrees("mesh", whole["mesh"])
+    tensor = mesh.tensor
+    if whole["encoder"] is not None:
+        encoder = _degrees("encoder", whole["encoder"])
+        apart = Degrees(1, mesh.data * mesh.tensor, 1)
+        _require(
+            encoder == mesh or (whole["placement"] == "replicated" and encoder == apart),
+            "encoder: it has the degrees of mesh, or is replicated, with as many replicas as data "
+            "and tensor ranks",
+        )
+    if whole["placement"] == "replicated":
+        tensor = 1
+    checkpointing = whole["checkpointing"]
+    _require(
+        isinstance(checkpointing, dict)
+        and all(isinstance(k, str) and v in _CHECKPOINTING for k, v in checkpointing.items()),
+        f"checkpointing must give blocks one of {', '.join(_CHECKPOINTING)}",
+    )
+    plan = Plan(
+        design=whole["design"],
+        spec=whole["spec"],
+        trained=tuple(trained),
+        precision=whole["precision"],
+        optimiser=whole["optimiser"],
+        mesh=mesh,
+        encoder_tensor=tensor,
+        placement=whole["placement"],
+        sequence_parallel=whole["sequence_parallel"],
+        zero=whole["zero"],
+        batch=whole["batch"],
+        micro_batch=whole["micro_batch"],
+        text=whole["text"],
+        images=whole["images"],
+        schedule=whole["schedule"],
+        chunks=whole["chunks"],
+        checkpointing=dict(checkpointing),
+        stages=_stages(whole["stages"], mesh.pipeline, whole["chunks"]),
+    )
+    _check_division(plan)
+    return plan
+
+
+def _check_division(plan: Plan) -> None:
+    share = plan.mesh.data * plan.micro_batch
+    _require(
+        plan.batch % share == 0,
+        f"batch: {plan.batch} sequences are no multiple of {plan.mesh.data} replicas x "
+        f"{plan.micro_batch} sequences of a micro-batch",
+    )
+    looped = plan.schedule in ("interleaved", "zero_bubble")
+    _require(looped or plan.chunks == 1, f"chunks: {plan.schedule} holds one stage on each rank")
+    if plan.mesh.pipeline > 1:
+        _require(
+            plan.schedule != "1f1b" or plan.micro_batches >= plan.mesh.pipeline,
+            f"micro_batch: 1f1b over {plan.mesh.pipeline} stages needs as many micro-batches, "
+            f"there are {plan.micro_batches}",
+        )
+        rounds = max(1, plan.micro_batches // plan.mesh.pipeline)
+        _require(
+            not looped or plan.micro_batches % rounds == 0,
+            f"micro_batch: {plan.micro_batches} micro-batches are no whole rounds of "
+            f"{plan.mesh.pipeline} stages",
+        )
+
+
+def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], ...]:
+    _require(isinstance(given, list) and bool(given), "stages must list what each stage holds")
+    _require(
+        len(given) == pipeline * chunks,
+        f"stages: there are {len(given)}, but {pipeline} groups x {chunks} chunks",
+    )
+    found: list[tuple[Held, ...]] = []
+    for place, stage in enumerate(given):
+        where = f"stages[{place}]"
+        _require(
+            isinstance(stage, dict) and set(stage) == {"group", "holds"},
+            f"{where} must have group and holds",
+        )
+        _require(
+            stage["group"] == place % pipeline,
+            f"{where}.group must be {place % pipeline}: stages follow each other along the groups",
+        )
+        _require(isinstance(stage["holds"], list), f"{where}.holds must be a list")
+        held: list[Held] = []
+        for one in stage["holds"]:
+            _require(
+                isinstance(one, dict)
+                and set(one) == {"block", "first", "last"}
+                and isinstance(one["block"], str)
+                and _whole(one["first"], 0)
+                and _whole(one["last"], 0)
+                and one["first"] <= one["last"],
+                f"{where}.holds: each has block, first and last, first not after last",
+            )
+            held.append(Held(one["block"], one["first"], one["last"]))
+        found.append(tuple(held))
+    return tuple(found)
+
+
+def _degrees(name: str, given: Any) -> Degrees:
+    keys = ("pipeline", "data", "tensor")
+    _require(
+        isinstance(given, dict) and set(given) == set(keys), f"{name} must have {', '.join(keys)}"
+    )
+    for key in keys:
+        _require(_whole(given[key], 1), f"{name}.{key} must be a whole number from 1 on")
+    return Degrees(*(given[key] for key in keys))
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+# --------------------------------------------------------------------------------------------------
+# A model as a chain of steps, so that it can be cut anywhere.
+# --------------------------------------------------------------------------------------------------
+
+
+State = dict[str, Tensor]
+"""What one step leaves to the next: image (within the encoder), features, latents (within the
+adapter), visual, x, encoded, loss; hidden states [rows, tokens, width]."""
+Data = dict[str, Any]
+"""What every stage knows of a micro-batch: see `vlmc.runtime.parallel.batches`."""
+Run = Callable[[Any, State, Data], State]
+"""Runs a step of a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A part of the model that is never cut."""
+
+    name: str
+    """Path of the block, or what stands before or after a stack: as in a plan."""
+    owns: tuple[str, ...]
+    """Paths of the parameters that it reads, or of modules that hold them."""
+    run: Run
+    block: str | None = None
+    """Path of the module that is a unit of its own: for sharding and for checkpointing."""
+    look: Callable[..., Tensor] | None = None
+    """A method that the block is given, called in place of its forward: keys and values of what it
+    looks at are made within it."""
+
+
+def whole(name: str, run: Run, *owns: str) -> Step:
+    """A step that no unit of its own belongs to, reading `owns`."""
+    return Step(name=name, owns=owns, run=run)
+
+
+def unit(path: str, run: Run, look: Callable[..., Tensor] | None = None, *more: str) -> Step:
+    """A step that is one block."""
+    return Step(name=path, owns=(path, *more), run=run, block=path, look=look)
+
+
+def passed(state: State, *gone: str, **new: Tensor) -> State:
+    """The state without `gone`, with `new`."""
+    return {**{name: value for name, value in state.items() if name not in gone}, **new}
+
+
+def numbered(count: int, step: Callable[[int], Step]) -> list[Step]:
+    """The steps of a stack."""
+    return [step(index) for index in range(count)]
+
+
+def at(run: Callable[[int, Any, State, Data], State], index: int) -> Run:
+    """A step's function for one block of a stack."""
+    return partial(run, index)
+
+
+# --------------------------------------------------------------------------------------------------
+# Encoders and adapters as steps.
+# --------------------------------------------------------------------------------------------------
+
+
+def vision_steps(parts: Parts) -> list[Step]:
+    """From pixels (or region features) to visual tokens [images, tokens, width] in `visual`."""
+    made = {"vit": _vit, "nfnet": _nfnet}.get(parts.parts["encoder"].kind, _given)
+    adapter = {"perceiver_resampler": _resampler, "qformer": _qformer}
+    return [*made(parts), *adapter.get(parts.parts["adapter"].kind, _adapter)(parts)]
+
+
+def _stills(parts: Parts, images: Tensor) -> Tensor:
+    """Images [n, 3, h, w] of what may be videos [n, frames, 3, h, w]."""
+    if parts.argument("encoder", "frames") == 1:
+        return images
+    return (images[:, None] if images.ndim == 4 else images).flatten(0, 1)
+
+
+def _joined(x: Tensor, images: Tensor) -> Tensor:
+    """Features of whole videos, from those of their frames."""
+    return x.reshape(images.shape[0], -1, x.shape[-1])
+
+
+def _vit(parts: Parts) -> list[Step]:
+    values = parts.parts["encoder"].arguments
+    chosen: tuple[int, ...] = tuple(values["feature_layers"])
+    several = len(chosen) > 1
+
+    def kept(index: int, x: Tensor) -> State:
+        return {f"kept.{index}": x} if several and index in chosen else {}
+
+    def start(model: Any, state: State, data: Data) -> State:
+        encoder = model.encoder
+        images = _stills(parts, data["images"])
+        x = encoder.patch_embedding(images.to(encoder.patch_embedding.weight.dtype))
+        x = x.flatten(2).transpose(1, 2)
+        if values["class_token"]:
+            x = torch.cat((encoder.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
+        x = x + encoder.position_embedding
+        if values["pre_norm"]:
+            x = encoder.pre_norm(x)
+        return passed(state, image=x, **kept(0, x))
+
+    def layer(index: int, model: Any, state: State, data: Data) -> State:
+        x = model.encoder.layers[index](state["image"])
+        return passed(state, image=x, **kept(index + 1, x))
+
+    def end(model: Any, state: State, data: Data) -> State:
+        normed = values["norm_features"] and values["post_norm"]
+        found = [state[f"kept.{index}"] for index in chosen] if several else [state["image"]]
+        found = [model.encoder.post_norm(x) for x in found] if normed else found
+        x = torch.cat(found, dim=-1) if several else found[0]
+        x = x[:, 1:] if values["drop_class_token"] else x
+        names = [f"kept.{index}" for index in chosen]
+        return passed(state, "image", *names, features=_joined(x, data["images"]))
+
+    first = ("patch_embedding", "class_embedding", "position_embedding", "pre_norm")
+    return [
+        whole("encoder.begin", start, *(f"encoder.{name}" for name in first)),
+        *numbered(max(chosen), lambda n: unit(f"encoder.layers.{n}", at(layer, n))),
+        whole("encoder.end", end, "encoder.post_norm"),
+    ]
+
+
+def _nfnet(parts: Parts) -> list[Step]:
+    def start(model: Any, state: State, data: Data) -> State:
+        encoder = model.encoder
+        images = _stills(parts, data["images"])
+        x = encoder.stem[0](images.to(encoder.stem[0].weight.dtype))
+        for layer in encoder.stem[1:]:
+            x = layer(encoder.activation(x) * parts.argument("encoder", "gamma"))
+        return passed(state, image=x)
+
+    def block(index: int, model: Any, state: State, data: Data) -> State:
+        return passed(state, image=model.encoder.blocks[index](state["image"]))
+
+    def end(model: Any, state: State, data: Data) -> State:
+        encoder = model.encoder
+        x = encoder.activation(encoder.final(state["image"])) * parts.argument("encoder", "gamma")
+        x = x.flatten(2).transpose(1, 2)
+        return passed(state, "image", features=_joined(x, data["images"]))
+
+    return [
+        whole("encoder.begin", start, "encoder.stem"),
+        *numbered(
+            sum(parts.argument("encoder", "depths")),
+            lambda n: unit(f"encoder.blocks.{n}", at(block, n)),
+        ),
+        whole("encoder.end", end, "encoder.final"),
+    ]
+
+
+def _given(parts: Parts) -> list[Step]:
+    def start(model: Any, state: State, data: Data) -> State:
+        return passed(state, features=data["images"])
+
+    return [whole("encoder", start)]
+
+
+def _adapter(parts: Parts) -> list[Step]:
+    def run(model: Any, state: State, data: Data) -> State:
+        return passed(state, "features", visual=model.adapter(state["features"]))
+
+    return [whole("adapter", run, "adapter")]
+
+
+def _resampler(parts: Parts) -> list[Step]:
+    values = parts.parts["adapter"].arguments
+
+    def start(model: Any, state: State, data: Data) -> State:
+        adapter, features = model.adapter, state["features"]
+        if values["source_width"] != values["width"]:
+            features = adapter.projection(features)
+        if values["frames"] > 1:
+            shown = features.shape[1] // values["source_tokens"]
+            times = adapter.times(adapter.time_embedding, shown)
+            features = features + times.repeat_interleave(values["source_tokens"], dim=0)
+        latents = adapter.latents.expand(features.shape[0], -1, -1)
+        return passed(state, features=features, latents=latents)
+
+    def layer(index: int, model: Any, state: State, data: Data) -> State:
+        latents = model.adapter.layers[index](state["latents"], state["features"])
+        return passed(state, latents=latents)
+
+    def end(model: Any, state: State, data: Data) -> State:
+        latents = state["latents"]
+        visual = model.adapter.norm(latents) if values["final_norm"] else latents
+        return passed(state, "features", "latents", visual=visual)
+
+    first = ("latents", "projection", "time_embedding")
+    return [
+        whole("adapter.begin", start, *(f"adapter.{name}" for name in first)),
+        *numbered(values["layers"], lambda n: unit(f"adapter.layers.{n}", at(layer, n))),
+        whole("adapter.end", end, "adapter.norm"),
+    ]
+
+
+def _queried(self: Any, x: Tensor, features: Tensor) -> Tensor:
+    return self.forward(x, memory=self.cross.key_value(features))
+
+
+def _qformer(parts: Parts) -> list[Step]:
+    values = parts.parts["adapter"].arguments
+
+    def crosses(index: int) -> bool:
+        return index % values["cross_attention_every"] == 0
+
+    def start(model: Any, state: State, data: Data) -> State:
+        adapter = model.adapter
+        features = state["features"].to(adapter.queries.dtype)
+        x = adapter.norm(adapter.queries).expand(features.shape[0], -1, -1)
+        return passed(state, features=features, latents=x)
+
+    def layer(index: int, model: Any, state: State, data: Data) -> State:
+        block, x = model.adapter.layers[index], state["latents"]
+        x = block.look(x, state["features"]) if crosses(index) else block(x, memory=None)
+        return passed(state, latents=x)
+
+    def end(model: Any, state: State, data: Data) -> State:
+        visual = model.adapter.projection(state["latents"])
+        return passed(state, "features", "latents", visual=visual)
+
+    return [
+        whole("adapter.begin", start, "adapter.queries", "adapter.norm"),
+        *numbered(
+            values["layers"],
+            lambda n: unit(f"adapter.layers.{n}", at(layer, n), _queried if crosses(n) else None),
+        ),
+        whole("adapter.end", end, "adapter.projection"),
+    ]
+
+
+# --------------------------------------------------------------------------------------------------
+# Fusion, language model and head as steps.
+# --------------------------------------------------------------------------------------------------
+
+
+def word_steps(parts: Parts) -> list[Step]:
+    """From visual tokens to the loss."""
+    if parts.fusion == "single_stream":
+        return _single_stream(parts)
+    if parts.target:
+        return _encoder_decoder(parts)
+    return _decoder(parts)
+
+
+def context_of(parts: Parts, model: Any, data: Data, dtype: torch.dtype) -> SimpleNamespace:
+    """What all layers of a decoder share: who sees whom, and the rotation."""
+    mask: Tensor = data["attention_mask"]
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    key = torch.arange(mask.shape[1], device=mask.device)
+    # A padded query sees itself, so that no row is empty.
+    seen = ((key <= key[:, None]) & mask[:, None, :].bool()) | (key == key[:, None])
+    where = SimpleNamespace(positions=positions, keys=positions, mask=seen[:, None], causal=False)
+    rotary = None
+    if parts.argument("language", "positions") == "rotary":
+        rotary = model.language.rotary(positions, dtype)
+    return SimpleNamespace(places=where, rotary=rotary)
+
+
+def _filled(words: Tensor, visual: Tensor, data: Data) -> Tensor:
+    """Words with visual tokens in their places. Images beyond the places are there for the shape
+    alone; without any place the visual tokens get a gradient of zeros."""
+    return words.masked_scatter(data["places"][..., None], visual.to(words.dtype))
+
+
+def _gated(self: Any, x: Tensor, visual: Tensor, seen: Tensor) -> Tensor:
+    return self.forward(x, self.attention.key_value(visual), seen)
+
+
+def _decoder(parts: Parts) -> list[Step]:
+    crossing = parts.fusion == "gated_cross_attention"
+
+    def project(model: Any, state: State, data: Data) -> State:
+        visual = state["visual"]
+        if parts.argument("fusion", "visual_projection"):
+            visual = model.visual_projection(visual)
+        rows = data["input_ids"].shape[0]
+        return passed(state, visual=visual.reshape(rows, -1, visual.shape[-1]))
+
+    def embed(model: Any, state: State, data: Data) -> State:
+        x = model.language.embed(data["input_ids"])
+        if not crossing:
+            x = _filled(x, state["visual"], data)
+            state = passed(state, "visual")
+        if parts.argument("language", "positions") == "learned":
+            where = data["context"](x.dtype).places.positions
+            offset = parts.argument("language", "position_offset")
+            x = x + model.language.position_embedding(where + offset)
+        return passed(state, x=x)
+
+    def gated(index: int, model: Any, state: State, data: Data) -> State:
+        seen: Tensor = data["seen"]
+        tokens = state["visual"].shape[1] // seen.shape[2]
+        seen = seen.repeat_interleave(tokens, dim=-1)[:, None]
+        return passed(state, x=model.gated_blocks[index].look(state["x"], state["visual"], seen))
+
+    def layer(index: int, model: Any, state: State, data: Data) -> State:
+        context = data["context"](state["x"].dtype)
+        return passed(state, x=model.language.layer(index, state["x"], context, None))
+
+    def norm(model: Any, state: State, data: Data) -> State:
+        return passed(state, "visual", x=model.language.norm(state["x"]))
+
+    def head(model: Any, state: State, data: Data) -> State:
+        logits = model.logits(state["x"])
+        loss = _summed(logits[:, :-1], data["labels"][:, 1:], data)
+        return {"loss": loss}
+
+    embeddings = ("language.embedding", "language.added_embedding")
+    steps = [whole("fusion", project, "visual_projection")] if crossing else []
+    steps.append(whole("language.begin", embed, *embeddings, "language.position_embedding"))
+    for index in range(parts.argument("language", "layers")):
+        if crossing and index % parts.argument("fusion", "every") == 0:
+            number = index // parts.argument("fusion", "every")
+            steps.append(unit(f"gated_blocks.{number}", at(gated, number), _gated))
+        steps.append(unit(f"language.layers.{index}", at(layer, index)))
+    tied = embeddings if parts.argument("head", "tied") else ()
+    steps.append(whole("language.end", norm, "language.norm"))
+    return [*steps, whole("head", head, "head", *tied)]
+
+
+def _single_stream(parts: Parts) -> list[Step]:
+    def mask_of(data: Data) -> Tensor:
+        return torch.cat((data["attention_mask"], data["visual_mask"]), dim=1)
+
+    def place(model: Any, state: State, data: Data) -> State:
+        visual = state["visual"]
+        visual = visual.reshape(data["input_ids"].shape[0], -1, visual.shape[-1])
+        return passed(state, visual=model.place(visual, None, None))
+
+    def embed(model: Any, state: State, data: Data) -> State:
+        words, visual = model.language.embed(data["input_ids"]), state["visual"]
+        x = model.language.embedding_norm(torch.cat((words, visual), dim=1))
+        return passed(state, "visual", x=x)
+
+    def layer(index: int, model: Any, state: State, data: Data) -> State:
+        mask = mask_of(data)[:, None, None, :].bool()
+        return passed(state, x=model.language.layers[index](state["x"], mask=mask))
+
+    def head(model: Any, state: State, data: Data) -> State:
+        known = {
+            "hidden": state["x"],
+            "text_mask": data["attention_mask"],
+            "embedding": model.language.embedding,
+        }
+        taken = inspect.signature(model.head.forward).parameters
+        logits = model.head(**{name: known[name] for name in known if name in taken}).logits
+        labels: Tensor = data["labels"]
+        if labels.is_floating_point():
+            given = F.kl_div(F.log_softmax(logits, dim=-1), labels, reduction="sum")
+            return {"loss": given / data["total"]}
+        if labels.ndim == 2:  # words of the text; visual tokens are not asked for
+            logits = logits[:, : labels.shape[1]]
+        return {"loss": _summed(logits, labels, data)}
+
+    first = ("embedding", "position_embedding", "token_type_embedding", "embedding_norm")
+    count = parts.argument("language", "layers")
+    tied = ("language.embedding",) if parts.argument("head", "tied") else ()
+    return [
+        whole("fusion", place, "visual_type_embedding", "visual_position_embedding"),
+        whole("language.begin", embed, *(f"language.{name}" for name in first)),
+        *numbered(count, lambda n: unit(f"language.layers.{n}", at(layer, n))),
+        whole("head", head, "head", *tied),
+    ]
+
+
+def _remembering(self: Any, x: Tensor, encoded: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
+    memory = self.cross.key_value(encoded)
+    return self.forward(x, mask=mask, memory=memory, memory_mask=seen)
+
+
+def _encoder_decoder(parts: Parts) -> list[Step]:
+    def embed(model: Any, state: State, data: Data) -> State:
+        x = _filled(model.language.embed(data["input_ids"]), state["visual"], data)
+        return passed(state, "visual", x=x)
+
+    def encode(index: int, model: Any, state: State, data: Data) -> State:
+        mask: Tensor = data["attention_mask"]
+        place = torch.arange(mask.shape[1], device=mask.device)[None]
+        bias = model.language.encoder_bias(place, place)
+        bias = bias.masked_fill(~mask[:, None, None, :].bool(), float("-inf"))
+        return passed(state, x=model.language.encoder_layers[index](state["x"], mask=bias))
+
+    def turn(model: Any, state: State, data: Data) -> State:
+        encoded = model.language.encoder_norm(state["x"])
+        labels: Tensor = data["labels"]
+        start = torch.full_like(labels[:, :1], parts.argument("language", "start_token"))
+        shifted = torch.cat((start, labels[:, :-1]), dim=1)
+        shifted = shifted.masked_fill(shifted == -100, parts.argument("language", "pad_token"))
+        return passed(state, encoded=encoded, x=model.language.embed(shifted))
+
+    def decode(index: int, model: Any, state: State, data: Data) -> State:
+        place = torch.arange(state["x"].shape[1], device=state["x"].device)[None]
+        bias = model.language.decoder_bias(place, place)
+        ahead = place[:, None, None, :] > place[:, None, :, None]
+        bias = bias.masked_fill(ahead, float("-inf"))
+        seen = data["attention_mask"][:, None, None, :].bool()
+        block = model.language.decoder_layers[index]
+        return passed(state, x=block.look(state["x"], state["encoded"], bias, seen))
+
+    def norm(model: Any, state: State, data: Data) -> State:
+        return passed(state, "encoded", x=model.language.decoder_norm(state["x"]))
+
+    def head(model: Any, state: State, data: Data) -> State:
+        return {"loss": _summed(model.logits(state["x"]), data["labels"], data)}
+
+    def encoder_layer(n: int) -> Step:
+        path = f"language.encoder_layers.{n}"
+        return unit(path, at(encode, n), None, "language.encoder_bias")
+
+    def decoder_layer(n: int) -> Step:
+        path = f"language.decoder_layers.{n}"
+        return unit(path, at(decode, n), _remembering, "language.decoder_bias")
+
+    word = "language.embedding"
+    tied = (word,) if parts.argument("head", "tied") else ()
+    return [
+        whole("language.begin", embed, word),
+        *numbered(parts.argument("language", "encoder_layers"), encoder_layer),
+        whole("language.between", turn, "language.encoder_norm", word),
+        *numbered(parts.argument("language", "decoder_layers"), decoder_layer),
+        whole("language.end", norm, "language.decoder_norm"),
+        whole("head", head, "head", *tied),
+    ]
+
+
+def _summed(logits: Tensor, labels: Tensor, data: Data) -> Tensor:
+    """Cross-entropy as this micro-batch's share of the mean over the whole step."""
+    return (
+        F.cross_entropy(
+            logits.float().flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        / data["total"]
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Pipeline stages: a chain cut where the plan says, and what goes from one to the next.
+# --------------------------------------------------------------------------------------------------
+
+
+class Through(torch.autograd.Function):
+    """Hands tensors on, and gives every input a gradient: what a stage sends always asks for one,
+    and what it received always gets one, though all of the stage is frozen or a micro-batch shows
+    no image. A pipeline's transfers are fixed; they fail where a gradient is missing."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.shapes = [(one.shape, one.dtype, one.device) for one in tensors[count:]]
+        # The same memory, but no view: a pipeline takes what it has sent out of its graph in place.
+        return tuple(one.data for one in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        zeros = [torch.zeros(s, dtype=d, device=where) for s, d, where in ctx.shapes]
+        return (None, *gradients, *zeros)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One stage's share of the chain."""
+
+    index: int
+    steps: tuple[Step, ...]
+    reached: tuple[bool, ...]
+    """Whether gradients pass through each step: it, or something before it, is trained."""
+    fed: bool
+    """Whether something before the stage is trained."""
+    last: bool
+
+
+def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
+    """The stages of a plan. Raises UsageError where they do not follow the chain."""
+    where = _places(steps, plan.stages)
+    names = [name for name, _ in model.named_parameters()]
+    found: list[Cut] = []
+    reached = False
+    for index in range(len(plan.stages)):
+        own = tuple(step for step, place in zip(steps, where, strict=True) if place == index)
+        if not own:
+            raise UsageError(f"stages[{index}] holds nothing that runs")
+        fed, flags = reached, []
+        for step in own:
+            reached = reached or any(role_of(n) in plan.trained for n in _owned(step, names))
+            flags.append(reached)
+        last = index == len(plan.stages) - 1
+        found.append(Cut(index=index, steps=own, reached=tuple(flags), fed=fed, last=last))
+    if not reached:
+        raise UsageError(f"trained: {', '.join(plan.trained)} have no parameters in this design")
+    return found
+
+
+def _owned(step: Step, names: Sequence[str]) -> list[str]:
+    return [n for n in names if any(n == path or n.startswith(f"{path}.") for path in step.owns)]
+
+
+def _places(steps: Sequence[Step], stages: Sequence[Sequence[Held]]) -> list[int]:
+    """The stage of each step. What a plan does not name goes with what follows it."""
+    named = [(path, i) for i, stage in enumerate(stages) for one in stage for path in one.names]
+    found: list[int | None] = []
+    for step in steps:
+        of = {
+            i
+            for path, i in named
+            if path == step.name
+            or step.name.startswith(f"{path}.")
+            or path.startswith(f"{step.name}.")
+        }
+        if len(of) > 1 and step.block is not None:
+            raise UsageError(f"stages: {step.name} is held by more than one stage")
+        found.append(min(of) if of else None)
+        if not of and step.block is not None:
+            raise UsageError(f"stages: no stage holds {step.name}")
+    following = len(stages) - 1
+    placed: list[int] = []
+    for place in reversed(found):
+        following = following if place is None else place
+        placed.append(following)
+    placed.reverse()
+    if placed != sorted(placed):
+        bad = next(i for i in range(1, len(placed)) if placed[i] < placed[i - 1])
+        raise UsageError(f"stages: {steps[bad].name} stands before what it follows in the model")
+    return placed
+
+
+def prune(model: nn.Module, cut: Cut, all_cuts: Sequence[Cut]) -> None:
+    """Takes out the parameters of other stages. Those that no step reads go with the last step of
+    their part."""
+    names = [name for name, _ in model.named_parameters()]
+    kept = {name for step in cut.steps for name in _owned(step, names)}
+    read = {name for one in all_cuts for step in one.steps for name in _owned(step, names)}
+    for name in names:
+        if name in kept:
+            continue
+        if name not in read:
+            of = [c.index for c in all_cuts for s in c.steps if role_of(s.name) == role_of(name)]
+            if max(of, default=0) == cut.index:
+                continue
+        path, _, own = name.rpartition(".")
+        model.get_submodule(path).register_parameter(own, None)
+
+
+class Stage(nn.Module):
+    """A share of a model. Tensors come in as the stage before sent them, and go out likewise; the
+    last stage gives its micro-batch's share of the loss."""
+
+    def __init__(self, parts: Parts, model: nn.Module, cut: Cut) -> None:
+        super().__init__()
+        self.parts = parts
+        self.model = model
+        self.cut = cut
+        self.takes: tuple[str, ...] = ()
+        self.feed: list[Data] = []
+        self.anchor = torch.zeros((), requires_grad=True)
+        for step in cut.steps:
+            if step.block is not None and step.look is not None:
+                block = model.get_submodule(step.block)
+                block.look = MethodType(step.look, block)  # type: ignore[assignment]
+
+    def forward(self, *received: Tensor, number: Tensor) -> tuple[Tensor, ...] | Tensor:
+        data = self.informed(self.feed[int(number)])
+        given = received if self.cut.fed else tuple(one.detach() for one in received)
+        state = self.run(dict(zip(self.takes, given, strict=True)), data)
+        sent = tuple(state[name] for name in sorted(state))
+        anchor = self.anchor.to(sent[0].device)
+        sent = Through.apply(len(sent), *sent, *received, anchor)
+        return sent[0] if self.cut.last else sent
+
+    def informed(self, data: Data) -> Data:
+        """The micro-batch with what all layers of a decoder share, made when first asked for."""
+        data = dict(data)
+        data["context"] = lru_cache(lambda dtype: context_of(self.parts, self.model, data, dtype))
+        return data
+
+    def run(self, state: State, data: Data) -> State:
+        """The stage's steps, without what a backward pass needs where none will come."""
+        for step, reached in zip(self.cut.steps, self.cut.reached, strict=True):
+            with torch.set_grad_enabled(reached and torch.is_grad_enabled()):
+                state = step.run(self.model, state, data)
+        return state
+
+
+def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:
+    """Recomputes blocks in the backward pass where the plan says so: all of a block, or
+    (selective) its attention."""
+    for step in stage.cut.steps:
+        if step.block is None:
+            continue
+        kind = next((v for k, v in checkpointing.items() if _matches(k, step.block)), "none")
+        block: Any = stage.model.get_submodule(step.block)
+        if kind == "selective" and hasattr(block, "attention"):
+            _recompute(block.attention, "forward")
+        elif kind == "full":
+            _recompute(block, "look" if step.look is not None else "forward")
+
+
+def _recompute(module: Any, method: str) -> None:
+    inner = getattr(module, method)
+
+    def run(*given: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return inner(*given, **named)
+        return checkpoint.checkpoint(inner, *given, use_reentrant=False, **named)
+
+    setattr(module, method, run)
+
+
+def _matches(pattern: str, path: str) -> bool:
+    head, star, tail = pattern.partition("*")
+    if not star:
+        return pattern == path
+    return path.startswith(head) and path.endswith(tail) and path[len(head) :].isdigit()
+
+
+# --------------------------------------------------------------------------------------------------
+# Which tensors go from stage to stage, and their shapes: read off a run without numbers.
+# --------------------------------------------------------------------------------------------------
+
+
+def borders(
+    parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data, dtype: torch.dtype
+) -> list[State]:
+    """What leaves each stage, on the meta device, by name in order; `model` is the whole one on the
+    meta device, `data` a micro-batch of the step's shapes."""
+    empty = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in data.items()}
+    found: list[State] = []
+    state: State = {}
+    with torch.no_grad():
+        for cut in all_cuts:
+            stage = Stage(parts, model, cut)
+            state = stage.run(state, stage.informed(empty))
+            state = {name: state[name].to(dtype) for name in sorted(state)}
+            found.append(state)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# Tensor parallelism: projections shared out over the ranks of a group (Shoeybi et al., 2019).
+# --------------------------------------------------------------------------------------------------
+
+
+_COLUMNS = ("query", "key", "value", "distance", "gate", "up")
+_ROWS = ("output", "down")
+_OF_HEADS = {"content_bias": 0, "distance_bias": 0}
+"""Parameters of an attention that have a row for each head."""
+_HEAD_NORMS = ("query_norm", "key_norm")
+
+
+def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
+    """Shares the attention heads and hidden units of a stage's blocks out over `mesh`. Encoder and
+    adapter stay whole where not `vision`. Frozen parameters stay frozen."""
+    trained = {name: p.requires_grad for name, p in stage.named_parameters()}
+    plan: dict[str, ParallelStyle] = {}
+    for path, module in stage.model.named_modules():
+        if not vision and role_of(path) in ("encoder", "adapter"):
+            continue
+        if _is_attention(module) or _is_mlp(module):
+            plan |= {f"{path}.{name}": style for name, style in _styles(module).items()}
+        if _is_attention(module):
+            _share_heads(module, mesh)
+        if path.endswith("_bias.table"):  # scores by distance: a column for each head
+            share(module, "weight", mesh, Shard(1), Shard(1))
+    for name in ("projection", "added_projection"):
+        # A tied head reads the embedding, which stays whole.
+        projection = getattr(getattr(stage.model, "head", None), name, None)
+        if isinstance(projection, nn.Linear) and _has_weight(projection):
+            plan[f"head.{name}"] = ColwiseParallel(output_layouts=Replicate())
+    if plan:
+        parallelize_module(stage.model, mesh, plan, src_data_rank=None)
+    for name, parameter in stage.named_parameters():
+        # Parallel modules are given new parameters, which would all ask for gradients.
+        parameter.requires_grad_(trained[name])
+
+
+def _styles(module: nn.Module) -> dict[str, ParallelStyle]:
+    """How each projection of a block is shared out: by its outputs, then by its inputs."""
+    found: dict[str, ParallelStyle] = {}
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear) and _has_weight(child):
+            if name in _COLUMNS:
+                found[name] = ColwiseParallel()
+            elif name in _ROWS:
+                found[name] = RowwiseParallel()
+    return found
+
+
+def _share_heads(attention: nn.Module, mesh: DeviceMesh) -> None:
+    """What an attention has beside its projections: rows for each head, and norms of heads."""
+    for name, dim in _OF_HEADS.items():
+        share(attention, name, mesh, Shard(dim), Shard(dim))
+    for name in _HEAD_NORMS:
+        norm = getattr(attention, name, None)
+        for own in ("weight", "bias") if isinstance(norm, nn.Module) else ():
+            share(norm, own, mesh, Replicate(), Partial())
+
+
+def share(
+    module: Any, name: str, mesh: DeviceMesh, placement: Placement, gradient: Placement
+) -> None:
+    """Makes a parameter one of the whole group; code that runs in the module sees this rank's
+    share, and its gradient is put together as `gradient` says."""
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        return
+    made = torch.distributed.tensor.distribute_tensor(
+        parameter.detach(), mesh, [placement], src_data_rank=None
+    )
+    setattr(module, name, nn.Parameter(made, requires_grad=parameter.requires_grad))
+
+    def show(inner: Any, given: Any) -> None:
+        local = inner._parameters[name]
+        if isinstance(local, DTensor):
+            local = local.to_local(grad_placements=[gradient])
+        inner.__dict__[name] = local
+
+    def hide(inner: Any, given: Any, made: Any) -> None:
+        inner.__dict__.pop(name, None)
+
+    module.register_forward_pre_hook(show)
+    module.register_forward_hook(hide, always_call=True)
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether it belongs to this stage."""
+    return next(module.parameters(), None) is not None
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return all(hasattr(module, name) for name in ("query", "key", "value", "output"))
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    """A feed-forward network; a gate over channels (squeeze and excite) looks alike but is not."""
+    return all(hasattr(module, name) for name in ("up", "down", "activation"))
+
+
+class ShareOut(torch.autograd.Function):
+    """This rank's share of what every rank of a group has; gradients are put together again."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        ranks, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+        return whole.chunk(ranks)[rank].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _gathered(gradients[0], ctx.group), None
+
+
+class Gather(torch.autograd.Function):
+    """What the ranks of a group made, put together on each of them, which all go on alike: the
+    gradient of each share is a part of that of the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, share: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        return _gathered(share, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ranks = torch.distributed.get_world_size(ctx.group)
+        rank = torch.distributed.get_rank(ctx.group)
+        return gradients[0].chunk(ranks)[rank].contiguous(), None
+
+
+def _gathered(share: torch.Tensor, group: Any) -> torch.Tensor:
+    share = share.contiguous()
+    found = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(found, share, group=group)
+    return torch.cat(found)
+
+
+# --------------------------------------------------------------------------------------------------
+# A step's sequences as micro-batches of equal shapes.
+# --------------------------------------------------------------------------------------------------
+
+
+IGNORED = -100
+"""The label of a token that is not asked for."""
+_GRAIN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One sequence. Words hold an image token for each image (or as many as its visual tokens);
+    where they hold none, the images stand before the words."""
+
+    words: list[int]
+    labels: list[int] | list[float] | int | None = None
+    """Of words, -100 where one is not asked for; what a decoder of its own is to say; of a class,
+    its number or all scores. None: the words themselves."""
+    images: tuple[Tensor, ...] = ()
+
+
+def micro_batches(
+    parts: Parts, rows: Sequence[Row], *, data: int, replica: int, size: int
+) -> list[Data]:
+    """The micro-batches of one replica out of `data`, each of `size` rows. All micro-batches of a
+    step have the same shapes on all ranks: a pipeline's transfers are fixed.
+
+    Raises UsageError for a sequence that the model has no positions for.
+    """
+    placed = [_placed(parts, row) for row in rows]
+    text = max(len(words) for words, _ in placed)
+    text = -(-text // _GRAIN) * _GRAIN
+    if parts.context is not None:
+        longest = max(len(words) for words, _ in placed)
+        taken = parts.places if parts.fusion == "single_stream" else 0
+        if longest + taken > parts.context:
+            raise UsageError(f"a sequence of {longest} tokens; the model has {parts.context}")
+        text = min(text, parts.context - taken)
+    groups = [list(range(i, i + size)) for i in range(0, len(rows), size)]
+    if parts.fusion == "gated_cross_attention":
+        most = max(1, *(len(row.images) for row in rows))
+    elif parts.fusion == "single_stream":
+        most = 1
+    else:
+        most = max(1, *(sum(len(rows[i].images) for i in group) for group in groups))
+    total = _asked(parts, rows, placed)
+    share = len(groups) // data
+    own = groups[replica * share : (replica + 1) * share]
+    return [_micro_batch(parts, rows, placed, g, text, most, total / data) for g in own]
+
+
+def _placed(parts: Parts, row: Row) -> tuple[list[int], list[int]]:
+    """The words with a place for each visual token, and 1 where such a place is."""
+    if parts.fusion == "single_stream":
+        return row.words, [0] * len(row.words)
+    token = parts.argument("fusion", "image_token")
+    found = [] if token is None else [i for i, word in enumerate(row.words) if word == token]
+    count = len(row.images)
+    each = 1 if parts.fusion == "gated_cross_attention" else parts.places
+    if len(found) == count * each:
+        is_place = [int(word == token) for word in row.words] if found else [0] * len(row.words)
+        return row.words, is_place
+    if found and len(found) != count:
+        raise UsageError(f"{len(found)} image tokens among the words, but {count} images")
+    if not found:
+        filler = 0 if token is None else token
+        return [filler] * (count * each) + row.words, [1] * (count * each) + [0] * len(row.words)
+    words, is_place = [], []
+    for word in row.words:
+        times = each if word == token else 1
+        words += [word] * times
+        is_place += [int(word == token)] * times
+    return words, is_place
+
+
+def _labels(parts: Parts, row: Row, placed: tuple[list[int], list[int]]) -> list[int]:
+    """Labels of a row's words (or of its answer, where a decoder of its own says it)."""
+    words, is_place = placed
+    if isinstance(row.labels, list):
+        given = [int(label) for label in row.labels]
+        if parts.target or len(given) == len(words):
+            return given
+        if len(given) == len(row.words):
+            spread = iter(given)
+            if len(words) - sum(is_place) == len(given):
+                return [IGNORED if place else next(spread) for place in is_place]
+        raise UsageError(f"{len(given)} labels for {len(row.words)} words")
+    return [IGNORED if place else word for word, place in zip(words, is_place, strict=True)]
+
+
+def _classes(parts: Parts) -> bool:
+    return parts.parts["head"].kind == "classify"
+
+
+def _asked(
+    parts: Parts, rows: Sequence[Row], placed: Sequence[tuple[list[int], list[int]]]
+) -> float:
+    """What the step's loss is the mean over: labels that count, or rows."""
+    if _classes(parts):
+        return float(len(rows))
+    shift = 1 if parts.fusion != "single_stream" and not parts.target else 0
+    labels = (_labels(parts, row, p)[shift:] for row, p in zip(rows, placed, strict=True))
+    return float(max(1, sum(label != IGNORED for row in labels for label in row)))
+
+
+def _padded(rows: Sequence[list[int]], length: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def _micro_batch(
+    parts: Parts,
+    rows: Sequence[Row],
+    placed: Sequence[tuple[list[int], list[int]]],
+    group: Sequence[int],
+    text: int,
+    most: int,
+    total: float,
+) -> Data:
+    words = [placed[i][0] for i in group]
+    given: Data = {
+        "input_ids": _padded(words, text, 0),
+        "attention_mask": _padded([[1] * len(row) for row in words], text, 0),
+        "places": _padded([placed[i][1] for i in group], text, 0).bool(),
+        "images": _images(parts, [rows[i] for i in group], most, _shape(parts, rows)),
+        "total": total,
+    }
+    if _classes(parts):
+        kept = [rows[i].labels for i in group]
+        given["labels"] = torch.tensor(kept)
+    elif parts.target:
+        labels = [_labels(parts, row, p) for row, p in zip(rows, placed, strict=True)]
+        longest = max(len(row) for row in labels)
+        given["labels"] = _padded([labels[i] for i in group], longest, IGNORED)
+    else:
+        labels = [_labels(parts, rows[i], placed[i]) for i in group]
+        given["labels"] = _padded(labels, text, IGNORED)
+    if parts.fusion == "gated_cross_attention":
+        before = given["places"].cumsum(dim=1)[..., None]
+        number = torch.arange(1, most + 1)
+        previous = parts.argument("fusion", "all_previous")
+        given["seen"] = number <= before if previous else number == before
+    if parts.fusion == "single_stream":
+        shown = torch.tensor([len(rows[i].images) for i in group])
+        given["visual_mask"] = shown[:, None].expand(-1, parts.places).contiguous()
+    return given
+
+
+def _shape(parts: Parts, rows: Sequence[Row]) -> tuple[int, ...]:
+    """The shape of every image of a step. Raises UsageError where they are unlike."""
+    shapes = {tuple(image.shape) for row in rows for image in row.images} or {parts.image}
+    if len(shapes) > 1:
+        raise UsageError(f"images of unlike shapes in a step: {sorted(shapes)}")
+    return shapes.pop()
+
+
+def _images(parts: Parts, rows: Sequence[Row], most: int, shape: tuple[int, ...]) -> Tensor:
+    """All images of a micro-batch in their order, blank ones for those that are not there: every
+    rank runs the same encoder, whatever it is shown."""
+    blank = torch.zeros(shape)
+    each = parts.fusion in ("gated_cross_attention", "single_stream")
+    found: list[Tensor] = []
+    for row in rows:
+        if each and len(row.images) > most:
+            raise UsageError(f"{len(row.images)} images in a sequence; the model takes {most}")
+        found += row.images
+        found += [blank] * (most - len(row.images) if each else 0)
+    found += [blank] * (most * (len(rows) if each else 1) - len(found))
+    return torch.stack(found)
+
+
+# --------------------------------------------------------------------------------------------------
+# A plan at work: the model of a build on the ranks of a mesh.
+# --------------------------------------------------------------------------------------------------
+
+
+_AXES = ("pipeline", "replicate", "shard", "tensor")
+
+
+class Engine:
+    """This rank's stages of a model, ready to take steps.
+
+    `model_py` is the module of the build's model.py; `weights` its folder of weights. All ranks of
+    the plan's mesh make one, in the same order of plans.
+    """
+
+    def __init__(
+        self, parts: Parts, plan: Plan, model_py: Any, weights: Path, device: torch.device
+    ) -> None:
+        self.parts, self.plan, self.device = parts, plan, device
+        mesh = plan.mesh
+        shard = mesh.data if plan.zero else 1
+        sizes = (mesh.pipeline, mesh.data // shard, shard, mesh.tensor)
+        self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=_AXES)
+        place = dict(zip(_AXES, self.mesh.get_coordinate() or (), strict=True))
+        self.group, self.tensor = place["pipeline"], place["tensor"]
+        self.replica = place["replicate"] * shard + place["shard"]
+        with torch.device("meta"):
+            self.whole: nn.Module = model_py.build()
+        steps = [*vision_steps(parts), *word_steps(parts)]
+        self.cuts = cuts(steps, plan, self.whole)
+        self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+        self.stages = [
+            self._stage(cut.index, model_py, weights)
+            for cut in self.cuts
+            if cut.index % mesh.pipeline == self.group
+        ]
+        self._schedules: dict[Any, Any] = {}
+        self._sharers = self._shared_parameters()
+
+    def _stage(self, index: int, model_py: Any, weights: Path) -> Stage:
+        """A stage with its weights, split and sharded."""
+        cut, plan = self.cuts[index], self.plan
+        with torch.device("meta"):
+            model = model_py.build()
+        model_py.load_weights(model, weights)
+        prune(model, cut, self.cuts)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(role_of(name) in plan.trained)
+        stage = Stage(self.parts, model, cut)
+        sharded = plan.mesh.data > 1 or self.dtype != torch.float32
+        for part in (*_blocks(stage), stage):
+            _store(part, self.dtype if sharded else torch.float32)
+        if plan.mesh.tensor > 1:
+            split(stage, self.mesh["tensor"], vision=plan.encoder_tensor > 1)
+        save_less(stage, plan.checkpointing)
+        if sharded:
+            self._shard(stage)
+        return stage.to(self.device)
+
+    def _shard(self, stage: Stage) -> None:
+        policy = MixedPrecisionPolicy()
+        if self.dtype != torch.float32:
+            policy = MixedPrecisionPolicy(
+                param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
+        replicas = self.mesh["replicate", "shard"] if self.plan.zero == 0 else self.mesh["shard"]
+        options: dict[str, Any] = {"mesh": replicas, "mp_policy": policy}
+        options["reshard_after_forward"] = self.plan.zero == 3
+        # FSDP2 shards no numbers: they stay whole, and their gradients are averaged by hand.
+        options["ignored_params"] = {p for p in stage.parameters() if p.ndim == 0}
+        for step in stage.cut.steps:
+            if step.block is None:
+                continue
+            block = stage.model.get_submodule(step.block)
+            if next(block.parameters(), None) is None:
+                continue
+            fully_shard(block, **options)
+            if step.look is not None:
+                register_fsdp_forward_method(block, "look")
+        fully_shard(stage, **options)
+
+    def step(self, rows: Sequence[Row]) -> float:
+        """Gradients of the mean loss over the sequences of a step, and that loss. They are added to
+        what gradients there are."""
+        plan = self.plan
+        given = micro_batches(
+            self.parts, rows, data=plan.mesh.data, replica=self.replica, size=plan.micro_batch
+        )
+        feed = [{k: self._here(k, v) for k, v in one.items()} for one in given]
+        for stage in self.stages:
+            stage.feed = feed
+        losses = self._piped(feed) if plan.mesh.pipeline > 1 else self._alone(len(feed))
+        for stage in self.stages:
+            for parameter in stage.parameters():
+                _put_together(parameter)
+                if parameter.ndim == 0 and parameter.requires_grad and plan.mesh.data > 1:
+                    self._average(parameter)
+        self._add_shared()
+        own = sum((loss.detach().double() for loss in losses), torch.zeros((), dtype=torch.double))
+        own = own.cpu() / plan.mesh.data if self.tensor == 0 else torch.zeros(()).double()
+        own = own.to(self.device)
+        torch.distributed.all_reduce(own)
+        return float(own)
+
+    def _average(self, parameter: nn.Parameter) -> None:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        for axis in ("replicate", "shard"):
+            torch.distributed.all_reduce(parameter.grad, group=self.mesh[axis].get_group())
+        parameter.grad /= self.plan.mesh.data
+
+    def _here(self, name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.device, self.dtype if name == "images" else value.dtype)
+
+    def _alone(self, count: int) -> list[Tensor]:
+        """The micro-batches one after the other; gradients are reduced with the last."""
+        (stage,) = self.stages
+        losses: list[Tensor] = []
+        for number in range(count):
+            if hasattr(stage, "set_requires_gradient_sync"):
+                stage.set_requires_gradient_sync(number == count - 1)  # type: ignore[operator]
+            loss = stage(number=torch.tensor([number]))
+            loss.backward()
+            losses.append(loss)
+        return losses
+
+    def _piped(self, feed: Sequence[Data]) -> list[Tensor]:
+        schedule = self._schedule(feed)
+        numbers = torch.arange(len(feed))
+        losses: list[Tensor] = []
+        schedule.step(number=numbers, target=numbers, losses=losses, return_outputs=False)
+        return losses
+
+    def _schedule(self, feed: Sequence[Data]) -> Any:
+        """PyTorch's schedule for micro-batches of these shapes."""
+        key = tuple(
+            (k, tuple(v.shape)) for k, v in sorted(feed[0].items()) if isinstance(v, Tensor)
+        )
+        if key not in self._schedules:
+            sent = borders(self.parts, self.whole, self.cuts, feed[0], self.dtype)
+            self._schedules = {key: self._made(sent, len(feed))}
+        return self._schedules[key]
+
+    def _made(self, sent: Sequence[dict[str, Tensor]], count: int) -> Any:
+        stages: list[PipelineStage] = []
+        for stage in self.stages:
+            index = stage.cut.index
+            before = sent[index - 1] if index else {}
+            stage.takes = tuple(before)
+            made = PipelineStage(
+                stage,
+                index,
+                len(self.cuts),
+                self.device,
+                input_args=tuple(_asking(one) for one in before.values()),
+                output_args=tuple(_asking(one) for one in sent[index].values()),
+                group=self.mesh["pipeline"].get_group(),
+            )
+            stages.append(made)
+        options: dict[str, Any] = {"loss_fn": _handed_on, "scale_grads": False}
+        match self.plan.schedule:
+            case "gpipe":
+                return ScheduleGPipe(stages[0], count, **options)
+            case "1f1b":
+                return Schedule1F1B(stages[0], count, **options)
+            case "interleaved":
+                return ScheduleInterleaved1F1B(stages, count, **options)
+            case _:
+                return ScheduleInterleavedZeroBubble(stages, count, **options)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """This rank's parameters by their names in model.py. One that two of its stages read is
+        there once for each."""
+        return {n: p for stage in self.stages for n, p in stage.model.named_parameters()}
+
+    def _shared_parameters(self) -> list[tuple[str, Any]]:
+        """Trained parameters that several stages read (a tied embedding), with the group of ranks
+        that hold them."""
+        if self.plan.mesh.pipeline == 1:
+            return []
+        names: list[list[str]] = [[] for _ in range(self.plan.mesh.pipeline)]
+        own = [n for s in self.stages for n, p in s.model.named_parameters() if p.requires_grad]
+        group = self.mesh["pipeline"].get_group()
+        torch.distributed.all_gather_object(names, own, group=group)
+        counts: dict[str, int] = {}
+        for held in names:
+            for name in held:
+                counts[name] = counts.get(name, 0) + 1
+        return [(name, group) for name in sorted(counts) if counts[name] > 1]
+
+    def _add_shared(self) -> None:
+        """Sums the gradients of parameters that several stages read. Ranks of other stages take
+        part with zeros: a group of the pipeline's ranks is there already."""
+        for name, group in self._sharers:
+            own = [p for s in self.stages for n, p in s.model.named_parameters() if n == name]
+            total: Tensor | None = None
+            for parameter in own:
+                grad = _local(parameter.grad) if parameter.grad is not None else None
+                total = grad if total is None else total if grad is None else total + grad
+            shape = [None if not own else tuple(_local(own[0]).shape)] * 1
+            shapes: list[Any] = [None] * self.plan.mesh.pipeline
+            torch.distributed.all_gather_object(shapes, shape[0], group=group)
+            full = next(s for s in shapes if s is not None)
+            summed = torch.zeros(full, device=self.device) if total is None else total.clone()
+            torch.distributed.all_reduce(summed, group=group)
+            for parameter in own:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                _local(parameter.grad).copy_(summed)
+
+
+def _blocks(stage: Stage) -> list[nn.Module]:
+    return [stage.model.get_submodule(s.block) for s in stage.cut.steps if s.block is not None]
+
+
+def _store(module: nn.Module, frozen: torch.dtype) -> None:
+    """Master weights in fp32; frozen ones as they are computed with, unless they are gathered
+    together with trained ones."""
+    own = list(module.parameters())
+    dtype = torch.float32 if any(p.requires_grad for p in own) else frozen
+    for parameter in own:
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _asking(meta: Tensor) -> Tensor:
+    return torch.empty_like(meta, requires_grad=True)
+
+
+def _handed_on(loss: Tensor, number: Tensor) -> Tensor:
+    return loss
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _put_together(parameter: nn.Parameter) -> None:
+    """Brings a gradient to where its parameter lies."""
+    grad = parameter.grad
+    both = isinstance(grad, DTensor) and isinstance(parameter, DTensor)
+    if both and grad.placements != parameter.placements:
+        parameter.grad = grad.redistribute(placements=parameter.placements)
+
+
+# --------------------------------------------------------------------------------------------------
+# Distributed checkpoints: written by any plan, read by any other of the same design.
+# --------------------------------------------------------------------------------------------------
+
+
+_ABOUT = "training.json"
+
+
+def save_training(
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    about: Mapping[str, Any],
+) -> None:
+    """Writes weights and the optimiser's state, each rank its share; `about` beside them."""
+    dcp.save(_state(parameters, optimiser), checkpoint_id=str(folder))
+    if torch.distributed.get_rank() == 0:
+        (folder / _ABOUT).write_text(json.dumps(dict(about)))
+    torch.distributed.barrier()
+
+
+def load_training(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Puts what `save_training` wrote into place, whatever plan wrote it, and returns what was said
+    about it. Raises UsageError where there is no such checkpoint."""
+    try:
+        about: dict[str, Any] = json.loads((folder / _ABOUT).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} holds no checkpoint of a training run: {error}") from None
+    state = _state(parameters, optimiser)
+    dcp.load(state, checkpoint_id=str(folder))
+    return about
+
+
+def _state(
+    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Tensors of a checkpoint by name: weights, and what the optimiser keeps of the trained ones
+    (made first where no step was taken yet)."""
+    state: dict[str, Any] = {f"model.{name}": p.detach() for name, p in parameters.items()}
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            for what, value in _kept(optimiser, parameter).items():
+                state[f"optimiser.{name}.{what}"] = value
+    return state
+
+
+def _kept(optimiser: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    own: dict[str, Any] = optimiser.state[parameter]
+    if not own and isinstance(optimiser, torch.optim.AdamW):
+        own["step"] = torch.zeros(())
+        own["exp_avg"] = torch.zeros_like(parameter)
+        own["exp_avg_sq"] = torch.zeros_like(parameter)
+    return {what: value for what, value in own.items() if isinstance(value, Tensor)}
+
+
+# --------------------------------------------------------------------------------------------------
+# A training run: steps of an optimiser over an engine.
+# --------------------------------------------------------------------------------------------------
+
+
+OPTIMISERS = ("adamw", "sgd")
+
+
+class Training:
+    """Trains what the plan trains. Frozen parameters have no place in the optimiser."""
+
+    def __init__(self, engine: Engine, *, learning_rate: float) -> None:
+        self.engine = engine
+        self.steps = 0
+        trained = [p for s in engine.stages for p in s.parameters() if p.requires_grad]
+        # One call over many tensors needs them to be of one kind.
+        alike = len({(isinstance(p, DTensor), getattr(p, "device_mesh", None)) for p in trained})
+        name = engine.plan.optimiser
+        if name not in OPTIMISERS:
+            raise UsageError(f"optimiser: {name} is none of {', '.join(OPTIMISERS)}")
+        made = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
+        given = trained or [torch.zeros((), requires_grad=True)]  # a rank whose stages are frozen
+        self.optimiser: torch.optim.Optimizer = made(
+            given, lr=learning_rate, foreach=None if alike == 1 else False
+        )
+
+    def step(self, rows: Sequence[Row]) -> float:
+        """One step over the sequences of a batch: the mean loss before it."""
+        self.optimiser.zero_grad()
+        loss = self.engine.step(rows)
+        self.optimiser.step()
+        self.steps += 1
+        return loss
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint that any plan of this design goes on from."""
+        about = {"steps": self.steps, "design": self.engine.parts.name}
+        save_training(folder, self.engine.parameters(), self.optimiser, about)
+
+    def resume(self, folder: Path) -> None:
+        """Goes on from a checkpoint. Raises UsageError for one of another design."""
+        about = load_training(folder, self.engine.parameters(), self.optimiser)
+        if about.get("design") != self.engine.parts.name:
+            raise UsageError(f"{folder} is a checkpoint of {about.get('design')}")
+        self.steps = int(about["steps"])
+
+
+# --------------------------------------------------------------------------------------------------
+# Training data: a file of token ids and images, or sequences drawn from a seed.
+# --------------------------------------------------------------------------------------------------
+
+
+_LINE_KEYS = {"input_ids", "labels", "pixel_values"}
+
+
+def batches_of(
+    path: Path, parts: Parts, size: int, read: Callable[[Path], dict[str, Tensor]]
+) -> Iterator[list[Row]]:
+    """The sequences of a JSON Lines file, `size` at a time, over and over.
+
+    A line holds `input_ids`; `labels` where they are not the words themselves; `pixel_values`, the
+    name of a safetensors file beside it with `pixel_values` [images, ...], or region features.
+    Raises UsageError, naming the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    given = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if len(given) < size:
+        raise UsageError(f"{path} holds {len(given)} sequences, fewer than a batch of {size}")
+    rows = (_row(path, n, line, parts, read) for n, line in cycle(given))
+    while True:
+        yield list(islice(rows, size))
+
+
+def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> Iterator[list[Row]]:
+    """Batches drawn from a seed: the same on all ranks."""
+    generator = torch.Generator().manual_seed(seed)
+    words = int(parts.argument("language", "vocabulary"))
+    token = parts.argument("fusion", "image_token")
+    most = min(words, token if isinstance(token, int) else words)
+    head = parts.parts["head"]
+    shown = min(images, 1) if parts.fusion == "single_stream" else images
+    taken = 0
+    if parts.fusion != "single_stream":
+        taken = shown * (1 if parts.fusion == "gated_cross_attention" else parts.places)
+    while True:
+        batch: list[Row] = []
+        for _ in range(size):
+            length = max(2, text - taken)
+            drawn = torch.randint(0, most, (length,), generator=generator).tolist()
+            pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(shown))
+            labels: Any = None
+            if head.kind == "classify":
+                classes = head.arguments["classes"]
+                labels = int(torch.randint(0, classes, (1,), generator=generator))
+            batch.append(Row(words=drawn, labels=labels, images=pictures))
+        yield batch
+
+
+def _row(
+    path: Path, number: int, line: str, parts: Parts, read: Callable[[Path], dict[str, Tensor]]
+) -> Row:
+    where = f"{path}, line {number}"
+    try:
+        document: Any = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON: {error}") from None
+    if not isinstance(document, dict) or not _LINE_KEYS >= set(document) >= {"input_ids"}:
+        raise UsageError(f"{where}: expected input_ids, and labels and pixel_values where needed")
+    words, labels = document["input_ids"], document.get("labels")
+    vocabulary = int(parts.argument("language", "vocabulary"))
+    vocabulary += int(parts.argument("language", "added_vocabulary") or 0)
+    token = parts.argument("fusion", "image_token")
+    if not _numbers(words) or any(not 0 <= w < vocabulary and w != token for w in words):
+        raise UsageError(f"{where}: input_ids must list token ids below {vocabulary}")
+    if labels is not None and not isinstance(labels, int) and not _numbers(labels):
+        raise UsageError(f"{where}: labels must be numbers")
+    return Row(words=words, labels=labels, images=_pictures(path, where, document, parts, read))
+
+
+def _pictures(
+    path: Path,
+    where: str,
+    document: dict[str, Any],
+    parts: Parts,
+    read: Callable[[Path], dict[str, Tensor]],
+) -> tuple[Tensor, ...]:
+    name = document.get("pixel_values")
+    if name is None:
+        return ()
+    try:
+        found = read(path.parent / str(name))["pixel_values"].float()
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(f"{where}: {name} holds no pixel_values: {error!r}") from None
+    frames = len(parts.image) == 4
+    shapes = [parts.image, parts.image[1:]] if frames else [parts.image]
+    fits = any(
+        found.ndim == len(shape) + 1
+        and all(a == b for a, b in zip(found.shape[-3:], shape[-3:], strict=False))
+        for shape in shapes
+    )
+    if not fits:
+        raise UsageError(
+            f"{where}: pixel_values have the shape {list(found.shape)}, expected [images, "
+            f"{', '.join(map(str, parts.image))}]"
+        )
+    return tuple(found)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) for one in value
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# The command line of a training run.
+# --------------------------------------------------------------------------------------------------
+
+
+def train_main(parts: Parts, folder: Path, arguments: Sequence[str] | None = None) -> int:
+    """Trains the build in `folder` as the plan says; the exit code: 2 where the user is at fault.
+    Every rank runs it."""
+    asked = _options().parse_args(arguments)
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        _train(parts, folder, asked, say=first)
+    except UsageError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="torchrun --nproc-per-node N parallel/train.py",
+        description="Trains the build that this file lies in, as a plan of `vlmc plan` says.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--plan", type=Path, required=True, help="plan.yaml")
+    made.add_argument("--data", type=Path, help="JSON Lines: input_ids, labels, pixel_values")
+    made.add_argument("--synthetic", action="store_true", help="sequences drawn from --seed")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--steps", type=int, default=1)
+    made.add_argument("--learning-rate", type=float, default=1e-5)
+    made.add_argument("--resume", type=Path, help="a checkpoint of any plan of this design")
+    made.add_argument("--save", type=Path, help="where a checkpoint is left after the last step")
+    made.add_argument("--json", action="store_true", help="a line of JSON for each step")
+    return made
+
+
+def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) -> None:
+    plan = read_plan(asked.plan)
+    check_plan(plan, parts, int(os.environ.get("WORLD_SIZE", "1")))
+    if (asked.data is None) is not asked.synthetic:
+        raise UsageError("give either --data or --synthetic")
+    if not (folder / "weights").is_dir():
+        raise UsageError(f"{folder} has no weights: build it with --checkpoint DIR or --seed N")
+    if asked.steps < 1:
+        raise UsageError("--steps must be 1 or more")
+    device = _device()
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    model_py = _module(folder / "model.py")
+    training = Training(
+        Engine(parts, plan, model_py, folder / "weights", device), learning_rate=asked.learning_rate
+    )
+    if asked.resume is not None:
+        training.resume(asked.resume)
+    if asked.data is None:
+        text, images = plan.text, plan.images
+        batches = synthetic(parts, plan.batch, text=text, images=images, seed=asked.seed)
+    else:
+        batches = batches_of(asked.data, parts, plan.batch, model_py.read_safetensors)
+    start = training.steps
+    for rows in islice(batches, start, start + asked.steps):
+        loss = training.step(rows)
+        if say:
+            line = {"step": training.steps, "loss": loss}
+            print(json.dumps(line) if asked.json else f"step {training.steps}: loss {loss:.6f}")
+    if asked.save is not None:
+        training.save(asked.save)
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("model", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError(f"{path} does not exist: train.py lies in parallel/ of a build")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["model"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# --------------------------------------------------------------------------------------------------
+# The design of this build.
+# --------------------------------------------------------------------------------------------------
+
+PARTS = Parts(
+    name="flamingo-3b",
+    spec="4d3c73008ea8180cd9383e8b9fd0f256498b7bec56aaeb8d14f8f59003916bd4",
+    parts={
+        "encoder": Part(
+            kind="nfnet",
+            arguments={
+                "depths": (7, 14, 42, 21),
+                "widths": (256, 512, 1536, 1536),
+                "bottlenecks": (128, 256, 768, 768),
+                "group_size": 128,
+                "se_hidden": (128, 256, 768, 768),
+                "features": 3072,
+                "activation": "gelu_tanh",
+                "gamma": 1.7015043497085571,
+                "alpha": 0.2,
+                "frames": 30,
+            },
+        ),
+        "adapter": Part(
+            kind="perceiver_resampler",
+            arguments={
+                "width": 1536,
+                "queries": 64,
+                "layers": 6,
+                "heads": 16,
+                "head_dim": 128,
+                "activation": "relu_squared",
+                "qk_norm": None,
+                "norm_eps": 1e-05,
+                "final_norm": False,
+                "source_width": 3072,
+                "source_tokens": 100,
+                "frames": 8,
+            },
+        ),
+        "fusion": Part(
+            kind="gated_cross_attention",
+            arguments={
+                "every": 1,
+                "norm": "layer",
+                "norm_eps": 1e-05,
+                "activation": "relu_squared",
+                "gated": False,
+                "qk_norm": None,
+                "visual_projection": True,
+                "width": 2048,
+                "visual_width": 1536,
+                "blocks": 24,
+                "heads": 16,
+                "head_dim": 128,
+                "hidden": 8192,
+                "gate_width": 1,
+                "all_previous": False,
+                "image_token": 31999,
+            },
+        ),
+        "language": Part(
+            kind="decoder",
+            arguments={
+                "width": 2048,
+                "layers": 24,
+                "heads": 16,
+                "hidden": 8192,
+                "vocabulary": 32000,
+                "added_vocabulary": 0,
+                "norm": "rms",
+                "norm_eps": 1e-06,
+                "activation": "gelu",
+                "gated": False,
+                "qkv_bias": False,
+                "output_bias": True,
+                "mlp_bias": True,
+                "kv_heads": 16,
+                "head_dim": 128,
+                "positions": "transformer_xl",
+                "rotary_base": 10000.0,
+                "position_rows": 2048,
+                "position_offset": 0,
+            },
+        ),
+        "head": Part(
+            kind="lm",
+            arguments={
+                "width": 2048,
+                "vocabulary": 32000,
+                "added_vocabulary": 0,
+                "tied": True,
+                "scale": None,
+            },
+        ),
+    },
+    image=(30, 3, 320, 320),
+    places=64,
+    context=2048,
+)
+
+if __name__ == "__main__":
+    sys.exit(train_main(PARTS, Path(__file__).resolve().parent.parent))
