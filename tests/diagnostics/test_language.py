@@ -124,6 +124,7 @@ target: {hardware: a100-80gb, parallel: {tensor: auto, pipeline: auto, data: aut
 SOUND = {
     "llava-1.0", "llava-1.5", "yi-vl", "identity", "prefix", "blip-2 opt", "blip-2 flan-t5",
     "flamingo", "visualbert", "stages", "graphs", "auto degrees",
+    "auto devices", "auto images and text",
 }  # fmt: skip
 """The excerpts that this release builds."""
 

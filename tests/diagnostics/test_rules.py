@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from vlmc.diagnostics import Diagnostic
-from vlmc.resolver import check, flow
+from vlmc.resolver import check, flow, resolve
 from vlmc.spec.draft import HEADINGS, draft
 from vlmc.spec.reader import parse, plain
 
@@ -379,6 +379,31 @@ def test_the_budget_is_counted_as_it_is_said() -> None:
     document["token_budget"]["images"] = 9
     (found,) = diagnose(document)
     assert found.help == "token_budget: {images: 3, text: 13}"
+
+
+@pytest.mark.parametrize(
+    ("budget", "images", "text"),
+    [
+        ({"images": "auto", "text": 20}, 2, 20),
+        ({"images": "auto", "text": 64}, 0, 64),
+        ({"images": 2, "text": "auto"}, 2, 64 - 2 * 17),
+        ({"images": "auto", "text": "auto"}, 1, 64 - 17),
+    ],
+)
+def test_what_is_auto_is_the_most_that_the_context_holds(
+    budget: Design, images: int, text: int
+) -> None:
+    document = design(token_budget=budget)
+    assert codes(document) == []
+    read = draft(parse(yaml.safe_dump(document), "design"), "design", default_name="design")
+    tokens = resolve(read.spec()).tokens
+    assert (tokens.images, tokens.text) == (images, text)
+
+
+def test_an_unknown_number_of_devices_breaks_no_rule_about_them() -> None:
+    few = target(count="auto", parallel={"data": 3}, workload={"batch": "auto", "generate": 1})
+    assert codes(design(target=few)) == []
+    assert codes(design(target={**few, "hardware": "rtx-4090"})) == []
 
 
 def test_every_code_of_a_rule_is_tested_here() -> None:

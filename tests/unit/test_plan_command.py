@@ -262,3 +262,52 @@ def test_the_twin_is_planned_on_the_target_of_the_design(tmp_path: Path) -> None
     assert "VLMC152" not in out
     result = call(SPEC, "--mini", *words, "--set", "target.parallel.tensor=8")
     assert "VLMC109" in result.output
+
+
+def answer(*words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(done(SPEC, *words, "--json"))
+    return found
+
+
+def test_the_fewest_devices_are_found() -> None:
+    document = answer("--set", "target.count=auto")
+    assert document["auto"]["key"] == "target.count"
+    assert document["auto"]["value"] == document["plan"]["count"]
+    fewest = document["plan"]["count"]
+    assert document["auto"]["refused"] < fewest
+    assert "plan" in answer("--count", str(fewest))
+    assert call(SPEC, "--count", str(document["auto"]["refused"])).exit_code == 1
+
+
+def test_the_largest_batch_within_a_limit_is_found() -> None:
+    limit = ["--set", "target.workload.latency_ms=60"]
+    document = answer("--set", "target.workload.batch=auto", *limit)
+    found = document["plan"]
+    assert found["batch"] == document["auto"]["value"]
+    assert found["predicted"]["token_seconds"] <= 0.06
+    assert document["auto"]["refused"] > found["batch"]
+    out = done(SPEC, "--set", "target.workload.batch=auto", *limit)
+    assert f"target.workload.batch: {found['batch']:,}. " in out
+    assert "would not do" in out
+    result = call(SPEC, "--set", "target.workload={mode: train, batch: auto}")
+    assert result.exit_code == 2
+    assert "no answer in training" in result.output
+
+
+def test_the_most_text_is_bounded_by_the_context(tmp_path: Path) -> None:
+    words = ["--set", "target.count=8", "--set", "target.hardware=b200"]
+    done(LLAVA, *words, "--set", "token_budget.text=auto")
+    plan = load_plan(tmp_path / "plan.yaml").plan
+    assert plan.text == (4096 - 576) // 64 * 64  # beside one image, in steps of 64
+    done(LLAVA, *words, "--set", "token_budget={images: auto, text: 1024}")
+    assert load_plan(tmp_path / "plan.yaml").plan.images == (4096 - 1024) // 576
+
+
+def test_one_unknown_is_found_at_a_time() -> None:
+    result = call(SPEC, "--set", "target.count=auto", "--set", "target.workload.batch=auto")
+    assert result.exit_code == 2
+    assert "one is found at a time" in result.output
+    full = ["--set", "token_budget={images: auto, text: 4096}", "--set", "target.count=8"]
+    result = call(LLAVA, *full)
+    assert result.exit_code == 2
+    assert "no room for an image" in result.output

@@ -90,9 +90,12 @@ def solve_budget(
     what: Literal["images", "text"],
     *,
     decode: GraphReport | None = None,
+    most: int | None = None,
 ) -> Solved:
-    """The most images of a sequence, or text tokens in steps of 64, that fit."""
-    step, most = (1, MOST_IMAGES) if what == "images" else (TEXT_STEP, MOST_TEXT)
+    """The most images of a sequence, or text tokens in steps of 64, that fit; up to `most`."""
+    step, end = (1, MOST_IMAGES) if what == "images" else (TEXT_STEP, MOST_TEXT)
+    most = end if most is None else min(end, most)
+    step = min(step, most)
 
     def attempt(size: int) -> Found:
         asked = replace(request, images=size) if what == "images" else replace(request, text=size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vlmc.diagnostics import UsageError
 from vlmc.diagnostics.nearest import listing
@@ -13,6 +14,15 @@ from vlmc.partition.plan import Placement
 from vlmc.partition.request import Precision, Request
 from vlmc.spec.document import PARTS, Auto, Degrees, ModelSpec, Stage, Target
 from vlmc.spec.identity import fingerprint
+
+Unsettled = Literal["count", "batch", "images", "text"]
+WRITTEN: dict[Unsettled, str] = {
+    "count": "target.count",
+    "batch": "target.workload.batch",
+    "images": "token_budget.images",
+    "text": "token_budget.text",
+}
+"""Where a spec says `auto`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +39,8 @@ class Asked:
     """Parts whose parameters take gradients."""
     stage: str | None
     """Stage of training, where the design has stages."""
+    auto: Unsettled | None = None
+    """What is to be found beside the plan; 1 stands in its place."""
 
 
 def asked(
@@ -53,24 +65,52 @@ def asked(
     training = target.workload.mode == "train"
     chosen = _stage(spec, stage, training)
     whole = target.workload.batch if chosen is None else chosen.batch
+    if batch is None and whole == "auto" and training:
+        raise UsageError(
+            "target.workload.batch: auto has no answer in training: more micro-batches take more "
+            "time, not more memory; give --batch N"
+        )
+    unsettled = _unsettled(design, target, whole if batch is None else batch)
+    size = (1 if whole == "auto" else whole) if batch is None else batch
     return Asked(
         spec=design,
         arch=arch,
         target=target,
         cluster=cluster_of(target),
-        request=_request(spec, design, arch, target, whole if batch is None else batch),
+        request=_request(spec, design, arch, target, size),
         trained=_trained(arch, chosen) if training else (),
         stage=None if chosen is None else chosen.name,
+        auto=unsettled,
     )
 
 
+def _unsettled(design: ModelSpec, target: Target, batch: int | Auto) -> Unsettled | None:
+    """What is `auto`. Raises UsageError where several are: each would be an answer to the other."""
+    budget = design.token_budget
+    values: dict[Unsettled, int | Auto] = {
+        "count": target.count,
+        "batch": batch,
+        "images": budget.images,
+        "text": budget.text,
+    }
+    found: list[Unsettled] = [name for name in WRITTEN if values[name] == "auto"]
+    if len(found) > 1:
+        named = " and ".join(WRITTEN[name] for name in found)
+        raise UsageError(
+            f"{named} are `auto`: one is found at a time; give the others with "
+            f"--set {WRITTEN[found[0]]}=N"
+        )
+    return found[0] if found else None
+
+
 def cluster_of(target: Target) -> Cluster:
-    """The target's devices and what joins them. The spec must be sound."""
+    """The target's devices and what joins them; one device where their number is `auto`. The spec
+    must be sound."""
     card = device(target.hardware)
     per_node = target.per_node or card.per_node
     return Cluster(
         device=card,
-        count=target.count,
+        count=1 if target.count == "auto" else target.count,
         per_node=per_node,
         node_gbps=(card.link_gbps or 0) / 2,
         network_gbps=target.network_gbps or card.network_gbps or 0,
@@ -102,10 +142,10 @@ def _trained(arch: Arch, stage: Stage | None) -> tuple[Role, ...]:
 
 
 def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, batch: int) -> Request:
-    workload, budget = target.workload, design.token_budget
+    workload, tokens = target.workload, arch.tokens
     training = workload.mode == "train"
-    text, generate = budget.text, min(workload.generate, budget.text)
-    if workload.prompt is not None and not arch.mini:
+    text, generate = tokens.text, min(workload.generate, tokens.text)
+    if workload.prompt is not None and not arch.mini and design.token_budget.text != "auto":
         text = workload.prompt + (0 if training else workload.generate)
     parallel = target.parallel
     language = parallel.language or parallel
@@ -113,8 +153,8 @@ def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, bat
         mode=workload.mode,
         batch=batch,
         text=text,
-        images=budget.images,
-        tokens=arch.tokens.per_image,
+        images=tokens.images,
+        tokens=tokens.per_image,
         generate=max(1, generate),
         precision=_precision(target),
         optimiser="adamw" if spec.training is None else spec.training.optimiser,

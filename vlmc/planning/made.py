@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal, Protocol
 
 from vlmc.analysis.report import GraphReport
-from vlmc.diagnostics import Diagnostic, Problem, Span, SpecError
+from vlmc.diagnostics import Diagnostic, Problem, Span, SpecError, UsageError
 from vlmc.ir import Arch, Role
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import ENCODER_SIDE, Rooflines
@@ -19,7 +19,8 @@ from vlmc.partition.schedule.simulation import Durations, Transfer, simulate
 from vlmc.partition.schedule.timeline import Timeline
 from vlmc.partition.search import Found, find
 from vlmc.partition.setting import Setting
-from vlmc.planning.asked import Asked
+from vlmc.partition.solve import Solved, solve_batch, solve_budget, solve_count
+from vlmc.planning.asked import WRITTEN, Asked, Unsettled
 from vlmc.spec.document import ModelSpec
 from vlmc.spec.identity import fingerprint
 from vlmc.spec.source import SourceMap
@@ -82,6 +83,8 @@ class Made:
     report: GraphReport
     decode: GraphReport | None
     found: Found
+    solved: Solved | None = None
+    """What was found for what is `auto`, and why one more (of devices: one less) does not do."""
 
     @property
     def plan(self) -> ParallelPlan:
@@ -100,6 +103,17 @@ class Made:
             "proven": found.proven,
             "settings": found.settings,
             "why": list(found.why),
+            "auto": self._auto(),
+        }
+
+    def _auto(self) -> dict[str, object] | None:
+        if self.asked.auto is None or self.solved is None:
+            return None
+        return {
+            "key": WRITTEN[self.asked.auto],
+            "value": self.solved.value,
+            "refused": self.solved.refused,
+            "reason": self.solved.reason,
         }
 
 
@@ -119,11 +133,53 @@ def make(
     report, decode = (reports or Reports()).of(asked)
     asked = replace(asked, request=replace(asked.request, tokens=report.tokens))
     progress("searching")
+    solved = None
     try:
-        found = find(report, asked.cluster, asked.request, decode=decode)
+        if asked.auto is None:
+            found = find(report, asked.cluster, asked.request, decode=decode)
+        else:
+            solved = solve(asked, asked.auto, report, decode)
+            found, asked = solved.found, _settled(asked, asked.auto, solved)
     except Infeasible as error:
         raise SpecError([_nothing_fits(asked, error, source)]) from None
-    return Made(asked=asked, report=report, decode=decode, found=found)
+    return Made(asked=asked, report=report, decode=decode, found=found, solved=solved)
+
+
+def solve(asked: Asked, auto: Unsettled, report: GraphReport, decode: GraphReport | None) -> Solved:
+    """The fewest devices; the largest batch; the most images or text of what the context holds.
+    Raises Infeasible where nothing does."""
+    cluster, request = asked.cluster, asked.request
+    match auto:
+        case "count":
+            return solve_count(report, cluster, request, decode=decode)
+        case "batch":
+            return solve_batch(report, cluster, request, decode=decode)
+        case "images" | "text":
+            if _room(asked, auto) == 0:
+                raise UsageError(
+                    f"token_budget.images: auto: {asked.arch.tokens.text} text tokens leave no "
+                    "room for an image in the context; give less text"
+                )
+            return solve_budget(
+                report, cluster, request, auto, decode=decode, most=_room(asked, auto)
+            )
+
+
+def _room(asked: Asked, what: Literal["images", "text"]) -> int | None:
+    """What of the budget the context holds; None where nothing bounds it."""
+    tokens, spec = asked.arch.tokens, asked.spec
+    visual = spec.adapter.output(spec.encoder.visual(), spec.language)
+    each = spec.fusion.positions(visual)
+    bounded = tokens.context is not None and (what == "text" or each > 0)
+    return (tokens.text if what == "text" else tokens.images) if bounded else None
+
+
+def _settled(asked: Asked, auto: Unsettled, solved: Solved) -> Asked:
+    """What is asked with the answer in place."""
+    value = solved.value
+    if auto == "count":
+        return replace(asked, cluster=replace(asked.cluster, count=value))
+    return replace(asked, request=replace(asked.request, **{auto: value}))
 
 
 def _nothing_fits(asked: Asked, error: Infeasible, source: SourceMap | None) -> Diagnostic:

@@ -9,7 +9,9 @@ from rich.table import Table
 from vlmc.diagnostics.amount import count, volume
 from vlmc.partition.plan import Mesh, ParallelPlan, PlannedStage
 from vlmc.partition.schedule import most_held
+from vlmc.partition.solve import Solved
 from vlmc.partition.why import seconds as duration
+from vlmc.planning.asked import WRITTEN
 from vlmc.planning.compare import Line
 from vlmc.planning.made import Made
 from vlmc.planning.sweep import Row, Values, front
@@ -31,11 +33,21 @@ def headline(made: Made) -> str:
         what = f"serve {work} at once, {asked.request.generate} tokens each"
     device = asked.cluster.device
     rates = "measured" if device.efficiency.measured else "assumed"
+    solved = "" if made.solved is None else f"\n{_solved(made, made.solved)}"
     return (
         f"{plan.design} on {plan.count} x {plan.hardware} in {plan.precision}: {what} "
         f"({plan.text} text tokens, {plan.images} images)\n"
         f"{count(asked.arch.parameters)} parameters; efficiency of the device: {rates}"
+        f"{solved}"
     )
+
+
+def _solved(made: Made, solved: Solved) -> str:
+    """The answer to what is `auto`."""
+    key = WRITTEN[made.asked.auto] if made.asked.auto else ""
+    if solved.refused is None:
+        return f"{key}: {solved.value:,}, all that the context holds"
+    return f"{key}: {solved.value:,}. {solved.refused:,} would not do: {solved.reason}"
 
 
 def tables(made: Made) -> Iterator[Table]:

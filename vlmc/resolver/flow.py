@@ -15,6 +15,17 @@ from vlmc.components.contract import (
 from vlmc.ir import Visual
 from vlmc.spec.document import ModelSpec, Target, TokenBudget, Training
 
+USUAL = TokenBudget.model_construct()
+"""The budget of a design that says none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one prompt may hold, in numbers."""
+
+    images: int
+    text: int
+
 
 @dataclass(frozen=True, slots=True)
 class Flow:
@@ -29,7 +40,7 @@ class Flow:
     fusion: FusionSpec | None
     language: LanguageSpec | None
     head: HeadSpec | None
-    budget: TokenBudget
+    budget: Budget
     target: Target | None
     training: Training | None
     seen: Visual | None
@@ -54,12 +65,35 @@ def flow(sections: dict[str, Any]) -> Flow:
         fusion=sections.get("fusion"),
         language=language,
         head=sections.get("head"),
-        budget=sections.get("token_budget", TokenBudget()),
+        budget=settled(
+            sections.get("token_budget", USUAL), language, sections.get("fusion"), visual
+        ),
         target=sections.get("target"),
         training=sections.get("training"),
         seen=seen,
         visual=visual,
     )
+
+
+def settled(
+    budget: TokenBudget,
+    language: LanguageSpec | None,
+    fusion: FusionSpec | None,
+    visual: Visual | None,
+) -> Budget:
+    """The budget with the most that the context holds in place of `auto`: of text beside the
+    images, of images beside the text. Where nothing bounds it, what is usual."""
+    images, text = budget.images, budget.text
+    each, context = 0, None
+    if language is not None and fusion is not None and visual is not None:
+        each, context = fusion.positions(visual), language.context
+    if images == "auto" and context is not None and each and text != "auto":
+        images = max(0, context - text) // each
+    if images == "auto":
+        images = 1
+    if text == "auto":
+        text = 512 if context is None else max(1, context - images * each)
+    return Budget(images=images, text=text)
 
 
 def sections_of(spec: ModelSpec) -> dict[str, Any]:

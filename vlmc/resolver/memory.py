@@ -69,6 +69,7 @@ def lower_bound(flow: Flow) -> MemoryBound | None:
         "head": head.parameters(language),
     }
     workload = target.workload
+    batch = 1 if workload.batch == "auto" else workload.batch
     training = workload.mode == "train"
     weights = max(
         sum(
@@ -86,10 +87,10 @@ def lower_bound(flow: Flow) -> MemoryBound | None:
     number = max(number, 2.0)  # caches and activations stay at 16 bits where weights are smaller
     cache = 0.0
     if not training:
-        cache = workload.batch * length * language.cache_elements_per_token() * number
-    activations = workload.batch * language.width * number * (length if training else 1)
+        cache = batch * length * language.cache_elements_per_token() * number
+    activations = batch * language.width * number * (length if training else 1)
     # Cross-attention reads the visual tokens again at every step, or keeps what it made of them.
-    held = workload.batch * flow.budget.images * fusion.memory(visual) * visual.width
+    held = batch * flow.budget.images * fusion.memory(visual) * visual.width
     kept = held * max(BYTES[target.precision_of("adapter")], 2.0)
     if training:
         activations += kept

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vlmc.diagnostics import Diagnostic, Severity, Span, SpecError
 from vlmc.ir import Arch, Edge, Node, Port, TensorType, Tokens, verify
-from vlmc.resolver.flow import flow, sections_of
+from vlmc.resolver.flow import flow, sections_of, settled
 from vlmc.resolver.rules import check
 from vlmc.spec.document import ModelSpec
 
@@ -54,7 +54,7 @@ def problems(spec: ModelSpec) -> list[Diagnostic]:
 def _tokens(spec: ModelSpec) -> Tokens:
     visual = spec.adapter.output(spec.encoder.visual(), spec.language)
     each = spec.fusion.in_sequence(visual)
-    budget = spec.token_budget
+    budget = settled(spec.token_budget, spec.language, spec.fusion, visual)
     return Tokens(
         images=budget.images,
         per_image=visual.total,

@@ -32,10 +32,15 @@ Above = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class TokenBudget(Described):
-    """What one prompt may hold."""
+    """What one prompt may hold. `auto` is the most that the context holds; `vlmc plan` says how
+    much of that the target's memory holds, too."""
 
-    images: Count = Field(default=1, description="Images (or videos) in one prompt, at most.")
-    text: Positive = Field(default=512, description="Text tokens in one prompt and its answer.")
+    images: Count | Auto = Field(
+        default=1, description="Images (or videos) in one prompt, at most; `auto`: the most."
+    )
+    text: Positive | Auto = Field(
+        default=512, description="Text tokens in one prompt and its answer; `auto`: the most."
+    )
 
 
 class Workload(Described):
@@ -44,7 +49,10 @@ class Workload(Described):
     mode: Literal["serve", "train"] = Field(
         default="serve", description="serve: generate answers; train: optimise the free parts."
     )
-    batch: Positive = Field(default=1, description="Sequences at once.")
+    batch: Positive | Auto = Field(
+        default=1,
+        description="Sequences at once; `auto`: as many as can be served, which `vlmc plan` finds.",
+    )
     prompt: Positive | None = Field(
         default=None,
         description="Text tokens of a prompt; what `generate` leaves of the budget's "
@@ -103,7 +111,9 @@ class Target(Described):
         description="Name of a device, or path of a device file (`.yaml`, as `vlmc bench "
         "--calibrate` writes it) relative to the working directory."
     )
-    count: Positive = Field(default=1, description="Devices.")
+    count: Positive | Auto = Field(
+        default=1, description="Devices; `auto`: the fewest that do, which `vlmc plan` finds."
+    )
     per_node: Positive | None = Field(
         default=None, description="Devices of a node; by default as many as the device's usual."
     )
@@ -220,8 +230,8 @@ class ModelSpec(Described):
                 "head": self.head.mini(),
                 "token_budget": self.token_budget.model_copy(
                     update={
-                        "images": min(self.token_budget.images, 3),
-                        "text": min(self.token_budget.text, 128),
+                        "images": _at_most(self.token_budget.images, 3),
+                        "text": _at_most(self.token_budget.text, 128),
                     }
                 ),
                 "target": None,
@@ -236,3 +246,8 @@ class ModelSpec(Described):
         """The checkpoint folder of each part that names one."""
         named: dict[Role, str | None] = {part: getattr(self, part).weights for part in PARTS}
         return {part: Path(folder) for part, folder in named.items() if folder is not None}
+
+
+def _at_most(size: int | Auto, most: int) -> int:
+    """A size of the twin's budget."""
+    return most if size == "auto" else min(size, most)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from vlmc.diagnostics import Path, Problem
+from vlmc.diagnostics.nearest import suggestion
 from vlmc.spec.problems import (
     bad_word,
     dotted,
@@ -133,8 +134,9 @@ def _problem(model: type[BaseModel], path: Path, errors: list[Error], where: Pat
             return _out_of_range(full, error)
     words = _words(errors)
     fix = _trap(got, name_of(full), errors)
-    if words and isinstance(got, str) and fix is None:
-        others = [e for e in errors if e["type"] != "literal_error" and not _container(e)]
+    others = [e for e in errors if e["type"] != "literal_error" and not _container(e)]
+    meant = not others or (isinstance(got, str) and suggestion(got, words) is not None)
+    if words and isinstance(got, str) and fix is None and meant:
         return bad_word(full, got, words, otherwise=_expected(others))
     return wrong_type(full, _expected(errors), got, fix)
 

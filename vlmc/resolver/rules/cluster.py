@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from vlmc.diagnostics import Path, Problem
 from vlmc.hardware import Device
 from vlmc.resolver.flow import Flow
 from vlmc.resolver.rules.fit import known_device
-from vlmc.spec.document import Target
+from vlmc.spec.document import Auto, Target
 
 
-def _nodes(flow: Flow) -> tuple[Target, Device, int] | None:
-    """The target, its device and the devices of a node; None where one of them is unknown."""
+@dataclass(frozen=True, slots=True)
+class _Nodes:
+    target: Target
+    card: Device
+    count: int
+    per_node: int
+
+
+def _nodes(flow: Flow) -> _Nodes | None:
+    """The target's devices; None where they, or their number, are unknown."""
     card, target = known_device(flow), flow.target
-    if card is None or target is None:
+    if card is None or target is None or target.count == "auto":
         return None
-    return target, card, target.per_node or card.per_node
+    return _Nodes(target, card, target.count, target.per_node or card.per_node)
 
 
 def devices_are_linked(flow: Flow) -> Iterator[Problem]:
@@ -24,8 +33,8 @@ def devices_are_linked(flow: Flow) -> Iterator[Problem]:
     found = _nodes(flow)
     if found is None:
         return
-    target, card, per_node = found
-    several = min(target.count, per_node)
+    target, card, per_node = found.target, found.card, found.per_node
+    several = min(found.count, per_node)
     if several > 1 and card.link_gbps is None:
         yield Problem(
             code="VLMC153",
@@ -36,14 +45,14 @@ def devices_are_linked(flow: Flow) -> Iterator[Problem]:
             got=f"{card.name}, which has no link",
             help="per_node: 1",
         )
-    if target.count > per_node and target.network_gbps is None and card.network_gbps is None:
+    if found.count > per_node and target.network_gbps is None and card.network_gbps is None:
         yield Problem(
             code="VLMC153",
             path=("target", "count"),
             related=(("target", "per_node"),),
-            message=f"nothing joins the nodes of {target.count} x {card.name}",
+            message=f"nothing joins the nodes of {found.count} x {card.name}",
             expected="`network_gbps`, or devices of one node",
-            got=f"{target.count} devices, {per_node} to a node, and no network",
+            got=f"{found.count} devices, {per_node} to a node, and no network",
             help=f"count: {per_node}",
         )
 
@@ -53,8 +62,7 @@ def nodes_are_full(flow: Flow) -> Iterator[Problem]:
     found = _nodes(flow)
     if found is None:
         return
-    target, card, per_node = found
-    count = target.count
+    card, count, per_node = found.card, found.count, found.per_node
     if count <= per_node or count % per_node == 0:
         return
     full = count // per_node
@@ -78,14 +86,16 @@ def batch_feeds_replicas(flow: Flow) -> Iterator[Problem]:
     if replicas == "auto":
         return
     training = target.workload.mode == "train"
-    batches: list[tuple[Path, int]] = [(("target", "workload", "batch"), target.workload.batch)]
-    if training and stages:
+    batches: list[tuple[Path, int | Auto]] = [
+        (("target", "workload", "batch"), target.workload.batch)
+    ]
+    if training and stages:  # each has a batch of its own
         batches = [
             (("training", "stages", index, "batch"), stage.batch)
             for index, stage in enumerate(stages)
         ]
     for path, batch in batches:
-        if batch >= replicas and (not training or batch % replicas == 0):
+        if batch == "auto" or (batch >= replicas and (not training or batch % replicas == 0)):
             continue
         yield Problem(
             code="VLMC155",

@@ -126,7 +126,7 @@ def fits_memory(flow: Flow) -> Iterator[Problem]:
     """
     card, target = known_device(flow), flow.target
     need = lower_bound(flow)
-    if card is None or target is None or need is None:
+    if card is None or target is None or need is None or target.count == "auto":
         return
     have = card.memory_bytes * target.count
     if need.total <= have:

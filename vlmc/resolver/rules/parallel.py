@@ -43,7 +43,7 @@ def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
 
 def devices_suffice(flow: Flow) -> Iterator[Problem]:
     """The degrees that are given multiply to a number that divides the devices there are."""
-    if flow.target is None:
+    if flow.target is None or flow.target.count == "auto":
         return
     parallel, count = flow.target.parallel, flow.target.count
     path = ("target", "parallel")
