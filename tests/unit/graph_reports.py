@@ -151,6 +151,8 @@ def random_report(random: Random, mode: Mode = "train") -> GraphReport:
                 )
             )  # fmt: skip
     order = list(range(len(blocks)))
+    if mode == "decode":  # reports of one design may number its blocks differently
+        blocks, order = blocks[::-1], order[::-1]
     return GraphReport(
         design="random",
         mode=mode,

@@ -20,8 +20,8 @@ class Bounds:
     def __init__(self, lines: Rooflines, tokens: Rooflines | None = None) -> None:
         self.lines = lines
         self.tokens = tokens
-        counts = Counter(lines.report.order)
-        self.counts = [counts[number] for number in range(len(lines.report.blocks))]
+        self.counts = _counts(lines)
+        self.token_counts = _counts(tokens) if tokens else self.counts
 
     def base(self, base: Setting, schedules: Sequence[tuple[Schedule, int]]) -> float:
         """Of all completions of a base: nothing computed twice, no traffic between replicas."""
@@ -81,9 +81,10 @@ class Bounds:
 
     def _answer(self, setting: Setting, first: Sequence[float], token: Sequence[float]) -> float:
         groups, times = setting.pipeline, setting.micro_batches
-        total, each = self._sum(first), self._sum(token)
+        total = self._sum(first)
+        each = sum(count * one for count, one in zip(self.token_counts, token, strict=True))
         slowest = max(total / groups, self._max(first))
-        turn = max(each / groups, self._max(token))
+        turn = max(each / groups, *token)
         answer = total + (times - 1) * slowest
         answer += self.lines.request.generate * max(each, times * turn)
         return answer * (1 - 1e-12)
@@ -145,3 +146,9 @@ class Bounds:
 
     def _max(self, values: Sequence[float]) -> float:
         return max(value for count, value in zip(self.counts, values, strict=True) if count)
+
+
+def _counts(lines: Rooflines) -> list[int]:
+    """How often each distinct block stands in the chain."""
+    counts = Counter(lines.report.order)
+    return [counts[number] for number in range(len(lines.report.blocks))]

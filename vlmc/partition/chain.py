@@ -54,7 +54,8 @@ class Part(NamedTuple):
 
 class Chain:
     """All blocks in their order under one setting. When serving, `lines` is of the prompts and
-    `tokens` of the tokens of answers; `tokens` is None where those are not looked at."""
+    `tokens` of the tokens of answers; `tokens` is None where those are not looked at. Both have
+    the same chain, place by place, but may tell blocks apart differently."""
 
     def __init__(self, lines: Rooflines, setting: Setting, tokens: Rooflines | None = None) -> None:
         self.lines = lines
@@ -102,8 +103,9 @@ class Chain:
         )
         self.outputs = [self.parts[block].output for block in order]
         self.token_parts = parts(tokens, setting) if tokens else self.parts
+        self.token_order = tokens.report.order if tokens else order
         row = [part.forward for part in self.token_parts]
-        self.token = [0.0, *accumulate(row[block] for block in order)]
+        self.token = list(accumulate(map(row.__getitem__, self.token_order), initial=0.0))
         self.features = self.outputs[self.encoder - 1] if self.encoder else 0.0
         looks = [
             number == self.encoder - 1 or report.blocks[block].role == "fusion"
@@ -138,7 +140,7 @@ class Chain:
 
     def send_token(self, end: int) -> float:
         """As `send`, for the tokens of answers; what they look at lies in caches."""
-        part = self.token_parts[self.lines.report.order[end - 1]]
+        part = self.token_parts[self.token_order[end - 1]]
         return self.lines.send(part.output, self.lines.cluster.count)
 
     def _sums(self, of: Callable[[Part], float]) -> list[float]:

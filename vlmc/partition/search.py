@@ -64,6 +64,8 @@ def find(
     prompt = max(1, request.text - request.generate) if request.mode == "serve" else None
     lines = Rooflines(report, cluster, request, prompt)
     tokens = Rooflines(decode, cluster, request) if decode else None
+    if decode and len(decode.order) != len(report.order):
+        raise ValueError("the two reports are of unlike chains of blocks")
     for across_nodes in (False, True):
         search = _Search(lines, tokens)
         search.run(bases(lines, across_nodes=across_nodes))

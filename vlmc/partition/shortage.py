@@ -125,7 +125,7 @@ def _too_little_memory(lines: Rooflines, least: _Least, room: int) -> Infeasible
     return Infeasible(
         f"Memory: the fullest device needs at least {held.total / 1e9:.2f} GB "
         f"({' + '.join(sizes)}) and has {room / 1e9:.2f} GB; that is the least of all plans, at "
-        f"{named(least.setting)}{single}",
+        f"{named(least.setting, serves=lines.request.mode == 'serve')}{single}",
         f"What would help: {advice}",
     )
 
@@ -164,7 +164,7 @@ def _too_slow(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     return Infeasible(
         f"Latency: no plan that fits gives {' and '.join(limits)} for a batch of {request.batch} "
         f"on {lines.cluster.count} devices; without that limit the fastest, "
-        f"{named(unlimited.chain.setting)}, takes {seconds(pace.first_token or 0)} and "
+        f"{named(unlimited.chain.setting, serves=True)}, takes {seconds(pace.first_token or 0)} and "
         f"{seconds(pace.token or 0)}",
         "A smaller batch, more memory, faster devices or a larger limit would help",
     )

@@ -18,16 +18,16 @@ def why(leaves: Sequence[Leaf], bound: float) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def named(setting: Setting) -> str:
-    """A setting in a few words."""
+def named(setting: Setting, *, serves: bool = False) -> str:
+    """A setting in a few words; a schedule is of training."""
     words = [
         f"pipeline {setting.pipeline} x data {setting.data} x tensor {setting.tensor}",
         f"{setting.micro_batches} micro-batches of {setting.micro_batch}",
     ]
-    if setting.pipeline > 1:
+    if setting.pipeline > 1 and not serves:
         chunks = f" with {setting.chunks} stages a group" if setting.chunks > 1 else ""
         words.insert(1, setting.schedule + chunks)
-    if setting.data > 1:
+    if setting.zero:
         words.append(f"ZeRO {setting.zero}")
     keeps = {setting.encoder_keeps, setting.language_keeps}
     if keeps != {"none"}:
@@ -44,7 +44,8 @@ def seconds(value: float) -> str:
 
 def _choice(leaf: Leaf) -> str:
     pace = leaf.pace
-    text = f"{named(leaf.chain.setting)} takes {seconds(pace.seconds)}"
+    serves = pace.token is not None
+    text = f"{named(leaf.chain.setting, serves=serves)} takes {seconds(pace.seconds)}"
     if pace.token is not None and pace.first_token is not None:
         return (
             f"{text} for all answers: {seconds(pace.first_token)} until the first token, then "
@@ -95,15 +96,31 @@ def _proof(leaf: Leaf, bound: float) -> str:
 
 def _beside(best: Leaf, other: Leaf) -> str:
     slower = other.pace.seconds / best.pace.seconds - 1
-    text = f"{named(other.chain.setting)} takes {slower:.1%} longer"
+    serves = best.chain.lines.request.mode == "serve"
+    text = f"{named(other.chain.setting, serves=serves)} takes {slower:.1%} longer"
+    reasons = _slower_answer(best, other) if serves else _slower_step(best, other)
+    memory = f"and holds {fullest(other) / 1e9:.1f} GB on its fullest device"
+    return f"{text}{': ' if reasons else ''}{', '.join(reasons)}{', ' if reasons else ' '}{memory}."
+
+
+def _slower_answer(best: Leaf, other: Leaf) -> list[str]:
+    reasons: list[str] = []
+    for what, one, two in (
+        ("the first token", best.pace.first_token, other.pace.first_token),
+        ("each further token", best.pace.token, other.pace.token),
+    ):
+        if one is not None and two is not None and two > one * 1.005:
+            reasons.append(f"{what} takes {seconds(two)}, not {seconds(one)}")
+    return reasons
+
+
+def _slower_step(best: Leaf, other: Leaf) -> list[str]:
     work = other.pace.busy / best.pace.busy - 1
-    idle = bubble(other) - bubble(best)
     reasons: list[str] = []
     if work > 0.005:
         reasons.append(f"its busiest device has {work:.1%} more to do")
-    if idle > 0.005:
+    if bubble(other) - bubble(best) > 0.005:
         reasons.append(f"its bubble is {bubble(other):.1%} of the time")
-    if best.chain.setting.pipeline > 1 and balance(other) - balance(best) > 0.005:
+    if balance(other) - balance(best) > 0.005:
         reasons.append(f"its heaviest group works {balance(other):.2f} times the mean")
-    memory = f"and holds {fullest(other) / 1e9:.1f} GB on its fullest device"
-    return f"{text}{': ' if reasons else ''}{', '.join(reasons)}{', ' if reasons else ' '}{memory}."
+    return reasons
