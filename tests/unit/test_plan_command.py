@@ -311,3 +311,40 @@ def test_one_unknown_is_found_at_a_time() -> None:
     result = call(LLAVA, *full)
     assert result.exit_code == 2
     assert "no room for an image" in result.output
+
+
+def test_a_build_holds_the_plan_that_the_command_finds(
+    tmp_path: Path, asked_for: list[dict[str, Any]]
+) -> None:
+    words = [*TRAIN, *PIPELINE]
+    done(SPEC, *words)
+    made = ["build", SPEC, *words, "--artifacts", "plan", "--output", "out"]
+    result = CliRunner().invoke(app, made)
+    assert result.exit_code == 0, result.output
+    plan = (tmp_path / "plan.yaml").read_bytes()
+    assert (tmp_path / "out" / "plan.yaml").read_bytes() == plan
+    assert "`plan.yaml`" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "current" in CliRunner().invoke(app, [*made, "--check"]).output
+    (tmp_path / "out" / "plan.yaml").write_bytes(plan + b"#")
+    stale = CliRunner().invoke(app, [*made, "--check"])
+    assert stale.exit_code == 1
+    assert "plan.yaml" in stale.output
+
+
+def test_a_build_puts_off_the_plan_of_a_twin(tmp_path: Path) -> None:
+    made = ["build", LLAVA, "--mini", "--artifacts", "plan", "--output", "out", "--json"]
+    result = CliRunner().invoke(app, made)
+    assert result.exit_code == 0, result.output
+    (build,) = json.loads(result.stdout.strip().splitlines()[-1])["builds"]
+    status = build["artifacts"]["plan.yaml"]
+    assert (status["status"], status["reason"]) == ("deferred", "the twin has no target")
+    assert status["command"].startswith("vlmc plan specs/llava-1.5.yaml ")
+    assert status["command"].endswith(" --mini --output plan.yaml")
+
+
+def test_a_build_for_which_no_plan_fits_is_refused(tmp_path: Path) -> None:
+    words = ["--set", "target.workload.latency_ms=0.001", "--artifacts", "plan"]
+    result = CliRunner().invoke(app, ["build", SPEC, *words, "--output", "out"])
+    assert result.exit_code == 1
+    assert "VLMC157" in result.output
+    assert not (tmp_path / "out").exists()

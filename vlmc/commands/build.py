@@ -34,7 +34,7 @@ def build(
         str | None,
         typer.Option(
             metavar="NAME,NAME",
-            help="What to make in place of what the spec says: model, compile, onnx, aoti.",
+            help="What to make in place of what the spec says: model, compile, onnx, aoti, plan.",
         ),
     ] = None,
     dtype: Annotated[

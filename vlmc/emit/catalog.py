@@ -13,6 +13,7 @@ from vlmc.emit.backends import (
     layout,
     model_py,
     onnx,
+    plan_yaml,
     readme,
     run_py,
     spec_resolved,
@@ -52,7 +53,8 @@ UNCOMMITTED: tuple[tuple[ArtifactName, Emitter], ...] = (
 
 def texts(build: Build) -> list[Text]:
     """The files that follow from the spec alone."""
-    return [backend(build) for backend in TEXTS]
+    plan = plan_yaml.emit(build)
+    return [*(backend(build) for backend in TEXTS), *([plan] if isinstance(plan, Text) else [])]
 
 
 def uncommitted(build: Build) -> list[Artifact]:
@@ -60,4 +62,5 @@ def uncommitted(build: Build) -> list[Artifact]:
     asked = [emitter for name, emitter in UNCOMMITTED if name in build.spec.artifacts]
     if build.options.layout is not None:
         asked.append(layout.emit)
-    return [emitter(build) for emitter in asked]
+    none = plan_yaml.emit(build) if build.spec.target is None else None
+    return [*(emitter(build) for emitter in asked), *([none] if none is not None else [])]

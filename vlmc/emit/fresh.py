@@ -22,6 +22,7 @@ from vlmc.emit.beside import beside
 from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
 from vlmc.emit.recipe import digest, source, stats, versions
 from vlmc.emit.store import Store
+from vlmc.hardware import Device, device
 from vlmc.hardware.processor import processor_says
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "libcst", "ruff", "numpy")
@@ -72,9 +73,16 @@ def _cause(build: Build) -> str:
         build.seed,
         build.options,
         beside(build),
+        _device(build),
         [None if folder is None else stats(folder) for folder in folders],
         machine(),
     )
+
+
+def _device(build: Build) -> Device | None:
+    """The figures of the target's device, which may stand in a file of the user's."""
+    target = build.spec.target
+    return None if target is None else device(target.hardware)
 
 
 def machine() -> str:

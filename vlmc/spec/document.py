@@ -22,7 +22,7 @@ from vlmc.spec.source import SourceMap
 SCHEMA_VERSION = 1
 
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4"]
-ArtifactName = Literal["model", "compile", "onnx", "aoti"]
+ArtifactName = Literal["model", "compile", "onnx", "aoti", "plan"]
 Part = Literal["encoder", "adapter", "fusion", "language", "head"]
 PARTS: tuple[Part, ...] = ("encoder", "adapter", "fusion", "language", "head")
 Auto = Literal["auto"]
@@ -180,11 +180,11 @@ class Outputs(Described):
         json_schema_extra={"uniqueItems": True},
         description="What a build makes: `model` (texts and weights, always made), `compile` "
         "(graphs for torch.compile), `onnx` (graphs for ONNX Runtime), `aoti` (graphs compiled "
-        "ahead of time by AOTInductor).",
+        "ahead of time by AOTInductor), `plan` (plan.yaml: how it is run on its target).",
     )
 
 
-ARTIFACTS: tuple[ArtifactName, ...] = ("model", "compile", "onnx", "aoti")
+ARTIFACTS: tuple[ArtifactName, ...] = ("model", "compile", "onnx", "aoti", "plan")
 """Every artifact, in the order in which they are made."""
 
 
