@@ -161,10 +161,12 @@ def _too_slow(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     if unlimited is None or not limits:
         return Infeasible("No cut of the chain of blocks fits where the encoder has to lie")
     pace = unlimited.pace
+    without = (
+        f"{named(unlimited.chain.setting, serves=True)}, takes {seconds(pace.first_token or 0)} "
+        f"and {seconds(pace.token or 0)}"
+    )
     return Infeasible(
         f"Latency: no plan that fits gives {' and '.join(limits)} for a batch of {request.batch} "
-        f"on {lines.cluster.count} devices; without that limit the fastest, "
-        f"{named(unlimited.chain.setting, serves=True)}, takes {seconds(pace.first_token or 0)} and "
-        f"{seconds(pace.token or 0)}",
+        f"on {lines.cluster.count} devices; without that limit the fastest, {without}",
         "A smaller batch, more memory, faster devices or a larger limit would help",
     )
