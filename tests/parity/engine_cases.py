@@ -69,14 +69,14 @@ class Twin:
         return Row(ids=ids.astype(np.int64), visual=visual, features=tuple(features), seen=seen)
 
 
-def twin(root: Path, name: str, folder: Path) -> Twin:
+def twin(root: Path, name: str, folder: Path, noise: float = 0.05) -> Twin:
     """The twin of a spec, its values seeded and then disturbed, so that nothing is 0 or 1."""
     spec = load_spec(root / "specs" / f"{name}.yaml")
     arch = resolve(spec, mini=True)
     torch.manual_seed(0)
     model = valued(arch).eval().requires_grad_(False)
     for parameter in model.parameters():
-        parameter.add_(0.05 * torch.randn_like(parameter))
+        parameter.add_(noise * torch.randn_like(parameter))
     save_weights(model, folder / "weights")
     (folder / "model.py").write_text(model_py.source(arch))
     return Twin(arch, describe(spec.mini(), arch), model, folder)

@@ -1,16 +1,14 @@
 """Graphs compiled ahead of time: equal answers, checked inputs, a word where they do not run.
 
-Compiling is slow, so of each system one or two graphs are compiled, and the rest of its
-graphs run as they were exported.
+Compiling is slow, so of each system one or two graphs are compiled, and the rest run as they were
+exported.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tracemalloc
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aoti_twins import partly_compiled, write_some
 from engine_cases import Twin, assert_same, twin
 
 from vlmc.diagnostics import EnvironmentFault
@@ -27,6 +26,7 @@ from vlmc.emit.faults import NotHere
 from vlmc.emit.torch_graphs import aoti as writer
 from vlmc.emit.torch_graphs import write_aoti
 from vlmc.emit.torch_graphs.archive import blanked
+from vlmc.passes.effect import Effect
 from vlmc.runtime.engines import aoti_program
 from vlmc.runtime.engines.aoti_program import (
     AotiProgram,
@@ -34,8 +34,7 @@ from vlmc.runtime.engines.aoti_program import (
     cpu_features,
     missing_features,
 )
-from vlmc.runtime.engines.compiled_program import exported_module
-from vlmc.runtime.engines.graph_files import GraphFile, read_graphs
+from vlmc.runtime.engines.graph_files import read_graphs
 from vlmc.runtime.engines.mapped_weights import MappedWeights
 from vlmc.runtime.engines.open import open_engine
 from vlmc.runtime.engines.torch_engine import TorchEngine
@@ -45,45 +44,21 @@ COMPILED = {
     "flamingo": ("decode",),
 }
 
-
-def _only(names: tuple[str, ...]) -> Callable[..., Any]:
-    """What compiles all graphs, but leaves those not in `names` as they were exported."""
-    compile_all = writer._compile
-
-    def compile_some(graphs: Any, programs: Path, folder: Path, *rest: Any) -> Any:
-        chosen = [graph for graph in graphs if graph.name in names]
-        features = compile_all(chosen, programs, folder, *rest)
-        for graph in graphs:
-            if graph not in chosen:
-                shutil.copy(programs / f"{graph.name}.pt2", folder)
-        return features
-
-    return compile_some
+TOLD: list[Effect] = []
+"""What was said to be done to their graphs."""
 
 
 @pytest.fixture(scope="module")
 def twins(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
     found: dict[str, Twin] = {}
     for name in (*COMPILED, "visualbert"):
-        one = found[name] = twin(root, name, tmp_path_factory.mktemp(name.replace(".", "-")))
-        with pytest.MonkeyPatch.context() as patch:
-            if name in COMPILED:
-                patch.setattr(writer, "_compile", _only(COMPILED[name]))
-            write_aoti(one.arch, one.folder / "weights", one.folder / "aoti", progress=silent)
+        found[name] = twin(root, name, tmp_path_factory.mktemp(name.replace(".", "-")))
+        write_some(found[name], COMPILED.get(name), TOLD.append)
     return found
 
 
 def engine(one: Twin, name: str) -> TorchEngine:
-    graphs = read_graphs(one.folder / "aoti")
-    weights = MappedWeights(one.folder / "weights", graphs.folder, torch.float32, "cpu")
-
-    def load(graph: GraphFile) -> Any:
-        if graph.path.stem in COMPILED[name]:
-            return AotiProgram(graph, weights)
-        module = exported_module(graph, weights)
-        return lambda inputs: list(module(*inputs))
-
-    return TorchEngine("aoti", graphs, one.design, load)
+    return partly_compiled(one, COMPILED[name])
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -94,6 +69,22 @@ def test_compiled_graphs_answer_as_the_model_does(twins: dict[str, Twin], name: 
 def test_a_whole_build_answers_as_the_model_does(twins: dict[str, Twin]) -> None:
     one = twins["visualbert"]
     assert_same(open_engine(one.folder, "aoti", one.design), one.reference, one)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_prompts_are_multiplied_by_onednn_and_take_no_memory(twins: dict[str, Twin]) -> None:
+    done = {(each.graph_name, each.text) for each in TOLD if each.pass_name == "onednn_products"}
+    assert {name for name, _ in done} == {"prefill", "vision", "model"}
+    assert all(text.endswith("products of fp32 matrices by oneDNN") for _, text in done)
+    one = twins["llava-1.5"]
+    running = engine(one, "llava-1.5")
+    rows = one.rows(running, (1, 0), (14, 10))
+    before = 0
+    for number in range(60):
+        running.prefill(rows)
+        if number == 20:
+            before = _resident()
+    assert _resident() - before < 2 * 2**20
 
 
 def test_a_wrong_shape_is_refused(twins: dict[str, Twin], capfd: Any) -> None:
@@ -184,7 +175,7 @@ def test_what_is_missing_here_is_said(
 
 def test_a_compilation_that_fails_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.pt2").write_bytes(b"no archive")
-    worker = writer._Worker(tmp_path, {"device": "cpu", "level": None})
+    worker = writer._Worker(tmp_path, {"device": "cpu", "level": None, "onednn": False})
     try:
         with pytest.raises(EnvironmentFault, match=r"bad could not be compiled: .+"):
             worker.compile(tmp_path / "bad.pt2", tmp_path / "out.pt2")

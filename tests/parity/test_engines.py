@@ -22,7 +22,7 @@ from vlmc.runtime.engines.mapped_weights import MappedWeights
 from vlmc.runtime.engines.open import open_engine
 from vlmc.runtime.engines.paged import Blocks, BlockTable
 from vlmc.runtime.engines.paged_eager import PagedEagerEngine
-from vlmc.runtime.engines.torch_engine import TorchEngine
+from vlmc.runtime.engines.torch_engine import TorchEngine, TorchState
 
 SYSTEMS = ("llava-1.5", "flamingo", "blip2-flan-t5", "visualbert")
 
@@ -263,3 +263,29 @@ def test_a_step_keeps_nothing(twins: dict[str, Twin]) -> None:
     gc.collect()
     assert living_tensors() <= alive
     assert [tensor.data_ptr() for tensor in state.inputs] == held
+
+
+def owned(state: TorchState) -> list[int]:
+    """Where everything lies that a generation holds."""
+    arrays = [array.ctypes.data for array in (*state.numbers, state.last)]
+    tensors = [*state.inputs, *state.own, *state.on_host, state.places]
+    return [*arrays, *(tensor.data_ptr() for tensor in tensors)]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("llava-1.5", None), ("llava-1.5", 40), ("flamingo", None), ("blip2-flan-t5", None)],
+)
+def test_steps_write_where_the_prompt_made_room(
+    twins: dict[str, Twin], name: str, blocks: int | None
+) -> None:
+    one = twins[name]
+    engine = exported(one, blocks)
+    state, logits = engine.prefill(one.rows(engine, (1, 0), (7, 5)))
+    held, begun = owned(state), state.last.copy()
+    for step in range(1, 17):
+        token = logits.argmax(-1)
+        logits = engine.step(state, token)
+        assert owned(state) == held
+        assert state.inputs[0][:, 0].tolist() == token.tolist()
+        assert state.inputs[1][:, 0].tolist() == (begun + step).tolist()

@@ -122,16 +122,15 @@ class TorchEngine:
     @torch.inference_mode()
     def step(self, state: TorchState, tokens: Ids) -> Logits:
         """Appends a token to each row; see `Engine.step`."""
-        last = state.last + 1
-        seen = int(last.max()) + 1
+        seen = int(state.last.max()) + 2
         if self.capacity is not None and seen > self.capacity:
             raise UsageError(
                 f"the {self.name} graphs of this build hold {self.capacity} tokens of a sequence, "
                 "and all are taken; a larger token_budget holds more"
             )
         if state.table is not None:
-            self._reach(state, state.table, last)
-        state.last[:] = last
+            self._reach(state, state.table, state.last + 1)
+        state.last += 1
         state.put(tokens, seen)
         return self._numbers(state.program(state.inputs)[0])
 
