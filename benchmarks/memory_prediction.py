@@ -143,7 +143,7 @@ def checkpointed(model: nn.Module, kept: Checkpointing) -> None:
         stack, _, number = path.rpartition(".")
         block = stack.rpartition(".")[2] in STACKS and number.isdigit()
         # Layers of an MLP adapter are no blocks.
-        block = block and any(True for _ in module.children()) and not path.startswith("encoder.stem")
+        block = block and any(True for _ in module.children())
         inside = any(f".{one}." in f".{path}" for one in STACKS)
         attention = isinstance(module, (Attention, RelativeAttention)) and inside
         if (kept == "full" and block) or (kept == "selective" and attention):

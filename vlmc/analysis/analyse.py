@@ -12,8 +12,9 @@ from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Saved, Visit
 from vlmc.analysis.run import KEPT, Kept, Mode, Runs, Trial
 from vlmc.analysis.segments import Segments
-from vlmc.analysis.shrink import Instance, Shrunk, shrink
+from vlmc.analysis.shrink import Shrunk, shrink
 from vlmc.analysis.spans import Stretch, Where, highest, level, stretches
+from vlmc.analysis.unroll import unrolled
 from vlmc.ir import Arch, Role
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -22,7 +23,6 @@ FORMATS: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-ONCE = Instance(0)
 
 
 def analyse(
@@ -58,7 +58,8 @@ class _Assembly:
         trained: tuple[Role, ...],
     ) -> None:
         self.arch, self.shrunk, self.trial = arch, shrunk, trial
-        self.mode, self.trained = mode, trained
+        self.mode: Mode = mode
+        self.trained = trained
         self.segments = Segments(trial.model, shrunk.stacks)
         self.runs: dict[Kept, Runs] = {"none": trial.runs("none")}
         for kept in KEPT[1:]:  # what serves keeps nothing
@@ -75,7 +76,7 @@ class _Assembly:
             if block not in blocks:
                 blocks.append(block)
             places[where] = blocks.index(block)
-        order = tuple(places[where] for where in self._unrolled(chain, lambda where: where))
+        order = tuple(places[where] for where in unrolled(chain, chain, self.shrunk))
         visits, timeline = self._visits(places)
         return GraphReport(
             design=self.arch.name,
@@ -123,31 +124,6 @@ class _Assembly:
         edge = {w: w[0].endswith(".end") - w[0].endswith(".begin") for w in chosen}
         return sorted(chosen, key=lambda w: (part[w], edge[w], chosen[w], w[1]))
 
-    def _instance(self, where: Where) -> tuple[str, Instance]:
-        stack = where[0].removesuffix(".*")
-        system = "language.layers" if stack == "gated_blocks" else stack
-        instances = self.shrunk.stacks.get(stack)
-        return system, ONCE if instances is None else instances[where[1]]
-
-    def _unrolled(self, items: list[Any], where: Any) -> list[Any]:
-        """The deep design's sequence: runs of a period are repeated, and blocks within them."""
-        result: list[Any] = []
-        index = 0
-        while index < len(items):
-            system, instance = self._instance(where(items[index]))
-            end = index
-            while end < len(items):
-                other, at = self._instance(where(items[end]))
-                if (other, at.period) != (system, instance.period):
-                    break
-                end += 1
-            run: list[Any] = []
-            for _, group in _grouped(items[index:end], where):
-                run.extend(group * self._instance(where(group[0]))[1].times)
-            result.extend(run * instance.periods)
-            index = end
-        return result
-
     def _visits(self, places: dict[Where, int]) -> tuple[tuple[Visit, ...], tuple[int, ...]]:
         skeletons = {
             kept: [(one.where, one.forward) for one in found]
@@ -155,7 +131,7 @@ class _Assembly:
         }
         assert skeletons["none"] == skeletons["selective"] == skeletons["full"]
         visits: list[Visit] = []
-        numbers: list[tuple[Where, int]] = []
+        numbers: list[int] = []
         for index, one in enumerate(self.stretches["none"]):
             levels = {
                 kept: level(found[index], self.trial.fit) for kept, found in self.stretches.items()
@@ -168,9 +144,9 @@ class _Assembly:
             )
             if visit not in visits:
                 visits.append(visit)
-            numbers.append((one.where, visits.index(visit)))
-        deep = self._unrolled(numbers, lambda item: item[0])
-        return tuple(visits), tuple(number for _, number in deep)
+            numbers.append(visits.index(visit))
+        timeline = unrolled(numbers, [one.where for one in self.stretches["none"]], self.shrunk)
+        return tuple(visits), tuple(timeline)
 
     def _of(self, where: Where, kept: str, *, forward: bool) -> list[Stretch]:
         return [o for o in self.stretches[kept] if (o.where, o.forward) == (where, forward)]
@@ -225,13 +201,3 @@ class _Assembly:
             tensors=tuple(one.numel() for _, one in parameters),
             cache=ZERO if self.mode == "train" else self._cache(where),
         )
-
-
-def _grouped(items: list[Any], where: Any) -> list[tuple[Where, list[Any]]]:
-    groups: list[tuple[Where, list[Any]]] = []
-    for item in items:
-        if groups and groups[-1][0] == where(item):
-            groups[-1][1].append(item)
-        else:
-            groups.append((where(item), [item]))
-    return groups

@@ -84,11 +84,28 @@ class Costs:
             path = f"{name[:-1]}{number}"
             return self._flow(path, 0), self._flow(path, 1)
         role, _, part = name.partition(".")
-        if role == "language":
-            hidden = self._flow("language.embedding", 1)
-            return self._flow("adapter", 1), hidden
-        given = self._flow(role, 0) if part != "end" else ZERO
-        return given, ZERO if role == "head" else self._flow(role, 1)
+        whole = self._flow(role, 0), self._flow(role, 1)
+        if role == "fusion":
+            return self._flow("visual_projection", 0), self._flow("visual_projection", 1)
+        if not part:
+            return whole[0], ZERO if role == "head" else whole[1]
+        own = [stack for stack in self.trial.stacks if stack.startswith(f"{role}.")]
+        before = own[-1] if part == "end" else own[0]
+        after = own[0] if part == "begin" else own[-1]
+        enters = self._flow("adapter", 1) if role == "language" else whole[0]
+        if part != "begin":
+            enters = self._last_flow(before)
+        if part != "end":
+            return enters, self._flow(f"{after}.0", 0)
+        # The last norm of a language model changes no shape.
+        return enters, enters if role == "language" else whole[1]
+
+    def _last_flow(self, stack: str) -> Polynomial:
+        """What leaves the last block of a stack that runs; nothing where none does."""
+        ran = [one for one in self.runs.first.flows if one.rpartition(".")[0] == stack]
+        if not ran:
+            return ZERO
+        return self._flow(max(ran, key=lambda one: int(one.rpartition(".")[2])), 1)
 
     def _flow(self, path: str, which: int) -> Polynomial:
         records = self.runs.records

@@ -10,21 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import (
-    flop_registry,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.utils import flop_counter
+from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
+_FORMULAS: Any = flop_counter
 
 
 def _flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    return _FORMULAS.sdpa_flop_count(query, key, value)
 
 
 def _flash_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    return _FORMULAS.sdpa_backward_flop_count(gradient, query, key, value)
 
 
 def _shaped(formula: Callable[..., int]) -> Callable[..., int]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 from vlmc.analysis.fit import Fit
 from vlmc.analysis.operators import FusedAttention, Memory, tensors
@@ -139,7 +139,7 @@ class Trial:
             with FusedAttention(), self.recorder.inside(path):
                 return forward(*inner, **more)
 
-        again: Any = checkpoint
+        again: Any = getattr(checkpoint, "checkpoint")  # noqa: B009 (untyped)
         return again(body, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 

@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
     """Records what runs within it. `mark` names what glue between modules belongs to."""
 
     def __init__(self, model: Any, memory: Memory) -> None:
-        super().__init__(None)
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self._memory = memory
         self.record = Record()
         self._model = model
