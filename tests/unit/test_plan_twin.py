@@ -1,0 +1,56 @@
+"""`vlmc plan` from a spec to plan.yaml with the costs of real graphs, on a twin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vlmc.commands import app
+from vlmc.pipeline import load_spec, resolve
+
+SPEC = Path(__file__).parents[2] / "specs" / "llava-1.5.yaml"
+TARGET = [
+    "--set", "target={hardware: t4, count: 2, precision: fp32, parallel: {pipeline: 2}}",
+    "--set", "target.workload={mode: train, batch: 8}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = tmp_path_factory.mktemp("plan") / "plan.yaml"
+    words = ["plan", str(SPEC), "--mini", *TARGET, "--json", "--output", str(file)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.output)
+    return {**found, "file": file}
+
+
+def test_weights_of_all_devices_are_those_of_the_design(document: dict[str, Any]) -> None:
+    """In fp32 every parameter is 4 bytes, its gradient 4 and its two moments 8 where it is trained;
+    a pipeline of two holds each of them once."""
+    arch = resolve(load_spec(SPEC), mini=True)
+    memory = document["plan"]["predicted"]["memory"]
+    assert len(memory) == 2
+    assert sum(one["weights"] for one in memory) == 4 * arch.parameters
+    assert sum(one["gradients"] for one in memory) == 4 * arch.trainable_parameters
+    assert sum(one["optimiser"] for one in memory) == 8 * arch.trainable_parameters
+
+
+def test_every_block_of_the_graphs_is_held(document: dict[str, Any]) -> None:
+    held = [block for stage in document["plan"]["stages"] for block in stage["holds"]]
+    names = {block["block"] for block in held}
+    assert {"encoder.layers.*", "adapter", "language.layers.*", "head"} <= names
+    twin = resolve(load_spec(SPEC), mini=True).node("language").arguments["layers"]
+    layers = [b for b in held if b["block"] == "language.layers.*"]
+    assert sum(b["last"] - b["first"] + 1 for b in layers) == twin
+
+
+def test_the_plan_passes_its_own_check(document: dict[str, Any]) -> None:
+    words = ["plan", str(SPEC), "--mini", *TARGET, "--check", str(document["file"])]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert document["file"].with_suffix(".svg").read_text(encoding="utf-8").startswith("<svg")
