@@ -128,7 +128,7 @@ def test_the_same_bytes_wherever_it_is_written(weights: Path, tmp_path: Path) ->
 def test_a_copy_where_there_are_no_links(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError("no links on this file system")
 
     monkeypatch.setattr(os, "link", refuse)
