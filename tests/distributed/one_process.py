@@ -25,7 +25,9 @@ def loaded(folder: Path) -> Any:
     return module
 
 
-def gradients(work: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
+def gradients(
+    work: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of all sequences in one batch."""
     folder = Path(work["folder"])
     module = loaded(folder)
@@ -33,7 +35,9 @@ def gradients(work: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
     module.load_weights(model, folder / "weights")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(role_of(name) in work["plan"]["trained"])
-    loss = model(**call(work["parts"], work["rows"])).loss
+    given = call(work["parts"], work["rows"])
+    given = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given.items()}
+    loss = model.to(dtype)(**given).loss
     loss.backward()
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return float(loss.detach()), found

@@ -40,6 +40,9 @@ TWO: dict[str, Made] = {
     "tensor, all trained": lambda t: plan(
         t, mesh={"tensor": 2}, micro_batch=4, trained=everything(t)
     ),
+    "tensor, images shared out": lambda t: plan(
+        t, mesh={"tensor": 2}, micro_batch=4, placement="replicated", trained=everything(t)
+    ),
     "sharded": lambda t: plan(t, mesh={"data": 2}, zero=3, micro_batch=2),
     "replicated": lambda t: plan(t, mesh={"data": 2}, zero=0, micro_batch=4),
     "1F1B, encoder first": lambda t: plan(t, (after(t, 0.3),), mesh=PIPELINE, micro_batch=2),

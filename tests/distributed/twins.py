@@ -123,7 +123,7 @@ def run_ranks(count: int, folder: Path, work: list[Document]) -> list[Any]:
     environment = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
@@ -151,7 +151,8 @@ def run_ranks(count: int, folder: Path, work: list[Document]) -> list[Any]:
     return json.loads((folder / "answers.json").read_text())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

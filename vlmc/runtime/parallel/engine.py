@@ -24,13 +24,15 @@ from torch.distributed.pipelining import (
 )
 from torch.distributed.tensor import DTensor
 
+from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.batches import Row, micro_batches
 from vlmc.runtime.parallel.chain import Data
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Plan
 from vlmc.runtime.parallel.shapes import borders
+from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.split import split
-from vlmc.runtime.parallel.stage import Stage, cuts, prune, save_less
+from vlmc.runtime.parallel.stage import Stage, cuts, prune, save_less, sees
 from vlmc.runtime.parallel.vision import vision_steps
 from vlmc.runtime.parallel.words import word_steps
 
@@ -59,6 +61,8 @@ class Engine:
             self.whole: nn.Module = model_py.build()
         steps = [*vision_steps(parts), *word_steps(parts)]
         self.cuts = cuts(steps, plan, self.whole)
+        if plan.placement == "replicated" and any(sees(s) for c in self.cuts[1:] for s in c.steps):
+            raise UsageError("stages: replicated, encoder and adapter stand on the first stage")
         self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
         self.stages = [
             self._stage(cut.index, model_py, weights)
@@ -83,6 +87,8 @@ class Engine:
             _store(part, self.dtype if sharded else torch.float32)
         if plan.mesh.tensor > 1:
             split(stage, self.mesh["tensor"], vision=plan.encoder_tensor > 1)
+            if plan.placement == "replicated" and sees(cut.steps[0]):
+                stage.images = SharedImages(self.mesh["tensor"].get_group())
         save_less(stage, plan.checkpointing)
         if sharded:
             self._shard(stage)
@@ -124,6 +130,9 @@ class Engine:
         for stage in self.stages:
             for parameter in stage.parameters():
                 _put_together(parameter)
+            if stage.images is not None:
+                self._add_shares(stage)
+            for parameter in stage.parameters():
                 if parameter.ndim == 0 and parameter.requires_grad and plan.mesh.data > 1:
                     self._average(parameter)
         self._add_shared()
@@ -132,6 +141,13 @@ class Engine:
         own = own.to(self.device)
         torch.distributed.all_reduce(own)
         return float(own)
+
+    def _add_shares(self, stage: Stage) -> None:
+        """Sums gradients of an encoder and adapter that saw a share of the images on each rank."""
+        for name, parameter in stage.model.named_parameters():
+            if parameter.grad is not None and role_of(name) in ("encoder", "adapter"):
+                group = self.mesh["tensor"].get_group()
+                torch.distributed.all_reduce(_local(parameter.grad), group=group)
 
     def _average(self, parameter: nn.Parameter) -> None:
         if parameter.grad is None:

@@ -7,6 +7,7 @@ TRAINING = (
     "vlmc.runtime.parallel.chain",
     "vlmc.runtime.parallel.vision",
     "vlmc.runtime.parallel.words",
+    "vlmc.runtime.parallel.shared_images",
     "vlmc.runtime.parallel.stage",
     "vlmc.runtime.parallel.shapes",
     "vlmc.runtime.parallel.split",

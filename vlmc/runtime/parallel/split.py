@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.distributed
 import torch.distributed.tensor
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -113,40 +111,3 @@ def _is_attention(module: nn.Module) -> bool:
 def _is_mlp(module: nn.Module) -> bool:
     """A feed-forward network; a gate over channels (squeeze and excite) looks alike but is not."""
     return all(hasattr(module, name) for name in ("up", "down", "activation"))
-
-
-class ShareOut(torch.autograd.Function):
-    """This rank's share of what every rank of a group has; gradients are put together again."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: torch.Tensor, group: Any) -> torch.Tensor:
-        ctx.group = group
-        ranks, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
-        return whole.chunk(ranks)[rank].contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _gathered(gradients[0], ctx.group), None
-
-
-class Gather(torch.autograd.Function):
-    """What the ranks of a group made, put together on each of them, which all go on alike: the
-    gradient of each share is a part of that of the whole."""
-
-    @staticmethod
-    def forward(ctx: Any, share: torch.Tensor, group: Any) -> torch.Tensor:
-        ctx.group = group
-        return _gathered(share, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        ranks = torch.distributed.get_world_size(ctx.group)
-        rank = torch.distributed.get_rank(ctx.group)
-        return gradients[0].chunk(ranks)[rank].contiguous(), None
-
-
-def _gathered(share: torch.Tensor, group: Any) -> torch.Tensor:
-    share = share.contiguous()
-    found = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(found, share, group=group)
-    return torch.cat(found)

@@ -17,6 +17,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.chain import Data, State, Step
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Held, Plan
+from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.words import context_of
 
 
@@ -130,6 +131,7 @@ class Stage(nn.Module):
         self.parts = parts
         self.model = model
         self.cut = cut
+        self.images: SharedImages | None = None
         self.takes: tuple[str, ...] = ()
         self.feed: list[Data] = []
         self.anchor = torch.zeros((), requires_grad=True)
@@ -155,10 +157,20 @@ class Stage(nn.Module):
 
     def run(self, state: State, data: Data) -> State:
         """The stage's steps, without what a backward pass needs where none will come."""
+        given = data if self.images is None else self.images.shared(data)
         for step, reached in zip(self.cut.steps, self.cut.reached, strict=True):
             with torch.set_grad_enabled(reached and torch.is_grad_enabled()):
-                state = step.run(self.model, state, data)
+                if self.images is not None and given is not data and not sees(step):
+                    given, state = data, self.images.gathered(state, data)
+                state = step.run(self.model, state, given)
+        if self.images is not None and given is not data:
+            state = self.images.gathered(state, data)
         return state
+
+
+def sees(step: Step) -> bool:
+    """Whether a step runs encoder or adapter."""
+    return role_of(step.name) in ("encoder", "adapter")
 
 
 def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:

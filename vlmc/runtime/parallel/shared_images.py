@@ -1,0 +1,55 @@
+"""Images shared out over ranks that run the same encoder, each with all of its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.autograd
+import torch.distributed
+from torch import Tensor
+
+from vlmc.runtime.parallel.chain import Data, State, passed
+
+
+class SharedImages:
+    """What the ranks of a tensor group do with the images of a micro-batch: each encodes its share,
+    then all have the visual tokens of all."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.ranks = torch.distributed.get_world_size(group)
+        self.rank = torch.distributed.get_rank(group)
+
+    def shared(self, data: Data) -> Data:
+        """The micro-batch with this rank's images; blank ones fill the last share, so that every
+        rank runs the encoder on as many."""
+        images: Tensor = data["images"]
+        share = -(-images.shape[0] // self.ranks)
+        missing = share * self.ranks - images.shape[0]
+        filled = torch.cat((images, images.new_zeros((missing, *images.shape[1:]))))
+        return {**data, "images": filled[self.rank * share : (self.rank + 1) * share]}
+
+    def gathered(self, state: State, data: Data) -> State:
+        """The state with the visual tokens of all images."""
+        visual = Gather.apply(state["visual"], self.group)
+        return passed(state, visual=visual[: data["images"].shape[0]])
+
+
+class Gather(torch.autograd.Function):
+    """What the ranks of a group made, put together on each of them, which all go on alike: the
+    gradient of each share is a part of that of the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        share = share.contiguous()
+        found = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(found, share, group=group)
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ranks = torch.distributed.get_world_size(ctx.group)
+        rank = torch.distributed.get_rank(ctx.group)
+        return gradients[0].chunk(ranks)[rank].contiguous(), None
