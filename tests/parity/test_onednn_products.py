@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from vlmc.runtime.engines import onednn
-from vlmc.runtime.engines.onednn import onednn_is_faster, use_onednn
+from vlmc.emit.torch_graphs import onednn
+from vlmc.emit.torch_graphs.onednn import onednn_is_faster, use_onednn
 
 
 class Two(nn.Module):

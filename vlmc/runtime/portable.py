@@ -38,7 +38,6 @@ PORTABLE = (
     "vlmc.runtime.engines.torch_engine",
     "vlmc.runtime.engines.aoti_program",
     "vlmc.runtime.engines.plain_archive",
-    "vlmc.runtime.engines.onednn",
     "vlmc.runtime.engines.compiled_program",
     "vlmc.runtime.engines.open",
     "vlmc.runtime.command",

@@ -26,10 +26,10 @@ from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.artifact import Progress
 from vlmc.emit.faults import NotHere
 from vlmc.emit.torch_graphs.cpu import level
+from vlmc.emit.torch_graphs.onednn import onednn_is_faster
 from vlmc.emit.torch_graphs.programs import Tell, describe, optimised, save_program
 from vlmc.ir import Arch
 from vlmc.passes.effect import Effect, counted
-from vlmc.runtime.engines.onednn import onednn_is_faster
 
 WORKERS = 2
 """Graphs that are compiled at once: each takes about a gigabyte of memory."""

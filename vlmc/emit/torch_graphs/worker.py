@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vlmc.emit.torch_graphs.archive import private_folders, rewrite
 from vlmc.emit.torch_graphs.cpu import features
+from vlmc.emit.torch_graphs.onednn import reads_many_rows, use_onednn
 from vlmc.passes.single_row import INDUCTOR
-from vlmc.runtime.engines.onednn import reads_many_rows, use_onednn
 
 
 def main() -> None:

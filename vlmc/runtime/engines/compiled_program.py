@@ -13,7 +13,6 @@ from torch import Tensor
 from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.runtime.engines.graph_files import GraphFile
 from vlmc.runtime.engines.mapped_weights import MappedWeights
-from vlmc.runtime.engines.onednn import onednn_is_faster, reads_many_rows, use_onednn
 from vlmc.runtime.engines.plain_archive import check_plain
 
 SINGLE_ROW = {"realize_opcount_threshold": 4}
@@ -35,9 +34,6 @@ class CompiledProgram:
         self.report = report
         self.name = graph.path.stem
         module = exported_module(graph, weights)
-        onednn = weights.device == "cpu" and reads_many_rows(self.name) and onednn_is_faster()
-        if onednn and use_onednn(module.graph.nodes):
-            module.recompile()
         self.seen: set[tuple[bool, ...]] = set()
         # Which axes of which inputs vary; all else is as it was declared.
         self.varying = [
