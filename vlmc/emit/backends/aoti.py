@@ -39,7 +39,7 @@ def emit(build: Build) -> Artifact:
         build,
         PATH,
         fill,
-        sources=("emit/torch_graphs", "runtime/engines/onednn.py"),
+        sources=("emit/torch_graphs",),
         packages=(),
         options={"machine": machine(), "device": device, "gpu": gpu},
         heard=heard,
