@@ -58,10 +58,12 @@ def peak(
     per_byte = Fraction(states.gradient, report.number_bytes)
     blocks = [report.blocks[place] for place in report.order]
     trained = sum(one.parameters for one in blocks if one.trained)
+    # What does not run (a layer whose output is not read) never gets gradients or moments.
+    stepped = [one for one in blocks if one.trained and one.reached]
     base = Peak(
         weights=trained * states.trained + (report.parameters - trained) * states.frozen,
         gradients=0,
-        optimiser=trained * states.optimiser,
+        optimiser=sum(one.parameters for one in stepped) * states.optimiser,
         inputs=_at(report.inputs, sizes),
         activations=0,
         at="",
@@ -85,7 +87,7 @@ def peak(
                 )
         level += change
         gradients += made
-    spare = _stepping([one for block in blocks if block.trained for one in block.tensors])
+    spare = _stepping([one for block in stepped for one in block.tensors])
     spare *= states.optimiser // 2
     if best.activations + best.gradients < level + gradients + spare:
         best = replace(base, activations=level + spare, gradients=gradients, at="optimiser")
