@@ -75,7 +75,8 @@ def _placed(parts: Parts, row: Row) -> tuple[list[int], list[int]]:
     if not found:
         filler = 0 if token is None else token
         return [filler] * (count * each) + row.words, [1] * (count * each) + [0] * len(row.words)
-    words, is_place = [], []
+    words: list[int] = []
+    is_place: list[int] = []
     for word in row.words:
         times = each if word == token else 1
         words += [word] * times

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -33,6 +32,7 @@ from vlmc.runtime.parallel.shapes import borders
 from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.split import split
 from vlmc.runtime.parallel.stage import Stage, cuts, prune, save_less, sees
+from vlmc.runtime.parallel.untyped import DISTRIBUTED
 from vlmc.runtime.parallel.vision import vision_steps
 from vlmc.runtime.parallel.words import word_steps
 
@@ -139,7 +139,7 @@ class Engine:
         own = sum((loss.detach().double() for loss in losses), torch.zeros((), dtype=torch.double))
         own = own.cpu() / plan.mesh.data if self.tensor == 0 else torch.zeros(()).double()
         own = own.to(self.device)
-        torch.distributed.all_reduce(own)
+        DISTRIBUTED.all_reduce(own)
         return float(own)
 
     def _add_shares(self, stage: Stage) -> None:
@@ -147,13 +147,13 @@ class Engine:
         for name, parameter in stage.model.named_parameters():
             if parameter.grad is not None and role_of(name) in ("encoder", "adapter"):
                 group = self.mesh["tensor"].get_group()
-                torch.distributed.all_reduce(_local(parameter.grad), group=group)
+                DISTRIBUTED.all_reduce(_local(parameter.grad), group=group)
 
     def _average(self, parameter: nn.Parameter) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         for axis in ("replicate", "shard"):
-            torch.distributed.all_reduce(parameter.grad, group=self.mesh[axis].get_group())
+            DISTRIBUTED.all_reduce(parameter.grad, group=self.mesh[axis].get_group())
         parameter.grad /= self.plan.mesh.data
 
     def _here(self, name: str, value: Any) -> Any:
@@ -191,7 +191,7 @@ class Engine:
         return self._schedules[key]
 
     def _made(self, sent: Sequence[dict[str, Tensor]], count: int) -> Any:
-        stages: list[PipelineStage] = []
+        stages: list[Any] = []
         for stage in self.stages:
             index = stage.cut.index
             before = sent[index - 1] if index else {}
@@ -230,7 +230,7 @@ class Engine:
         names: list[list[str]] = [[] for _ in range(self.plan.mesh.pipeline)]
         own = [n for s in self.stages for n, p in s.model.named_parameters() if p.requires_grad]
         group = self.mesh["pipeline"].get_group()
-        torch.distributed.all_gather_object(names, own, group=group)
+        DISTRIBUTED.all_gather_object(names, own, group=group)
         counts: dict[str, int] = {}
         for held in names:
             for name in held:
@@ -246,12 +246,12 @@ class Engine:
             for parameter in own:
                 grad = _local(parameter.grad) if parameter.grad is not None else None
                 total = grad if total is None else total if grad is None else total + grad
-            shape = [None if not own else tuple(_local(own[0]).shape)] * 1
+            shape = None if not own else tuple(_local(own[0]).shape)
             shapes: list[Any] = [None] * self.plan.mesh.pipeline
-            torch.distributed.all_gather_object(shapes, shape[0], group=group)
+            DISTRIBUTED.all_gather_object(shapes, shape, group=group)
             full = next(s for s in shapes if s is not None)
             summed = torch.zeros(full, device=self.device) if total is None else total.clone()
-            torch.distributed.all_reduce(summed, group=group)
+            DISTRIBUTED.all_reduce(summed, group=group)
             for parameter in own:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -286,7 +286,8 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _put_together(parameter: nn.Parameter) -> None:
     """Brings a gradient to where its parameter lies."""
-    grad = parameter.grad
+    own: Any = parameter
+    grad: Any = parameter.grad
     both = isinstance(grad, DTensor) and isinstance(parameter, DTensor)
-    if both and grad.placements != parameter.placements:
-        parameter.grad = grad.redistribute(placements=parameter.placements)
+    if both and grad.placements != own.placements:
+        parameter.grad = grad.redistribute(placements=own.placements)

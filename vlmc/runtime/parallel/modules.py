@@ -2,6 +2,7 @@
 
 TRAINING = (
     "vlmc.diagnostics.faults",
+    "vlmc.runtime.parallel.untyped",
     "vlmc.runtime.parallel.parts",
     "vlmc.runtime.parallel.plan_file",
     "vlmc.runtime.parallel.chain",

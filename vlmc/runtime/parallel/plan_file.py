@@ -148,7 +148,7 @@ def head_counts(parts: Parts) -> dict[str, list[tuple[str, int]]]:
 
 
 def _plan(document: Any) -> Plan:
-    _require(isinstance(document, dict), "the file does not hold a plan")
+    _require(is_a(document, dict), "the file does not hold a plan")
     for key in document:
         _require(key in _KEYS, f"{key} is no field of a plan")
     for key in _NEEDED:
@@ -168,7 +168,7 @@ def _plan(document: Any) -> Plan:
     _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel must be a boolean")
     trained = whole["trained"]
     _require(
-        isinstance(trained, list | tuple) and all(role in _ROLES for role in trained),
+        is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
         f"trained must list roles out of {', '.join(_ROLES)}",
     )
     _require(bool(trained), "trained names no part: nothing would be learnt")
@@ -186,7 +186,7 @@ def _plan(document: Any) -> Plan:
         tensor = 1
     checkpointing = whole["checkpointing"]
     _require(
-        isinstance(checkpointing, dict)
+        is_a(checkpointing, dict)
         and all(isinstance(k, str) and v in _CHECKPOINTING for k, v in checkpointing.items()),
         f"checkpointing must give blocks one of {', '.join(_CHECKPOINTING)}",
     )
@@ -238,7 +238,7 @@ def _check_division(plan: Plan) -> None:
 
 
 def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], ...]:
-    _require(isinstance(given, list) and bool(given), "stages must list what each stage holds")
+    _require(is_a(given, list) and bool(given), "stages must list what each stage holds")
     _require(
         len(given) == pipeline * chunks,
         f"stages: there are {len(given)}, but {pipeline} groups x {chunks} chunks",
@@ -247,18 +247,18 @@ def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], .
     for place, stage in enumerate(given):
         where = f"stages[{place}]"
         _require(
-            isinstance(stage, dict) and set(stage) == {"group", "holds"},
+            is_a(stage, dict) and set(stage) == {"group", "holds"},
             f"{where} must have group and holds",
         )
         _require(
             stage["group"] == place % pipeline,
             f"{where}.group must be {place % pipeline}: stages follow each other along the groups",
         )
-        _require(isinstance(stage["holds"], list), f"{where}.holds must be a list")
+        _require(is_a(stage["holds"], list), f"{where}.holds must be a list")
         held: list[Held] = []
         for one in stage["holds"]:
             _require(
-                isinstance(one, dict)
+                is_a(one, dict)
                 and set(one) == {"block", "first", "last"}
                 and isinstance(one["block"], str)
                 and _whole(one["first"], 0)
@@ -273,12 +273,15 @@ def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], .
 
 def _degrees(name: str, given: Any) -> Degrees:
     keys = ("pipeline", "data", "tensor")
-    _require(
-        isinstance(given, dict) and set(given) == set(keys), f"{name} must have {', '.join(keys)}"
-    )
+    _require(is_a(given, dict) and set(given) == set(keys), f"{name} must have {', '.join(keys)}")
     for key in keys:
         _require(_whole(given[key], 1), f"{name}.{key} must be a whole number from 1 on")
     return Degrees(*(given[key] for key in keys))
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value read from a file is of a kind; what it holds stays open."""
+    return isinstance(value, kind)
 
 
 def _whole(value: Any, least: int) -> bool:

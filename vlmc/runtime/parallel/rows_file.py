@@ -14,6 +14,7 @@ from torch import Tensor
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.batches import Row
 from vlmc.runtime.parallel.parts import Parts
+from vlmc.runtime.parallel.plan_file import is_a
 
 _LINE_KEYS = {"input_ids", "labels", "pixel_values"}
 
@@ -54,13 +55,13 @@ def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> 
         batch: list[Row] = []
         for _ in range(size):
             length = max(2, text - taken)
-            drawn = torch.randint(0, most, (length,), generator=generator).tolist()
+            drawn: Any = torch.randint(0, most, (length,), generator=generator)
             pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(shown))
             labels: Any = None
             if head.kind == "classify":
                 classes = head.arguments["classes"]
                 labels = int(torch.randint(0, classes, (1,), generator=generator))
-            batch.append(Row(words=drawn, labels=labels, images=pictures))
+            batch.append(Row(words=drawn.tolist(), labels=labels, images=pictures))
         yield batch
 
 
@@ -72,7 +73,7 @@ def _row(
         document: Any = json.loads(line)
     except ValueError as error:
         raise UsageError(f"{where} is not JSON: {error}") from None
-    if not isinstance(document, dict) or not _LINE_KEYS >= set(document) >= {"input_ids"}:
+    if not is_a(document, dict) or not _LINE_KEYS >= set(document) >= {"input_ids"}:
         raise UsageError(f"{where}: expected input_ids, and labels and pixel_values where needed")
     words, labels = document["input_ids"], document.get("labels")
     vocabulary = int(parts.argument("language", "vocabulary"))
@@ -115,6 +116,6 @@ def _pictures(
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(
+    return is_a(value, list) and all(
         isinstance(one, int | float) and not isinstance(one, bool) for one in value
     )

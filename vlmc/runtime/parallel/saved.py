@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.parallel.untyped import DISTRIBUTED, STORAGE
 
 _ABOUT = "training.json"
 
@@ -24,10 +23,10 @@ def save_training(
     about: Mapping[str, Any],
 ) -> None:
     """Writes weights and the optimiser's state, each rank its share; `about` beside them."""
-    dcp.save(_state(parameters, optimiser), checkpoint_id=str(folder))
-    if torch.distributed.get_rank() == 0:
+    STORAGE.save(_state(parameters, optimiser), checkpoint_id=str(folder))
+    if DISTRIBUTED.get_rank() == 0:
         (folder / _ABOUT).write_text(json.dumps(dict(about)))
-    torch.distributed.barrier()
+    DISTRIBUTED.barrier()
 
 
 def load_training(
@@ -40,7 +39,7 @@ def load_training(
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} holds no checkpoint of a training run: {error}") from None
     state = _state(parameters, optimiser)
-    dcp.load(state, checkpoint_id=str(folder))
+    STORAGE.load(state, checkpoint_id=str(folder))
     return about
 
 

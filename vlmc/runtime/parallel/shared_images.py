@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.autograd
-import torch.distributed
 from torch import Tensor
 
 from vlmc.runtime.parallel.chain import Data, State, passed
+from vlmc.runtime.parallel.untyped import DISTRIBUTED
 
 
 class SharedImages:
@@ -18,8 +18,8 @@ class SharedImages:
 
     def __init__(self, group: Any) -> None:
         self.group = group
-        self.ranks = torch.distributed.get_world_size(group)
-        self.rank = torch.distributed.get_rank(group)
+        self.ranks = DISTRIBUTED.get_world_size(group)
+        self.rank = DISTRIBUTED.get_rank(group)
 
     def shared(self, data: Data) -> Data:
         """The micro-batch with this rank's images; blank ones fill the last share, so that every
@@ -32,7 +32,7 @@ class SharedImages:
 
     def gathered(self, state: State, data: Data) -> State:
         """The state with the visual tokens of all images."""
-        visual = Gather.apply(state["visual"], self.group)
+        visual: Tensor = _GATHER.apply(state["visual"], self.group)
         return passed(state, visual=visual[: data["images"].shape[0]])
 
 
@@ -44,12 +44,15 @@ class Gather(torch.autograd.Function):
     def forward(ctx: Any, share: Tensor, group: Any) -> Tensor:
         ctx.group = group
         share = share.contiguous()
-        found = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size(group))]
-        torch.distributed.all_gather(found, share, group=group)
+        found = [torch.empty_like(share) for _ in range(DISTRIBUTED.get_world_size(group))]
+        DISTRIBUTED.all_gather(found, share, group=group)
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        ranks = torch.distributed.get_world_size(ctx.group)
-        rank = torch.distributed.get_rank(ctx.group)
-        return gradients[0].chunk(ranks)[rank].contiguous(), None
+        ranks: int = DISTRIBUTED.get_world_size(ctx.group)
+        rank: int = DISTRIBUTED.get_rank(ctx.group)
+        return gradients[0].tensor_split(ranks)[rank].contiguous(), None
+
+
+_GATHER: Any = Gather

@@ -30,7 +30,9 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
     adapter stay whole where not `vision`. Frozen parameters stay frozen."""
     trained = {name: p.requires_grad for name, p in stage.named_parameters()}
     plan: dict[str, ParallelStyle] = {}
-    for path, module in stage.model.named_modules():
+    model: Any = stage.model
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    for path, module in modules.items():
         if not vision and role_of(path) in ("encoder", "adapter"):
             continue
         if _is_attention(module) or _is_mlp(module):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, partial
 from types import MethodType
 from typing import Any
 
 import torch
 import torch.autograd
 from torch import Tensor, nn
-from torch.utils import checkpoint
 
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.chain import Data, State, Step
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Held, Plan
 from vlmc.runtime.parallel.shared_images import SharedImages
+from vlmc.runtime.parallel.untyped import RECOMPUTATION
 from vlmc.runtime.parallel.words import context_of
 
 
@@ -36,6 +36,9 @@ class Through(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         zeros = [torch.zeros(s, dtype=d, device=where) for s, d, where in ctx.shapes]
         return (None, *gradients, *zeros)
+
+
+_THROUGH: Any = Through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,8 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
         own = tuple(step for step, place in zip(steps, where, strict=True) if place == index)
         if not own:
             raise UsageError(f"stages[{index}] holds nothing that runs")
-        fed, flags = reached, []
+        fed = reached
+        flags: list[bool] = []
         for step in own:
             reached = reached or any(role_of(n) in plan.trained for n in _owned(step, names))
             flags.append(reached)
@@ -146,14 +150,12 @@ class Stage(nn.Module):
         state = self.run(dict(zip(self.takes, given, strict=True)), data)
         sent = tuple(state[name] for name in sorted(state))
         anchor = self.anchor.to(sent[0].device)
-        sent = Through.apply(len(sent), *sent, *received, anchor)
+        sent = _THROUGH.apply(len(sent), *sent, *received, anchor)
         return sent[0] if self.cut.last else sent
 
     def informed(self, data: Data) -> Data:
         """The micro-batch with what all layers of a decoder share, made when first asked for."""
-        data = dict(data)
-        data["context"] = lru_cache(lambda dtype: context_of(self.parts, self.model, data, dtype))
-        return data
+        return {**data, "context": cache(partial(context_of, self.parts, self.model, data))}
 
     def run(self, state: State, data: Data) -> State:
         """The stage's steps, without what a backward pass needs where none will come."""
@@ -193,7 +195,7 @@ def _recompute(module: Any, method: str) -> None:
     def run(*given: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return inner(*given, **named)
-        return checkpoint.checkpoint(inner, *given, use_reentrant=False, **named)
+        return RECOMPUTATION.checkpoint(inner, *given, use_reentrant=False, **named)
 
     setattr(module, method, run)
 
