@@ -137,7 +137,7 @@ def ways(pipeline: int, times: int) -> Iterator[tuple[Any, int]]:
     yield "gpipe", 1
     if times >= pipeline:
         yield "1f1b", 1
-    if times % max(1, times // pipeline) == 0:
+    if times >= pipeline and times % (times // pipeline) == 0:
         yield "zero_bubble", 1
     if times % pipeline == 0:
         for chunks in (2, 4, 8):
@@ -184,6 +184,8 @@ def instance(seed: int) -> tuple[GraphReport, Cluster, Request, GraphReport | No
     fixed: dict[str, Any] = {}
     if not serve and random.random() < 0.2:
         fixed["schedule"] = random.choice(["gpipe", "1f1b", "interleaved", "zero_bubble"])
+    if count > 1 and random.random() < 0.6:
+        fixed["pipeline"] = random.choice([one for one in range(2, count + 1) if count % one == 0])
     if random.random() < 0.2:
         fixed["placement"] = random.choice(["stage_0", "own_group", "replicated", "spread"])
     if serve and random.random() < 0.5:

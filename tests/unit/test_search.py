@@ -14,6 +14,7 @@ from graph_reports import cluster, flamingo_80b, random_report, small_device
 from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import device
+from vlmc.partition.bounds import Bounds
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.leaf import Leaf, best_cuts
@@ -23,6 +24,7 @@ from vlmc.partition.schedule import order, simulate
 from vlmc.partition.search import find
 from vlmc.partition.setting import Setting
 from vlmc.partition.solve import solve_batch, solve_budget, solve_count
+from vlmc.partition.space import bases, completions, schedules
 from vlmc.partition.why import balance
 
 INSTANCES = 200
@@ -50,6 +52,34 @@ def test_the_gap_to_brute_force_is_zero(first: int) -> None:
         assert found.proven
         fitted += 1
     assert fitted >= 5
+
+
+def test_bounds_are_never_above_what_they_bound() -> None:
+    compared = 0
+    for seed in range(40):
+        report, devices, request, _ = instance(seed)
+        if request.mode == "serve":
+            continue
+        lines = Rooflines(report, devices, request)
+        bounds = Bounds(lines)
+        for base in bases(lines, across_nodes=False):
+            ways = schedules(lines, base)
+            for zero, encoder, language in completions(lines, base):
+                kept = replace(base, zero=zero, encoder_keeps=encoder, language_keeps=language)
+                for schedule, chunks in ways:
+                    setting = replace(kept, schedule=schedule, chunks=chunks)
+                    leaf = best_cuts(Chain(lines, setting), float("inf"))
+                    if leaf is None:
+                        continue
+                    costs = leaf.chain.parts
+                    bound = bounds.setting(setting, costs)
+                    assert bounds.base(base, ways) <= bound * (1 + 1e-9)
+                    assert bound <= leaf.pace.seconds
+                    assert bounds.states(base) <= devices.device.memory_bytes
+                    assert bounds.fits(kept, costs)
+                    assert bounds.possible(setting, costs, leaf.pace.seconds)
+                    compared += 1
+    assert compared > 500
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +300,9 @@ def test_the_largest_batch_within_a_latency() -> None:
     assert solved.refused == solved.value + 8
     with pytest.raises(Infeasible):
         find(prompts, a100(8), replace(asked, batch=solved.refused), decode=tokens)
+
+
+def test_few_micro_batches_take_gpipe() -> None:
+    asked = replace(TRAIN, batch=8, pipeline=16, data=4, micro_batch=1)
+    plan = find(flamingo_80b(), a100(64), asked).plan
+    assert (plan.schedule, plan.micro_batches) == ("gpipe", 2)

@@ -204,9 +204,8 @@ class Chain:
         """Whether a stage may hold a stretch: as `memory`. With several stages to a device it
         has to have room for as many as large as this one, beside what any block needs while it
         runs, so that stages can be looked at one by one."""
-        group = stage % self.setting.pipeline
-        held = self.held[group]
         chunks = self.setting.chunks
+        held = self.held[stage % self.setting.pipeline]
         total = (
             self.weights[end]
             - self.weights[first]

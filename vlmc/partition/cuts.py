@@ -1,8 +1,8 @@
 """Where a chain is cut into stages: exactly the cut whose heaviest stage is lightest.
 
 A stage takes as much of the chain as a limit allows (Han, Narahari and Choi, 1992): what is allowed
-to a stretch is allowed to each part of it, so that a longer start never hurts what follows. Failing
-tells the next limit at which anything changes, so that bisection ends at the exact optimum.
+to a stretch is allowed to each part of it, so that a longer start does not hurt what follows (but
+for blocks that only some stages have room for: then all starts are tried). Failing tells the next limit at which anything changes, so that bisection ends at the exact optimum.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Cutter:
     """Cuts a chain of `length` blocks into `stages` that are not empty.
 
     `allowed`: places of cuts, rising, `length` last. `barrier`: a place that no stage crosses, with
-    another stage on each side.
+    another stage on each side. Each part of what fits on a stage fits on it, too.
     """
 
     length: int
@@ -86,12 +86,47 @@ class Cutter:
                 following = min(following, weights[allowed[reach + 1]] - weights[start])
             if other is not None:
                 reach = _reach(other, start, cap, allowed, least, reach)
-            reach = self._fitting(stage, start, least, reach)
+            timely, reach = reach, self._fitting(stage, start, least, reach)
             if reach < least:
-                return following
+                if timely < least or self._nowhere(start, allowed[least]):
+                    return following
+                return self._exhaustive(weights, limit, other, cap)
             start = allowed[reach]
             ends.append(start)
         return tuple(ends)
+
+    def _nowhere(self, start: int, end: int) -> bool:
+        """Whether no stage has room for a stretch."""
+        return not any(self.fits(stage, start, end) for stage in range(self.stages))
+
+    def _exhaustive(
+        self, weights: Sequence[float], limit: float, other: Sequence[float] | None, cap: float
+    ) -> tuple[int, ...] | float:
+        """As `_greedy`, from every place where a stage can start: where a stage has no room for a
+        block that another has room for, the longest start may leave it nothing else."""
+        allowed, following = self.allowed, inf
+        layers: list[dict[int, int]] = [{0: 0}]
+        for stage in range(self.stages):
+            ends: dict[int, int] = {}
+            for start in layers[-1]:
+                least, most = self._window(stage, start)
+                if most < least:
+                    continue
+                reach = _reach(weights, start, limit, allowed, least, most)
+                if reach < most:
+                    following = min(following, weights[allowed[reach + 1]] - weights[start])
+                if other is not None:
+                    reach = _reach(other, start, cap, allowed, least, reach)
+                reach = self._fitting(stage, start, least, reach)
+                for place in range(least, reach + 1):
+                    ends.setdefault(allowed[place], start)
+            layers.append(ends)
+        if self.length not in layers[-1]:
+            return following
+        found = [self.length]
+        for layer in reversed(layers[2:]):
+            found.append(layer[found[-1]])
+        return tuple(reversed(found))
 
     def _window(self, stage: int, start: int) -> tuple[int, int]:
         """The first and the last place in `allowed` where the stage may end."""

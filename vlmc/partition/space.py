@@ -136,6 +136,8 @@ def schedules(lines: Rooflines, base: Setting) -> tuple[tuple[Schedule, int], ..
             continue
         if schedule == "gpipe" and request.schedule is None and times >= groups:
             continue
+        if schedule == "zero_bubble" and times < groups:
+            continue  # no closed form says what it takes
         for chunks in CHUNKS if schedule == "interleaved" else (1,):
             if request.chunks not in (None, chunks):
                 continue
