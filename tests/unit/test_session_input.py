@@ -97,6 +97,30 @@ def test_a_decompression_bomb() -> None:
         assert "scale it down" in said
 
 
+def test_a_later_page_that_is_a_bomb() -> None:
+    pages = encoded(PHOTO, "TIFF", save_all=True, append_images=[Image.new("1", (40_000, 3_000))])
+    session = twin(FLAMINGO)
+    assert session.design.frames > 1
+    said = refused("image 1: 40000 x 3000 = 120,000,000 pixels", "What?", pages, session=session)
+    assert "scale it down" in said
+
+
+def test_a_sliver_that_padding_would_make_huge() -> None:
+    session = twin(FLAMINGO)
+    assert session.processor is not None
+    padded = replace(session, processor=replace(session.processor, pad=True))
+    sliver = Image.new("1", (60_000, 1))
+    refused("image 1: .*60000 x 1: padded.* 60,000 x 60,000", "?", sliver, session=padded)
+    assert padded.generate("?", Image.new("1", (300, 1)), max_new_tokens=1).inputs.images == 1
+
+
+def test_a_picture_without_a_pixel() -> None:
+    for spec in (LLAVA, FLAMINGO):
+        for size in ((0, 5), (5, 0)):
+            said = f"image 1: {size[0]} x {size[1]} pixels"
+            refused(said, "What?", Image.new("RGB", size), session=twin(spec))
+
+
 def test_a_sliver_that_would_become_huge() -> None:
     sliver = Image.new("RGB", (1, 60_000))
     refused("image 1: .*1 x 60000.*crop it first", "What?", sliver, session=sliced())

@@ -57,7 +57,11 @@ def read_frames(source: Source, indices: Iterable[int]) -> Iterator[Image.Image]
     with _opened(source) as image:
         for index in indices:
             if index > 0 or getattr(image, "n_frames", 1) > 1:
-                image.seek(index)
+                with warnings.catch_warnings():
+                    # Pages of one file differ in size; they are judged below, as the first was.
+                    warnings.simplefilter("ignore")
+                    image.seek(index)
+                _check_extent(image, title_of(source))
             yield upright_rgb(image)
 
 
@@ -121,9 +125,7 @@ def _opened(source: Source) -> Generator[Image.Image]:
         raise UsageError(f"{title}: there are no bytes in it")
     try:
         with _open(source) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UsageError(_too_large(title, f"{width} x {height} = {width * height:,}"))
+            _check_extent(image, title)
             yield image
     except UsageError:
         raise
@@ -135,6 +137,14 @@ def _opened(source: Source) -> Generator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(error).split("\n")[0] or type(error).__name__
         raise UsageError(f"{title}: the image is damaged: {reason}") from None
+
+
+def _check_extent(image: Image.Image, title: str) -> None:
+    width, height = image.size
+    if min(width, height) < 1:
+        raise UsageError(f"{title}: {width} x {height} pixels, so that there is nothing to see")
+    if width * height > MAX_PIXELS:
+        raise UsageError(_too_large(title, f"{width} x {height} = {width * height:,}"))
 
 
 def _check_file(path: Path) -> None:

@@ -49,7 +49,8 @@ class ImageProcessor:
     def __call__(self, image: Image.Image) -> Pixels:
         """Pixel values [3, height, width] of an RGB picture.
 
-        Raises UsageError where the picture is so narrow that its resized copy would be huge.
+        Raises UsageError where the picture is so narrow that its padded or resized copy would be
+        huge.
         """
         if self.pad:
             image = self._squared(image)
@@ -73,6 +74,11 @@ class ImageProcessor:
         side = max(width, height)
         if width == height:
             return image
+        if side * side > MAX_PIXELS:
+            raise UsageError(
+                f"the picture is {width} x {height}: padded to a square it becomes {side:,} x "
+                f"{side:,} pixels, more than {MAX_PIXELS:,}; crop it first"
+            )
         colour = tuple(int(value * 255) for value in self.mean)
         square = Image.new("RGB", (side, side), cast("Any", colour))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
