@@ -142,7 +142,7 @@ def run_ranks(count: int, folder: Path, work: list[Document]) -> list[Any]:
     texts: list[str] = []
     try:
         for one in ranks:
-            texts.append(one.communicate(timeout=120)[0])
+            texts.append(one.communicate(timeout=400)[0])
     finally:
         for one in ranks:
             one.kill()
