@@ -2,7 +2,8 @@
 
 A stage takes as much of the chain as a limit allows (Han, Narahari and Choi, 1992): what is allowed
 to a stretch is allowed to each part of it, so that a longer start does not hurt what follows (but
-for blocks that only some stages have room for: then all starts are tried). Failing tells the next limit at which anything changes, so that bisection ends at the exact optimum.
+for blocks that only some stages have room for: then all starts are tried). Failing tells the next
+limit at which anything changes, so that bisection ends at the exact optimum.
 """
 
 from __future__ import annotations
