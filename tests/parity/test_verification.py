@@ -19,6 +19,7 @@ from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.manifest import MEASURED, NAME, Manifest
 from vlmc.emit.options import Options
 from vlmc.emit.record import hashed
+from vlmc.emit.seal import sealed
 from vlmc.emit.store import Store
 from vlmc.emit.verify import Unsound, judge, subject, verifier, verify
 from vlmc.emit.verify.cases import STEPS, cases
@@ -195,10 +196,10 @@ def test_an_unsound_build_leaves_the_old_one(
 
 
 def allowing(folder: Path, tolerance: float) -> bytes:
-    """What verification.json says, with another tolerance in it."""
+    """What verification.json says, with another tolerance in it, sealed by who wrote it there."""
     document = json.loads((folder / MEASURED).read_text())
     document["engines"]["onnx"]["tolerance"] = tolerance
-    return json.dumps(document).encode()
+    return sealed(document).encode()
 
 
 def test_what_is_allowed_is_not_read_from_what_was_measured(copy: Path) -> None:
@@ -206,7 +207,7 @@ def test_what_is_allowed_is_not_read_from_what_was_measured(copy: Path) -> None:
     flip(path, *place(path, "language.layers.0.mlp.down.weight"))
     manifest = json.loads((copy / NAME).read_text())
     manifest["files"]["onnx/weights/model.safetensors"] = hashed(path).model_dump()
-    (copy / NAME).write_text(json.dumps(manifest))
+    (copy / NAME).write_text(sealed(manifest))
     (copy / MEASURED).write_bytes(allowing(copy, 1e9))
     verdict = pipeline.verify(copy)
     assert (verdict.faults, verdict.sound) == ((), False)
@@ -330,6 +331,31 @@ def test_the_command_finds_any_changed_byte(copy: Path, name: str, words: str) -
         path.touch()
     done = CliRunner().invoke(app, ["verify", str(copy)])
     assert (done.exit_code, f"{name} {words}" in done.stdout) == (3, True), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now"),
+    [
+        (NAME, "specs/llava-1.5.yaml", "specs/llava-1.6.yaml"),
+        (NAME, "{\n", "{ \n"),
+        (MEASURED, '"max_abs": ', '"max_abs": 1'),
+        (MEASURED, '"measured": "full"', '"measured": "twin"'),
+        (MEASURED, "}\n", ""),
+    ],
+)
+def test_the_command_finds_a_changed_record(copy: Path, name: str, was: str, now: str) -> None:
+    path = copy / name
+    assert pipeline.verify(copy).faults == ()
+    before = path.read_text()
+    changed = now.join(before.rsplit(was, 1))
+    assert changed != before
+    path.write_text(changed)
+    done = CliRunner().invoke(app, ["verify", str(copy)])
+    assert done.exit_code == 3
+    assert f"{name} has changed since it was written" in done.stdout
+    assert path.read_text() == changed, "it is not written over without a word"
+    if name == MEASURED:
+        assert Verification.parse(path.read_bytes()) is None, "no build relies on it"
 
 
 def test_the_command_refuses_what_is_no_build(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vlmc.emit.artifact import Build
 from vlmc.emit.faults import explained
 from vlmc.emit.options import Options
 from vlmc.emit.record import File, Inside, Record, Sha256, Status, hashed
+from vlmc.emit.seal import SEAL, intact, sealed
 from vlmc.emit.swap import Places, recover
 from vlmc.ir import Arch
 from vlmc.version import __version__
@@ -152,8 +153,8 @@ class Manifest(Record):
         return document
 
     def text(self) -> str:
-        """The text of manifest.json."""
-        return json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        """The text of manifest.json, with its seal."""
+        return sealed(self.to_json())
 
     def summary(self) -> str:
         """What a person wants to know after a build."""
@@ -170,8 +171,8 @@ class Manifest(Record):
 
     def verify(self, folder: Path) -> list[str]:
         """What is wrong with the files of a build: those that are missing, changed (by their hash),
-        or have been put among those of an artifact."""
-        faults: list[str] = []
+        or have been put among those of an artifact; its records included, by their seals."""
+        faults = _broken_seals(folder)
         hashes: dict[tuple[int, int], File] = {}
         for name, record in self.files.items():
             try:
@@ -220,6 +221,8 @@ class Manifest(Record):
                 raise ValueError(
                     f"a newer vlmc wrote it (schema {version}; this one reads {SCHEMA})"
                 )
+            if isinstance(document, dict):
+                document.pop(SEAL, None)  # pyright: ignore[reportUnknownMemberType]
             return Manifest.model_validate(document)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
@@ -230,3 +233,18 @@ class Manifest(Record):
         except ValueError as error:
             reason = str(error)[:200]
         raise UnreadableManifest(f"{path} is not a manifest that vlmc wrote: {reason}")
+
+
+def _broken_seals(folder: Path) -> list[str]:
+    """What has changed of a build's records of itself, which no other record has the hash of."""
+    faults: list[str] = []
+    for name, remedy in ((NAME, "build it again"), (MEASURED, "remove it to measure again")):
+        path = folder / name
+        try:
+            if not intact(path.read_bytes()):
+                faults.append(f"{name} has changed since it was written; {remedy}")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            faults.append(f"{name} cannot be read: {error.strerror}")
+    return faults

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vlmc.emit.record import Record
+from vlmc.emit.seal import SEAL, intact, sealed
 
 SCHEMA = 1
 DEFINITIONS = {
@@ -84,14 +85,18 @@ class Verification(Record, ser_json_inf_nan="strings"):
     engines: Mapping[str, Verified]
 
     def text(self) -> str:
-        """The text of verification.json. Raises nothing for errors that are not finite."""
+        """The text of verification.json, with its seal. Raises nothing for errors that are not finite."""
         document: Any = self.model_dump(mode="json", by_alias=True)
-        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        return sealed(document)
 
     @staticmethod
     def parse(data: bytes | None) -> Verification | None:
-        """What `text` wrote; None for anything else."""
+        """What `text` wrote, to the last byte; None for anything else."""
         try:
-            return None if data is None else Verification.model_validate_json(data)
+            if data is None or not intact(data):
+                return None
+            document: Any = json.loads(data)
+            del document[SEAL]
+            return Verification.model_validate_json(json.dumps(document))
         except ValueError:
             return None
