@@ -85,7 +85,7 @@ class Verification(Record, ser_json_inf_nan="strings"):
     engines: Mapping[str, Verified]
 
     def text(self) -> str:
-        """The text of verification.json, with its seal. Raises nothing for errors that are not finite."""
+        """The text of verification.json, with its seal. Errors need not be finite."""
         document: Any = self.model_dump(mode="json", by_alias=True)
         return sealed(document)
 
