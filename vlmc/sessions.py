@@ -32,6 +32,8 @@ def load(
     itself (eager): its laptop-size twin with `mini`, else with the weights of `checkpoint` or of
     the folders that the spec names.
 
+    `overrides` change values of the design; they, `checkpoint`, and `mini` are eager's, since
+    graphs are made for one design with its weights.
     `tokenizer` stands in place of the checkpoint's. `device` and `dtype` (fp32, bf16, fp16) are
     eager's; `threads` is how many the engine computes in. With `blocks` (eager and compile), the
     key/value caches of all generations share a pool of that many blocks. `report` is told what is
@@ -41,7 +43,14 @@ def load(
     artifact, or a file does not fit the design, EnvironmentFault where this machine cannot run it.
     """
     where = Path(path)
-    spec = load_spec(where, overrides)
+    changes = tuple(overrides)
+    if changes and engine != "eager" and where.is_dir():
+        raise UsageError(
+            f"--set {changes[0]}: the graphs in {where} are made for the design as it is there, "
+            f"and --engine {engine} runs no other: `vlmc build {where} --set {changes[0]}` makes "
+            f"them anew; --engine eager takes it at once"
+        )
+    spec = load_spec(where, changes)
     report("loading the runtime")
     # torch is imported where it is needed, and not by everybody who imports vlmc.
     from vlmc.runtime.start import start

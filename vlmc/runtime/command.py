@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
-from vlmc.runtime.amounts import check_whole
 from vlmc.runtime.assemble import deployed
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.open import ENGINES, open_engine
@@ -56,8 +55,6 @@ def _answer(design: Design, folder: Path, asked: argparse.Namespace) -> None:
         raise UsageError(
             f"{folder} has no weights: build it with `vlmc build {folder} --checkpoint DIR`"
         )
-    if asked.threads is not None:
-        check_whole("--threads", asked.threads, 1)
     engine = open_engine(folder, asked.engine, design, threads=asked.threads)
     session = deployed(folder, design, engine, tokenizer=asked.tokenizer)
     session.load_seconds = time.perf_counter() - begun

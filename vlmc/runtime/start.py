@@ -15,7 +15,7 @@ from vlmc.builder.values import valued
 from vlmc.diagnostics import UsageError
 from vlmc.ir import Arch, Role
 from vlmc.resolver import resolve
-from vlmc.runtime.amounts import check_whole
+from vlmc.runtime.amounts import check_threads, check_whole
 from vlmc.runtime.assemble import Belongings, equip, not_finite, of_build, without_values
 from vlmc.runtime.describe import describe
 from vlmc.runtime.design import Design
@@ -82,7 +82,7 @@ def start(
     begun = time.perf_counter()
     origin = _origin(spec, mini, checkpoint, build)
     if threads is not None:
-        check_whole("--threads", threads, 1)
+        check_threads(threads)
     if blocks is not None:
         check_whole("blocks", blocks, 1)
     number = None if dtype is None else dtype_of(dtype)
@@ -98,7 +98,7 @@ def start(
             running = PagedEagerEngine(model, design, blocks=blocks)
         session = equipment.session(running, lambda: _bad(model))
     else:
-        folder = _build_for(engine, origin.build, device, dtype)
+        folder = _build_for(engine, build, mini, checkpoint, device, dtype)
         report(f"opening the {engine} graphs")
         running = open_engine(folder, engine, design, threads=threads, blocks=blocks, report=report)
         session = equipment.session(running, lambda: not_finite(folder / "weights"))
@@ -133,11 +133,23 @@ def _model(
     return model.eval().requires_grad_(False)
 
 
-def _build_for(engine: str, build: Path | None, device: str, dtype: str | None) -> Path:
+def _build_for(
+    engine: str,
+    build: Path | None,
+    mini: bool,
+    checkpoint: Path | None,
+    device: str,
+    dtype: str | None,
+) -> Path:
     """The build folder whose graphs an engine runs. Raises UsageError where there is none, or what
     was asked for is settled in the graphs."""
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: {', '.join(ENGINES)} is expected")
+    if build is None and checkpoint is not None and (checkpoint / "manifest.json").is_file():
+        raise UsageError(
+            f"--engine {engine} runs the graphs of a build as they were made: name {checkpoint} "
+            f"itself, and not as the --checkpoint of a spec"
+        )
     if build is None:
         artifact, _, quantised = engine.partition("-")
         how = f"--artifacts model,{artifact}{f' --quantize {quantised}' * bool(quantised)}"
@@ -146,10 +158,24 @@ def _build_for(engine: str, build: Path | None, device: str, dtype: str | None) 
             f"{how} --output FOLDER` (with --mini or --checkpoint DIR) makes one; then name the "
             f"folder"
         )
+    if mini:
+        raise UsageError(
+            f"--mini draws the weights of a twin anew, for --engine eager; --engine {engine} runs "
+            f"the graphs in {build} with the weights there: leave --mini out"
+        )
+    if checkpoint is not None:
+        raise UsageError(
+            f"--checkpoint {checkpoint}: --engine {engine} runs the graphs in {build} with the "
+            f"weights there; leave it out, or name the build folder that has those weights"
+        )
     if dtype is not None:
         raise UsageError(f"--dtype {dtype}: --engine {engine} computes as its build says")
     if device != "cpu":
         raise UsageError(f"--device {device}: --engine {engine} runs where its build says")
+    if not (build / "weights").is_dir():
+        raise UsageError(
+            f"{build} has no weights: build it with `vlmc build {build} --checkpoint DIR`"
+        )
     return build
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vlmc.diagnostics.faults import UsageError
+from vlmc.runtime.amounts import check_threads
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Engine
 
@@ -43,7 +44,11 @@ def open_engine(
             f"{wanted}{quantise}` makes it; there is --engine {', '.join(('eager', *there))}"
         )
     if blocks is not None and name != "compile":
-        raise UsageError(f"a paged key/value cache is for --engine compile, not for {name}")
+        raise UsageError(
+            f"a paged key/value cache (blocks) is for --engine eager and compile, not for {name}"
+        )
+    if threads is not None:
+        check_threads(threads)
     if artifact != "onnx" and threads is not None:
         _limit_torch(threads)
     if name == "eager":
