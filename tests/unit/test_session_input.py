@@ -23,6 +23,7 @@ from tokenizer_files import llama, save
 import vlmc
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.runtime.engines.eager_engine import EagerEngine
+from vlmc.runtime.features import FeatureStore
 from vlmc.runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +183,14 @@ def test_an_animation_shows_an_encoder_of_stills_its_first_frame() -> None:
         (b"", "image 1: there are no bytes in it"),
         (b"no picture", "image 1: not an image in a format"),
         ("absent.png", r"absent\.png: no such file"),
+        ("x" * 5000, r"image 1: x{120}\.\.\. \(5,000 letters\): no path to a picture: File name"),
+        ("a\0b", "no path to a picture: .*null"),
+        (
+            "http://a.b/c.png",
+            "image 1: http://a.b/c.png: nothing is fetched from a URL; give a path",
+        ),
+        ("file:///a.png", "leave file:// out"),
+        ("data:image/png;base64," + "A" * 400, r"^image 1: a data URL is no path: give the bytes"),
         (np.zeros((3, 20, 30), np.uint8), r"\[3, 20, 30\].*transpose\(1, 2, 0\)"),
         (np.zeros((20,), np.uint8), r"\[20\] is no picture"),
         (np.zeros((20, 30, 5), np.uint8), r"\[20, 30, 5\]"),
@@ -263,6 +272,11 @@ def test_an_option_of_the_wrong_kind_is_named(name: str, given: Any, expected: s
         ("dtype", "fp8", "dtype fp8: fp32, bf16, fp16 or one of torch's is expected"),
         ("dtype", 8, "dtype 8: fp32"),
         ("threads", "2", "--threads '2': a whole number, 1 or more is expected"),
+        (
+            "threads",
+            99_999,
+            r"--threads 99999: 1 to \d+ are expected; this machine computes in \d+",
+        ),
         ("blocks", 2.0, "blocks 2.0: a whole number, 1 or more is expected"),
     ],
 )
@@ -293,6 +307,46 @@ def test_more_images_than_the_token_budget(spec: Path, most: str) -> None:
             [PICTURE] * count,
             session=session,
         )
+
+
+def test_any_number_of_images_is_encoded_for_as_many_prompts() -> None:
+    session = twin()
+    assert session.design.max_images == 1
+    nine = session.encode_images([Image.fromarray(noise(8, 8, 3) // (n + 1)) for n in range(9)])
+    assert len({one.key for one in nine}) == 9
+    assert session.generate("What?", nine[8], max_new_tokens=1).inputs.images == 1
+    refused("9 images are too many: the token budget", "What?", nine)
+
+
+def test_images_that_another_session_encoded() -> None:
+    blip = vlmc.load(ROOT / "specs" / "blip2.yaml", mini=True)
+    for spec in (LLAVA, FLAMINGO, ROOT / "specs" / "visualbert.yaml"):
+        session = twin(spec)
+        (own,) = session.encode_images(PICTURE)
+        assert session.generate("What?", own, max_new_tokens=1).inputs.images == 1
+        (other,) = blip.encode_images(PICTURE)
+        refused(
+            "image 1: another session encoded it, .*give the picture", "?", other, session=session
+        )
+        with pytest.raises(UsageError, match="image 1: another session"):
+            session.encode_images([other])
+
+
+def test_the_prompt_of_a_batch_is_named() -> None:
+    two = ["What?", "Why?"]
+    refused("^prompt 2: image 1: None is no picture", two, [[], [None]])
+    refused("^prompt 2: image 1: the image is damaged", two, [[], [encoded(PHOTO)[:500]]])
+    refused("^prompt 2: 2 images are too many", two, [[], [PICTURE, PICTURE]])
+    refused("^prompt 1: the prompt is no text", ["\udcff", "Why?"])
+    refused("^image 1: the image is damaged", "Why?", encoded(PHOTO)[:500])
+
+
+def test_more_prompts_than_graphs_take_are_refused_before_an_image_is_encoded() -> None:
+    session = replace(twin(), engine=Small(twin().engine), store=FeatureStore(2**20))
+    with pytest.raises(UsageError, match="3 prompts at once: the graphs of --engine aoti take 2"):
+        session.generate(["What?"] * 3, [[PICTURE]] * 3, max_new_tokens=1)
+    assert not session.store.kept
+    assert len(session.generate(["What?"] * 2, [[PICTURE]] * 2, max_new_tokens=1)) == 2
 
 
 def test_images_of_a_larger_token_budget() -> None:
@@ -327,6 +381,7 @@ class Small:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.capacity = engine.design.capacity
+        self.most_rows = 2
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -372,9 +427,11 @@ def test_nan_in_the_weights_of_a_session_is_named() -> None:
     weight[0, 0] = float("nan")
     with pytest.raises(EnvironmentFault, match=r"weights are not: adapter\.\S+ \(part: adapter\)"):
         session.generate("What?", PICTURE)
+    with pytest.raises(EnvironmentFault, match=r"weights are not: adapter\.\S+ \(part: adapter\)"):
+        session.encode_images(PICTURE)
+    assert not session.store.kept, "what is no number is not kept"
     assert session.generate("What?", max_new_tokens=2).tokens, "text alone does not read it"
     weight[0, 0] = kept
-    session.store.clear()
     assert session.generate("What?", PICTURE, max_new_tokens=2).tokens
 
 
@@ -425,5 +482,28 @@ def test_artifacts_that_are_not_there(tmp_path: Path) -> None:
         vlmc.load(tmp_path / "twin", "aoti")
     with pytest.raises(UsageError, match="--dtype bf16"):
         vlmc.load(tmp_path / "twin", "onnx", dtype="bf16")
+    (tmp_path / "twin" / "onnx").mkdir()
+    with pytest.raises(UsageError, match=r"\(blocks\) is for --engine eager and compile, not for"):
+        vlmc.load(tmp_path / "twin", "onnx", blocks=2)
+    with pytest.raises(UsageError, match="--threads 99999: 1 to"):
+        vlmc.load(tmp_path / "twin", "onnx", threads=99_999)
     with pytest.raises(UsageError, match="--threads 0"):
         vlmc.load(tmp_path / "twin", threads=0)
+
+
+def test_what_the_graphs_of_a_build_cannot_follow(tmp_path: Path) -> None:
+    build, other = tmp_path / "twin", tmp_path / "other"
+    for folder in (build, other):
+        vlmc.build(LLAVA, folder, mini=True, artifacts=["model"])
+    for engine in ("onnx", "onnx-int8", "aoti", "compile"):
+        for change in ("language.layers=1", "token_budget.images=3"):
+            with pytest.raises(UsageError, match=rf"--set {change}: the graphs in .*/twin are"):
+                vlmc.load(build, engine, overrides=[change])
+        with pytest.raises(UsageError, match=r"--checkpoint \S+other: .*/twin with the weights"):
+            vlmc.load(build, engine, checkpoint=other)
+        with pytest.raises(UsageError, match=r"name \S+other itself, and not as the --checkpoint"):
+            vlmc.load(LLAVA, engine, checkpoint=other, overrides=["token_budget.images=3"])
+        with pytest.raises(UsageError, match=r"--mini draws .* eager; .*/twin .*leave --mini out"):
+            vlmc.load(build, engine, mini=True)
+    session = vlmc.load(build, overrides=["token_budget.images=3"])
+    assert session.design.max_images == 3, "the model itself follows"

@@ -8,6 +8,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from uuid import uuid4
+
+import numpy as np
 
 from vlmc.runtime.engines.engine import Feature, Pixels
 
@@ -21,6 +24,8 @@ class Encoded:
     """Frames that it shows; 1 for a still."""
     key: str
     """The hash of its pixels."""
+    owner: str
+    """The store of the session that encoded it."""
 
 
 class FeatureStore:
@@ -28,6 +33,8 @@ class FeatureStore:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.owner = uuid4().hex
+        """What tells it from the stores of other sessions."""
         self.bytes = 0
         self.kept: OrderedDict[str, tuple[Feature, int]] = OrderedDict()
 
@@ -68,3 +75,13 @@ def feature_bytes(feature: Any) -> int:
         return sum(feature_bytes(one) for one in cast("Sequence[Any]", feature))
     found = getattr(feature, "nbytes", None)
     return found if isinstance(found, int) else sys.getsizeof(feature)
+
+
+def is_finite(feature: Any) -> bool:
+    """Whether all numbers of a feature are, whatever an engine makes it of."""
+    if isinstance(feature, list | tuple):
+        return all(is_finite(one) for one in cast("Sequence[Any]", feature))
+    if isinstance(feature, np.ndarray):
+        return bool(np.isfinite(cast("Any", feature)).all())
+    found = getattr(feature, "isfinite", None)  # a tensor of torch
+    return found is None or bool(found().all())

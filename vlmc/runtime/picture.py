@@ -15,6 +15,9 @@ from vlmc.diagnostics.faults import UsageError
 Source = Path | bytes | Image.Image | tuple["Source", ...]
 """A file or a folder of frames, the bytes of a file, a decoded picture, the frames of a video."""
 
+LONGEST_SHOWN = 120
+"""Letters of a name that a message repeats."""
+
 ACCEPTED = (
     "a path, the bytes of a file, a Pillow image, or a numpy array (uint8, or floats from 0 to 1) "
     "[height, width], [height, width, 3 or 4] or, for a video, [frames, height, width, 3]"
@@ -27,7 +30,7 @@ def source_of(given: object) -> Source:
     Raises UsageError, with what would do, where it is no picture.
     """
     if isinstance(given, str | Path):
-        return Path(given)
+        return _file(str(given))
     if isinstance(given, bytes | bytearray | memoryview):
         return bytes(given)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(given, Image.Image):
@@ -44,6 +47,34 @@ def source_of(given: object) -> Source:
     if hasattr(given, "detach"):
         raise UsageError("a tensor was given as a picture; give its numpy array: tensor.numpy()")
     raise UsageError(f"{_kind(given)} is no picture: give {ACCEPTED}")
+
+
+def _file(name: str) -> Path:
+    """A path that the file system can be asked for. Raises UsageError for a text that is none."""
+    scheme = name[:16].partition(":")[0].lower()
+    if scheme == "data":
+        raise UsageError(
+            "a data URL is no path: give the bytes that it holds, base64.b64decode(url.split(',', "
+            "1)[1])"
+        )
+    if scheme in ("http", "https", "ftp", "s3", "gs"):
+        raise UsageError(f"{_short(name)}: nothing is fetched from a URL; give a path or the bytes")
+    if scheme == "file":
+        raise UsageError(f"{_short(name)}: a URL is no path; leave file:// out")
+    try:
+        Path(name).stat()
+    except FileNotFoundError:
+        pass  # said with the question, where it is opened
+    except (OSError, ValueError) as error:  # too long, no directory, a null byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{_short(name)}: no path to a picture: {reason}") from None
+    return Path(name)
+
+
+def _short(name: str) -> str:
+    return (
+        name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}... ({len(name):,} letters)"
+    )
 
 
 def title_of(source: Source) -> str:

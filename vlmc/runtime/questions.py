@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -72,7 +73,11 @@ class Asker:
             _of_each(videos, len(batch), "videos"),
             strict=True,
         )
-        return [self._question(*one) for one in each], True
+        questions: list[Question] = []
+        for number, one in enumerate(each, start=1):
+            with of_prompt(number):
+                questions.append(self._question(*one))
+        return questions, True
 
     def clips(self, given: Sequence[object], what: str) -> list[Shown]:
         """Every image of a list, in order. Raises UsageError that says which of them is none."""
@@ -149,6 +154,17 @@ class Asker:
             return source_of(given)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from None
+
+
+@contextmanager
+def of_prompt(number: int | None) -> Generator[None]:
+    """Says of a mistake in which prompt of a batch it is; None: there is but one."""
+    try:
+        yield
+    except UsageError as error:
+        if number is None:
+            raise
+        raise UsageError(f"prompt {number}: {error}") from None
 
 
 def _is_conversation(given: object) -> bool:

@@ -19,7 +19,7 @@ from vlmc.runtime.engines.engine import Engine, Pixels, Row
 from vlmc.runtime.features import Encoded, FeatureStore
 from vlmc.runtime.media import listed
 from vlmc.runtime.processor import ImageProcessor
-from vlmc.runtime.questions import Asker, Question
+from vlmc.runtime.questions import Asker, Question, of_prompt
 from vlmc.runtime.rows import Layout, check_context, check_images, laid_out
 from vlmc.runtime.sampling import Sampling
 from vlmc.runtime.sight import Sight
@@ -64,12 +64,15 @@ class Session:
         animated files, folders or lists of frames, or arrays [frames, height, width, 3];
         `features` are those of regions, a safetensors file or an array [regions, width].
 
-        Raises UsageError where one of them is none, or is more than the design takes.
+        They need not be for one prompt, so that the token budget bounds none of them.
+
+        Raises UsageError where one of them is none, EnvironmentFault where the model's numbers are
+        not finite.
         """
         given = [*listed(images, "images"), *listed(videos, "videos")]
         sight = self.sight
         shown = [*self.asker.clips(given, "image"), *sight.regions(features, bool(given))]
-        return sight.encode(sight.read(shown), None)
+        return self._encoded(sight.read(shown), None)
 
     def generate(
         self,
@@ -112,8 +115,11 @@ class Session:
         if features is not None:
             questions = self._with_features(questions, features)
         limit = max_new_tokens if self.design.generates else 0
-        layouts = self.laid_out(questions, limit)
-        read = self.sight.read([one for question in questions for one in question.shown])
+        layouts = self.laid_out(questions, limit, batch)
+        read: list[Encoded | Pixels] = []
+        for number, question in enumerate(questions, start=1):
+            with of_prompt(number if batch else None):
+                read.extend(self.sight.read(question.shown))
         ready = time.perf_counter()
         speakers = [Speaker(self.tokenizer, sampling, row, stops) for row in range(len(layouts))]
         made = Stream(layouts, speakers, batch=batch, prepare_seconds=ready - begun)
@@ -166,27 +172,40 @@ class Session:
         shown = tuple(self.sight.regions(features, bool(question.shown)))
         return [Question(prompt=question.prompt, shown=shown, surrounded=question.surrounded)]
 
-    def laid_out(self, questions: Sequence[Question], limit: int) -> list[Layout]:
+    def laid_out(
+        self, questions: Sequence[Question], limit: int, batch: bool = False
+    ) -> list[Layout]:
         """Every prompt as tokens. Raises UsageError where one does not fit, before the model
         runs."""
-        sight = self.sight
-        layouts: list[Layout] = []
-        for question in questions:
-            check_images(self.design, len(question.shown))
-            layout = laid_out(
-                self.design,
-                self.tokenizer,
-                question.prompt,
-                [self.design.positions[sight.frames(one) - 1] for one in question.shown],
-                surrounded=question.surrounded,
-                notes=(*sight.notes(question.shown), *self._origin_notes()),
+        most = getattr(self.engine, "most_rows", None)  # only graphs have a bound
+        if most is not None and len(questions) > most:
+            raise UsageError(
+                f"{len(questions)} prompts at once: the graphs of --engine {self.engine.name} take "
+                f"{most}; give fewer at a time"
             )
-            check_context(self.design, layout.inputs, limit, self.engine.capacity)
-            if not self.design.generates:
-                check_masks(self.design, self.tokenizer, layout.ids.tolist())
-            layouts.append(layout)
-        sight.check_alike([one for question in questions for one in question.shown])
+        layouts: list[Layout] = []
+        for number, question in enumerate(questions, start=1):
+            with of_prompt(number if batch else None):
+                layouts.append(self._layout(question, limit))
+        self.sight.check_alike([one for question in questions for one in question.shown])
         return layouts
+
+    def _layout(self, question: Question, limit: int) -> Layout:
+        sight = self.sight
+        check_images(self.design, len(question.shown))
+        sight.check_own(question.shown)
+        layout = laid_out(
+            self.design,
+            self.tokenizer,
+            question.prompt,
+            [self.design.positions[sight.frames(one) - 1] for one in question.shown],
+            surrounded=question.surrounded,
+            notes=(*sight.notes(question.shown), *self._origin_notes()),
+        )
+        check_context(self.design, layout.inputs, limit, self.engine.capacity)
+        if not self.design.generates:
+            check_masks(self.design, self.tokenizer, layout.ids.tolist())
+        return layout
 
     def _origin_notes(self) -> tuple[str, ...]:
         if self.seeded:
@@ -207,7 +226,7 @@ class Session:
         stream: Stream,
     ) -> Iterator[tuple[int, str]]:
         """The text of every row as it is made."""
-        encoded = self.sight.encode(read, cancel)
+        encoded = self._encoded(read, cancel)
         if cancel is not None and cancel.is_set():
             return
         left = iter(encoded)
@@ -220,6 +239,12 @@ class Session:
                 yield from self._spoken(rows, speakers, limit, cancel)
             else:
                 yield from self._judged(rows, speakers, stream)
+        except EnvironmentFault as error:
+            raise EnvironmentFault(self._reason(str(error))) from None
+
+    def _encoded(self, read: Sequence[Encoded | Pixels], cancel: Cancel | None) -> list[Encoded]:
+        try:
+            return self.sight.encode(read, cancel)
         except EnvironmentFault as error:
             raise EnvironmentFault(self._reason(str(error))) from None
 

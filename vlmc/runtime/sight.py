@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vlmc.diagnostics.faults import UsageError
+from vlmc.diagnostics.faults import EnvironmentFault, UsageError
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Engine, Pixels
-from vlmc.runtime.features import Encoded, FeatureStore, pixel_hash
+from vlmc.runtime.features import Encoded, FeatureStore, is_finite, pixel_hash
 from vlmc.runtime.media import Clip, clip_pixels
 from vlmc.runtime.processor import ImageProcessor
 from vlmc.runtime.questions import Shown
@@ -38,11 +38,12 @@ class Sight:
 
         Raises UsageError where one cannot be read.
         """
+        self.check_own(shown)
         return [self._pixels(one) if isinstance(one, Clip) else one for one in shown]
 
     def encode(self, read: Sequence[Encoded | Pixels], cancel: Cancel | None) -> list[Encoded]:
         """What each image becomes: kept from before, or encoded now with others of its shape.
-        Nothing where `cancel` is set meanwhile."""
+        Nothing where `cancel` is set meanwhile. Raises EnvironmentFault where it is not finite."""
         found: dict[int, Encoded] = {}
         waiting: dict[tuple[int, ...], dict[str, tuple[Pixels, list[int]]]] = {}
         for place, one in enumerate(read):
@@ -64,10 +65,24 @@ class Sight:
                 some = keys[first : first + AT_ONCE]
                 features = self.engine.encode_images(np.stack([group[key][0] for key in some]))
                 for key, feature in zip(some, features, strict=True):
+                    if not is_finite(feature):
+                        raise EnvironmentFault(
+                            "the model's numbers overflowed: what an image becomes is not finite; "
+                            "try --dtype fp32"
+                        )
                     self.store.put(key, feature)
                     pixels, places = group[key]
                     found |= {place: self._encoded(feature, pixels, key) for place in places}
         return [found[place] for place in range(len(read))]
+
+    def check_own(self, shown: Sequence[Shown]) -> None:
+        """Raises UsageError for images that another session encoded."""
+        for number, one in enumerate(shown, start=1):
+            if isinstance(one, Encoded) and one.owner != self.store.owner:
+                raise UsageError(
+                    f"image {number}: another session encoded it, with a model of its own; give "
+                    f"the picture itself, or what encode_images of this session makes of it"
+                )
 
     def frames(self, shown: Shown) -> int:
         """Frames that one image shows."""
@@ -118,7 +133,7 @@ class Sight:
 
     def _encoded(self, feature: Any, pixels: Pixels, key: str) -> Encoded:
         frames = pixels.shape[0] if pixels.ndim == 4 else 1
-        return Encoded(feature=feature, frames=frames, key=key)
+        return Encoded(feature=feature, frames=frames, key=key, owner=self.store.owner)
 
     def _pixels(self, clip: Clip) -> Pixels:
         if self.processor is None:

@@ -54,6 +54,12 @@ class OnnxEngine:
             return self.graph("model").bounds["sequence_length"][1]
         return self.graph("decoder").bounds["past_sequence_length"][1] + 1
 
+    @property
+    def most_rows(self) -> int:
+        """Rows of one batch at most."""
+        last = "model" if self.serving == "single_pass" else "decoder"
+        return self.graph(last).bounds["batch_size"][1]
+
     def graph(self, name: str) -> OnnxGraph:
         """The graph of a stage, open."""
         if name not in self._open:

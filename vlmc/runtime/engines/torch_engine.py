@@ -83,6 +83,12 @@ class TorchEngine:
         self._pool: tuple[Blocks, list[Tensor]] | None = None
         self._programs: dict[str, TorchProgram] = {}
 
+    @property
+    def most_rows(self) -> int | None:
+        """Rows of one batch at most."""
+        reader = self.graphs["model" if self.design.serving == "single_pass" else "decode"]
+        return reader.most("batch")
+
     @torch.inference_mode()
     def encode_images(self, pixels: Pixels) -> list[Feature]:
         """One feature for each image."""
@@ -164,8 +170,7 @@ class TorchEngine:
 
     def _check(self, rows: Sequence[Row]) -> None:
         """Raises UsageError where the graphs do not reach."""
-        reader = self.graphs["model" if self.design.serving == "single_pass" else "decode"]
-        most = reader.most("batch")
+        most = self.most_rows
         if most is not None and len(rows) > most:
             raise UsageError(f"the {self.name} graphs of this build take {most} rows at once")
         longest = max(len(row.ids) for row in rows)
