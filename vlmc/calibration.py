@@ -62,10 +62,12 @@ class Measured:
             name: [[_round(flops), _round(rate / peaks[name])] for flops, rate in curve]
             for name, curve in self.products.items()
         }
-        usual = "bf16" if "cuda" in self.source else "fp32"
+        cuda = "cuda" in self.source
+        usual = "bf16" if cuda else "fp32"
         return {
             "about": self.about,
             "source": self.source,
+            "cuda": cuda,
             "memory_gb": _round(self.memory / 1e9),
             "memory_gbps": _round(self.bandwidth / 1e9),
             "tflops": {name: _round(peak / 1e12) for name, peak in peaks.items()},

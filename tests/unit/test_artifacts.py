@@ -20,6 +20,7 @@ from vlmc.commands import app
 from vlmc.diagnostics import EnvironmentFault, SpecError, UsageError
 from vlmc.emit import fresh, writer
 from vlmc.emit.artifact import Artifact, Deferred, Graphs, Needed
+from vlmc.emit.catalog import uncommitted
 from vlmc.emit.faults import NotHere
 from vlmc.emit.manifest import MEASURED, NAME, Manifest
 from vlmc.emit.options import Options, check
@@ -186,7 +187,7 @@ def test_artifacts_stand_in_the_order_in_which_they_are_made(tmp_path: Path) -> 
     assert spec.artifacts == ("model", "onnx", "aoti")
     assert vlmc.load_spec(LLAVA).artifacts == ("model", "onnx")
     assert spec.mini().artifacts == spec.artifacts
-    manifest = vlmc.build(LLAVA, tmp_path / "out", artifacts=["aoti"])
+    manifest = vlmc.build(LLAVA, tmp_path / "out", overrides=["target=mi300x"], artifacts=["aoti"])
     assert [*manifest.artifacts][-2:] == ["weights", "aoti"]
     assert manifest.artifacts["aoti"].reason == "it needs weights"
     assert vlmc.build(tmp_path / "out").unchanged, "its own spec says the same"
@@ -357,3 +358,50 @@ def test_weights_in_the_number_format_that_is_asked_for(tmp_path: Path) -> None:
     again = vlmc.build(LLAVA, out, mini=True, artifacts=["model"])
     assert again.artifacts["weights"].source != built.artifacts["weights"].source
     assert {one.dtype for one in stored_tensors(out / "weights").values()} == {"F32"}
+
+
+# -- graphs for the target's device ----------------------------------------------------------------
+
+
+def emitted(monkeypatch: pytest.MonkeyPatch, gpu: bool, **change: str) -> dict[str, Artifact]:
+    """What a build with compiled graphs makes beside its texts, on a machine with a GPU or without,
+    and its notes under `notes`."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    notes: list[str] = []
+    overrides = ["artifacts=[model,aoti]", *(f"{key}={value}" for key, value in change.items())]
+    plan = pipeline.plan(LLAVA, None, overrides, False, note=notes.append)
+    found = {one.path: one for one in uncommitted(plan)}
+    assert "aoti" in found
+    assert bool(notes) == gpu
+    assert all("capability 9.0" in one and "CUDA_VISIBLE_DEVICES= vlmc " in one for one in notes)
+    return found
+
+
+def test_graphs_for_the_targets_gpu_are_put_off_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    off = emitted(monkeypatch, gpu=False)["aoti/cuda"]
+    assert isinstance(off, Deferred)
+    assert "there is no CUDA device here, and the target, a100-80gb, is one" in off.reason
+    assert off.command == (
+        "vlmc build specs/llava-1.5.yaml --set 'artifacts=[model,aoti]' --checkpoint DIR"
+    )
+    assert "aoti/cuda" not in emitted(monkeypatch, gpu=True)
+    other = emitted(monkeypatch, gpu=False, target="mi300x")
+    assert "aoti/cuda" not in other, "nothing of CUDA is for that device"
+    twin = uncommitted(pipeline.plan(LLAVA, None, ["artifacts=[model,aoti]"], True))
+    assert [one.path for one in twin] == ["weights", "aoti"], "a twin has no target"
+
+
+def test_what_a_build_puts_off_for_its_target_is_in_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for _ in range(2):  # and a build again is not kept from standing
+        manifest = vlmc.build(LLAVA, tmp_path / "out", artifacts=["aoti"])
+    assert manifest.unchanged
+    status = Manifest.read(tmp_path / "out").artifacts["aoti/cuda"]
+    assert status.status == "deferred"
+    assert "  aoti/cuda deferred: there is no CUDA device here" in manifest.summary()
+    assert manifest.verify(tmp_path / "out") == []

@@ -63,4 +63,6 @@ def uncommitted(build: Build) -> list[Artifact]:
     if build.options.layout is not None:
         asked.append(layout.emit)
     none = plan_yaml.emit(build) if build.spec.target is None else None
-    return [*(emitter(build) for emitter in asked), *([none] if none is not None else [])]
+    elsewhere = aoti.for_target(build) if "aoti" in build.spec.artifacts else None
+    absent = [one for one in (elsewhere, none) if one is not None]
+    return [*(emitter(build) for emitter in asked), *absent]

@@ -76,6 +76,7 @@ def _cause(build: Build) -> str:
         _device(build),
         [None if folder is None else stats(folder) for folder in folders],
         machine(),
+        os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
 
 

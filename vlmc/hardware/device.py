@@ -41,6 +41,7 @@ class Device(BaseModel):
     name: str
     about: str
     source: str = Field(description="Where the figures were published.")
+    cuda: bool = Field(default=True, description="Whether it runs what is compiled for CUDA.")
     memory_gb: float = Field(gt=0, description="Memory, in 10^9 bytes.")
     memory_gbps: float = Field(gt=0, description="Memory bandwidth, in 10^9 bytes a second.")
     tflops: dict[str, Annotated[float, Field(gt=0)]] = Field(
