@@ -17,9 +17,6 @@ from vlmc.capture.graph import Graph, Stage, Stored, Wire
 from vlmc.capture.stages import CacheKind, capacity, stages
 from vlmc.ir import Arch
 
-MAX_BATCH = 64
-"""Rows of one call at most."""
-
 
 def capture(arch: Arch, *, cache: CacheKind, dtype: torch.dtype = torch.float32) -> list[Graph]:
     """The graphs of a design in the order in which they run. Weights are shapes only, so that the
@@ -46,11 +43,12 @@ def _default(dtype: torch.dtype) -> Generator[None]:
 
 
 def extents(arch: Arch) -> dict[str, tuple[int, int]]:
-    """The least and the largest value of each extent that varies, by the token budget."""
+    """The least and the largest value of each extent that varies, by the token budget and the
+    target's workload."""
     tokens = arch.tokens
     return {
-        "batch": (1, MAX_BATCH),
-        "images": (1, max(1, tokens.images) * MAX_BATCH),
+        "batch": (1, arch.batch),
+        "images": (1, max(1, tokens.images) * arch.batch),
         "frames": (1, _frames(arch)),
         "text": (1, tokens.sequence),
         "source": (1, tokens.sequence),

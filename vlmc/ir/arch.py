@@ -80,6 +80,10 @@ class Tokens:
     """Visual tokens that are attended to from outside the sequence (cross-attention)."""
 
 
+ROWS = 64
+"""Sequences that graphs take at once where the target's workload has no more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arch:
     """A whole design, resolved."""
@@ -92,6 +96,8 @@ class Arch:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     serving: Serving = "sequence"
+    batch: int = ROWS
+    """Sequences that graphs take at once, at most."""
     mini: bool = False
 
     def node(self, role: Role) -> Node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmc.diagnostics import Diagnostic, Severity, Span, SpecError
-from vlmc.ir import Arch, Edge, Node, Port, TensorType, Tokens, verify
+from vlmc.ir import ROWS, Arch, Edge, Node, Port, TensorType, Tokens, verify
 from vlmc.resolver.flow import flow, sections_of, settled
 from vlmc.resolver.rules import check
 from vlmc.spec.document import ModelSpec
@@ -64,6 +64,15 @@ def _tokens(spec: ModelSpec) -> Tokens:
         context=spec.language.context,
         memory=budget.images * spec.fusion.memory(visual),
     )
+
+
+def _batch(spec: ModelSpec) -> int:
+    """Sequences at once: those that the target is asked to serve, or what is usual if that is more
+    (or left to the planner)."""
+    workload = None if spec.target is None else spec.target.workload
+    if workload is None or workload.mode != "serve" or workload.batch == "auto":
+        return ROWS
+    return max(ROWS, workload.batch)
 
 
 def _arch(spec: ModelSpec) -> Arch:
@@ -140,4 +149,5 @@ def _arch(spec: ModelSpec) -> Arch:
         inputs=(pixels, ids),
         outputs=(Port(name="logits", type=logits),),
         serving=fusion.serving(language),
+        batch=_batch(spec),
     )
