@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,47 @@ def test_a_step_allocates_nothing(folder: Path) -> None:
         # The newest token stands behind the others, which stay as they are.
         assert (state.sets[0][0][:, :, : state.length - 1] == old).all()
     assert _addresses(state) == before
+
+
+class Noting:
+    """A binding that notes what is bound to it."""
+
+    def __init__(self, binding: Any) -> None:
+        self.binding = binding
+        self.bound: list[str] = []
+
+    def bind_input(self, name: str, *given: Any) -> None:
+        self.bound.append(name)
+        self.binding.bind_input(name, *given)
+
+    def bind_output(self, name: str, *given: Any) -> None:
+        self.bound.append(name)
+        self.binding.bind_output(name, *given)
+
+
+@pytest.mark.parametrize("variant", [None, "int8"])
+def test_a_step_binds_only_what_has_changed(
+    variant: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = twin("llava-1.5")
+    engine = made.engine(folder, variant)
+    state, logits = engine.prefill(made.rows([0, 0])([]))
+    logits = engine.step(state, logits.argmax(axis=-1))  # binds where tokens lie from now on
+    names = [*state.graph.inputs, *state.graph.outputs]
+    cache = [name for name in names if name.startswith(("past_key_values.", "present."))]
+    assert len(cache) >= 8
+    run = state.graph.session.run_with_iobinding
+    noting = Noting(state.binding)
+    state.binding = noting
+    session = SimpleNamespace(run_with_iobinding=lambda binding: run(binding.binding))
+    monkeypatch.setattr(state.graph, "session", session)
+    monkeypatch.setattr(state.graph, "inputs", None)  # what it takes is known before
+    for _ in range(STEPS):
+        noting.bound.clear()
+        logits = engine.step(state, logits.argmax(axis=-1))
+        # A cache that is written in place stays bound; another has a token more on each step.
+        wanted = [] if variant else cache
+        assert sorted(noting.bound) == sorted(["attention_mask", *wanted])
 
 
 def _addresses(state: Any) -> list[int]:

@@ -58,9 +58,10 @@ class OnnxState:
     """A generation.
 
     All that a step reads and writes is allocated before it, and bound to the graphs as long as it
-    stays the same. Where graphs write a cache in place, it is one set of buffers; elsewhere a step
-    reads one set and writes the other. A cache has `ONNX_ROOM` tokens more room than it needs when
-    it is made or outgrown.
+    stays the same. Where graphs write a cache in place, it is one set of buffers, bound when it is
+    made; elsewhere a step reads one set and writes the other, and each of its tensors is bound with
+    its new length. A cache has `ONNX_ROOM` tokens more room than it needs when it is made or
+    outgrown.
     """
 
     def __init__(self, graph: OnnxGraph, embed: OnnxGraph, seen: NDArray[np.int64], limit: int):
@@ -75,8 +76,15 @@ class OnnxState:
         self.seen[:, :prompt] = seen
         self.mask = np.empty(batch * limit, np.int64)
         """The part of `seen` that is read, without gaps."""
-        self.pasts = [name for name in graph.inputs if name.startswith("past_key_values.")]
+        self.tensors = [
+            (name, name.replace("past_key_values", "present"), one.shape[1], one.shape[3])
+            for name, one in graph.inputs.items()
+            if name.startswith("past_key_values.")
+        ]
+        """Of the cache: as it is read, as it is written, heads and width."""
         self.sets: list[list[NDArray[np.float32]]] = [[]] if graph.in_place else [[], []]
+        self.places: list[list[int]] = [[] for _ in self.sets]
+        """Where in memory the tensors of each set begin."""
         self.room = 0
         self.turn = 0
         self.outside: dict[str, NDArray[Any]] = {}
@@ -128,12 +136,13 @@ class OnnxState:
 
     def _grow(self, room: int) -> None:
         """Makes room for as many tokens; what the cache holds stays."""
-        shapes = [self._shape(name, room) for name in self.pasts]
+        rows = len(self.seen)
+        shapes = [(rows, heads, room, width) for _, _, heads, width in self.tensors]
         if self.graph.in_place:
             larger = [np.empty(shape, np.float32) for shape in shapes]
             for old, new in zip(self.sets[0], larger, strict=False):
                 new[:, :, : self.length] = old[:, :, : self.length]
-            self.sets[0] = larger
+            self._keep(0, larger)
             self.room = room
             self._bind_cache(0, room, 0, room)
             return
@@ -142,24 +151,25 @@ class OnnxState:
             larger = [np.empty(int(np.prod(shape)), np.float32) for shape in shapes]
             for old, new in zip(held, larger, strict=False):
                 new[: old.size] = old
-            self.sets[turn] = larger
+            self._keep(turn, larger)
         self.room = room
+
+    def _keep(self, turn: int, buffers: list[NDArray[np.float32]]) -> None:
+        self.sets[turn] = buffers
+        self.places[turn] = [one.ctypes.data for one in buffers]
 
     def _bind_cache(self, old: int, length: int, new: int, total: int) -> None:
         """Binds the set `old` with `length` tokens as what is read, `new` as what is written."""
-        for index, name in enumerate(self.pasts):
-            past, present = self.sets[old][index], self.sets[new][index]
-            _bind(self.binding.bind_input, name, past, self._shape(name, length))
-            later = name.replace("past_key_values", "present")
-            _bind(self.binding.bind_output, later, present, self._shape(name, total))
-
-    def _shape(self, name: str, tokens: int) -> tuple[int, ...]:
-        _, heads, _, width = self.graph.inputs[name].shape
-        return (len(self.seen), heads, tokens, width)
+        rows, read, write = len(self.seen), self.binding.bind_input, self.binding.bind_output
+        for (past, present, heads, width), source, goal in zip(
+            self.tensors, self.places[old], self.places[new], strict=True
+        ):
+            read(past, "cpu", 0, np.float32, (rows, heads, length, width), source)
+            write(present, "cpu", 0, np.float32, (rows, heads, total, width), goal)
 
 
-def _bind(bind: Any, name: str, values: NDArray[Any], shape: tuple[int, ...] | None = None) -> None:
-    bind(name, "cpu", 0, values.dtype, shape or values.shape, values.ctypes.data)
+def _bind(bind: Any, name: str, values: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, values.dtype, values.shape, values.ctypes.data)
 
 
 def onnx_runtime() -> Any:
