@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import Any, cast
 
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.chat import ChatTemplate, conversation_of
+from vlmc.runtime.choices import MASKS
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Pixels
 from vlmc.runtime.features import Encoded
 from vlmc.runtime.media import Clip, clip_of, listed, named_once, one_video
 from vlmc.runtime.picture import Source, source_of
 from vlmc.runtime.prompt import FENCE, MARKER, count_markers
+from vlmc.runtime.specials import guarded
 from vlmc.runtime.tokenizer import Tokenizer
 
 VIDEO_MARKER = "<video>"
@@ -86,6 +88,7 @@ class Asker:
     def _question(self, asked: object, images: list[object], videos: list[object]) -> Question:
         if isinstance(asked, str):
             prompt, given = _ordered(asked, images, videos)
+            prompt = guarded(prompt, self._steering() - {MARKER, self._image_word()})
             return Question(prompt=prompt, shown=self._shown(given, prompt))
         return self._from_conversation(asked, images, videos)
 
@@ -99,7 +102,8 @@ class Asker:
             )
         word = self._image_word()
         messages, pictures = conversation_of(asked, (MARKER, VIDEO_MARKER, word))
-        text = self.chat.render(messages)
+        words = self._steering()
+        text = self.chat.render([_guarded_all(message, words) for message in messages])
         if self.tokenizer.id(FENCE) is not None:
             text = text.replace(FENCE, "")  # it is put around each image below
         text = text.replace(word, MARKER)
@@ -124,6 +128,18 @@ class Asker:
         start = self.tokenizer.decode_all(self.tokenizer.start)
         surrounded = bool(start) and text.startswith(start)
         return Question(prompt=text, shown=self._shown(given, text), surrounded=surrounded)
+
+    def _steering(self) -> set[str]:
+        """Words that a user's text may hold as text alone. The masked words of a design that fills
+        them in are the user's to write."""
+        own = MASKS if self.design.head == "masked_lm" else ()
+        return {
+            MARKER,
+            VIDEO_MARKER,
+            FENCE,
+            self._image_word(),
+            *self.tokenizer.specials.tokens,
+        } - {*own}
 
     def _image_word(self) -> str:
         """What the tokenizer calls the placeholder of an image."""
@@ -186,12 +202,30 @@ def _of_each(given: object, count: int, what: str) -> list[list[object]]:
     return [listed(row, what) for row in rows]
 
 
+def _guarded_all(given: Any, words: Collection[str]) -> Any:
+    """A message in which every text is guarded."""
+    if isinstance(given, str):
+        return guarded(given, words)
+    if isinstance(given, Mapping):
+        pairs = cast("Mapping[Any, Any]", given).items()
+        return {_guarded_all(key, words): _guarded_all(one, words) for key, one in pairs}
+    if isinstance(given, list | tuple):
+        return [_guarded_all(one, words) for one in cast("Sequence[Any]", given)]
+    return given
+
+
 def _ordered(prompt: str, images: list[object], videos: list[object]) -> tuple[str, list[object]]:
     """Images and videos in the order of their markers; images first where videos have none of
     their own. Only markers of images are left in the prompt."""
-    if not videos or VIDEO_MARKER not in prompt:
+    if VIDEO_MARKER not in prompt:
         return prompt, [*images, *videos]
     parts = prompt.split(VIDEO_MARKER)
+    if not videos:
+        markers = f"{len(parts) - 1} {VIDEO_MARKER} marker{'s' * (len(parts) > 2)}"
+        raise UsageError(
+            f"the prompt has {markers}, but no videos are given: give them with videos=, or write "
+            f"{MARKER} where one is given as an image, or take the word out"
+        )
     if len(parts) - 1 != len(videos):
         raise UsageError(
             f"the prompt has {len(parts) - 1} {VIDEO_MARKER} marker{'s' * (len(parts) > 2)}, but "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as TokenizerFile
 
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.json_object import json_object
+from vlmc.runtime.specials import Specials
 
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "<|im_end|>")
 """Names of the end of a text, tried where a checkpoint's own files do not say."""
@@ -30,6 +31,10 @@ class Tokenizer:
     start: tuple[int, ...]
     end: tuple[int, ...]
     stops: frozenset[int]
+    specials: Specials = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "specials", Specials(self.file))
 
     @property
     def size(self) -> int:
@@ -38,8 +43,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a stretch of text, without what surrounds a prompt. Words such as `</s>` that the
-        file lists as special are read as such, as the published systems do."""
-        return self.file.encode(text, add_special_tokens=False).ids
+        file lists as special are read as such, unless they are `guarded`; see `Specials.encode`."""
+        return self.specials.encode(text)
 
     def id(self, token: str) -> int | None:
         """The id of a token by its name."""
