@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import ROOT
+from tests.unit.graph_compare import compare
 from tests.unit.graph_inputs import graphs, inputs, twin, weights
+from vlmc.capture.capture import capture
 from vlmc.capture.graph import Folded, Graph, Stored
 from vlmc.capture.program import Draft
 from vlmc.capture.stages import CacheKind
 from vlmc.capture.values import run, value
-from vlmc.passes.compare import compare
 from vlmc.passes.dead_constants import dead_constants
+from vlmc.passes.dead_layers import dead_layers
 from vlmc.passes.effect import Effect, amount
 from vlmc.passes.fold_constants import fold_constants
 from vlmc.passes.grouped_heads import grouped_heads
@@ -28,6 +31,7 @@ from vlmc.passes.pipeline import ONNX, TORCH, apply, optimise
 from vlmc.passes.runtime_checks import runtime_checks
 from vlmc.passes.shared_results import shared_results
 from vlmc.passes.single_row import single_row
+from vlmc.pipeline import load_spec, resolve
 
 aten: Any = torch.ops.aten
 
@@ -129,12 +133,42 @@ def test_effects_are_told_in_the_order_of_the_passes() -> None:
 
 def test_dead_vision_layers_go() -> None:
     graph = graphs("llava-1.5", "growing")["vision"]
-    after = apply(graph, [dead_constants])
+    heard: list[Effect] = []
+    after = apply(graph, [dead_layers], heard.append)
     # The twin has three layers, and the features are those before the last.
-    assert any("encoder.layers.2" in target for target in graph.constants)
+    gone = set(graph.constants) - set(after.constants)
+    assert gone
+    assert all(target.startswith("model.encoder.layers.2.") for target in gone)
     assert not any("encoder.layers.2" in target for target in after.constants)
-    assert not any(target.startswith("model.language") for target in after.constants)
     assert any("encoder.layers.1" in target for target in after.constants)
+    assert operations(after) == operations(graph)
+    (effect,) = heard
+    assert effect.text.startswith("vision layer 3 of 3, past the chosen features, removed: ")
+    # A tower that is read to its end, and a graph without one, have none.
+    assert apply(after, [dead_layers]) is after
+    decoder = graphs("llava-1.5", "growing")["decoder"]
+    assert apply(decoder, [dead_layers]) is decoder
+    assert ONNX[0] is TORCH[0] is dead_layers
+
+
+def test_layers_past_the_features_are_named_by_number() -> None:
+    arch = resolve(
+        load_spec(
+            ROOT / "specs" / "llava-1.5.yaml",
+            ["encoder.layers=5", "encoder.features.layer=2", "language.layers=1"],
+        ),
+        mini=False,
+    )
+    heard: list[Effect] = []
+    (vision,) = (one for one in capture(arch, cache="growing") if one.name == "vision")
+    apply(vision, [dead_layers], heard.append)
+    assert heard[0].text.startswith("vision layers 3 to 5 of 5, ")
+
+
+def test_constants_of_other_graphs_go() -> None:
+    graph = graphs("llava-1.5", "growing")["vision"]
+    after = apply(graph, [dead_constants])
+    assert not any(target.startswith("model.language") for target in after.constants)
     assert set(after.constants) == set(after.program.state_dict)
     assert operations(after) == operations(graph)
 

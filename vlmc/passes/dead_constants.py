@@ -1,8 +1,7 @@
 """Removes calls whose results nobody reads, and the constants that then nobody reads.
 
 A stage is captured with the whole model in view, so that each graph holds every weight: vision
-graphs those of the language model, and all of them the vision layers past the chosen feature layer
-(Liu et al., 2023, LLaVA, take the last but one).
+graphs those of the language model, decoders those of the tower.
 """
 
 from __future__ import annotations

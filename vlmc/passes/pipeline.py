@@ -10,6 +10,7 @@ from torch._export.verifier import SpecViolationError
 from vlmc.capture.graph import Graph
 from vlmc.capture.program import Draft
 from vlmc.passes.dead_constants import dead_constants
+from vlmc.passes.dead_layers import dead_layers
 from vlmc.passes.effect import Effect, Pass
 from vlmc.passes.fold_constants import fold_constants
 from vlmc.passes.grouped_heads import grouped_heads
@@ -26,6 +27,7 @@ Target = Literal["onnx", "quantised", "torch"]
 """quantised: ONNX with ONNX Runtime's own operators."""
 
 ONNX: tuple[Pass, ...] = (
+    dead_layers,
     dead_constants,
     no_ops,
     runtime_checks,
@@ -41,6 +43,7 @@ QUANTISED: tuple[Pass, ...] = tuple(
 )
 
 TORCH: tuple[Pass, ...] = (
+    dead_layers,
     dead_constants,
     no_ops,
     image_masks,
