@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from tests.distributed.twins import Document, Twin, free_port, plan, twin
+from vlmc.commands import app
 
 HIDDEN = """\
 import sys
@@ -97,3 +100,74 @@ def test_a_plan_for_another_spec_is_refused(made: Twin, tmp_path: Path) -> None:
     code, text = run(tmp_path, made, other, "--synthetic")
     assert code != 0
     assert "error: the plan was made for another spec" in text
+
+
+def vlmc(folder: Path, *words: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", "from vlmc.commands import app; app()", "train", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        timeout=180,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_vlmc_train_runs_a_build_on_as_many_processes(made: Twin, tmp_path: Path) -> None:
+    document = plan(made, mesh={"data": 2}, zero=2, micro_batch=2, per_node=8)
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(document))
+    words = (str(file), "--build", str(made.folder))
+    options = ("--synthetic", "--steps", "2", "--learning-rate", "1e-2", "--json")
+    code, said, _ = vlmc(tmp_path, *words, *options, "--dry-run")
+    assert code == 0
+    command = shlex.split(said)
+    assert command[command.index("--nproc-per-node") + 1] == "2"
+    assert command[-len(options) :] == list(options)
+    assert str(made.folder / "parallel" / "train.py") in command
+    code, out, err = vlmc(tmp_path, *words, *options)
+    assert code == 0, out + err
+    assert len(losses(out)) == 2
+    assert said.strip() in err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "code", "reason"),
+    [
+        ({"mode": "serve"}, (), 2, "serves"),
+        ({"zero": 1}, (), 1, "VLMC012"),
+        ({"precision": "fp16"}, (), 1, "VLMC012"),
+        ({"sequence_parallel": True}, (), 1, "VLMC012"),
+        ({"per_node": 1}, (), 2, "2 nodes of 1 devices"),
+        ({"per_node": 1}, ("--master", "here"), 2, "HOST:PORT"),
+        ({"per_node": 1}, ("--master", "here:1", "--node-rank", "2"), 2, "0 to 1"),
+        ({}, ("--master", "here:1"), 2, "several nodes"),
+        ({}, ("--build", "nowhere"), 2, "there is no parallel/train.py in nowhere"),
+    ],
+)
+def test_vlmc_train_refuses_what_cannot_run(
+    made: Twin,
+    tmp_path: Path,
+    changed: Document,
+    words: tuple[str, ...],
+    code: int,
+    reason: str,
+) -> None:
+    document = {**plan(made, mesh={"data": 2}, micro_batch=2, per_node=8), **changed}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(document))
+    given = words if "--build" in words else ("--build", str(made.folder), *words)
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "plan.yaml"), *given, "--dry-run"])
+    assert result.exit_code == code, result.output
+    assert reason in result.output
+
+
+def test_vlmc_train_asks_for_a_process_on_each_device_of_a_node(made: Twin, tmp_path: Path) -> None:
+    document = plan(made, mesh={"data": 4}, micro_batch=2, per_node=2)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(document))
+    words = ["train", str(tmp_path / "plan.yaml"), "--build", str(made.folder), "--dry-run"]
+    result = CliRunner().invoke(app, [*words, "--master", "node0:29500", "--node-rank", "1"])
+    assert result.exit_code == 0, result.output
+    wanted = "--nnodes 2 --node-rank 1 --master-addr node0 --master-port 29500 --nproc-per-node 2"
+    assert wanted in result.output

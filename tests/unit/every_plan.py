@@ -91,8 +91,8 @@ def every_setting(
             if request.batch // data % micro_batch:
                 continue
             for sequence, zero, way, keeps, placement in product(
-                (False,) if serve or tensor == 1 or request.text % tensor else (False, True),
-                (0,) if data == 1 or serve else (0, 1, 2, 3),
+                (False,),
+                (0,) if data == 1 or serve else (0, 2, 3),
                 [("gpipe", 1)] if serve else ways(pipeline, request.batch // data // micro_batch),
                 [("none", "none")] if serve else every_checkpointing(report),
                 ("stage_0", "own_group", "replicated", "spread"),

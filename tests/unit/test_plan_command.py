@@ -17,6 +17,7 @@ from tests.unit.graph_reports import flamingo_80b
 from vlmc.analysis import analyse as analysis
 from vlmc.analysis.report import GraphReport
 from vlmc.commands import app
+from vlmc.emit.parallel.deepspeed import check
 from vlmc.pipeline import load_spec
 from vlmc.planning.document import load_plan
 from vlmc.spec.identity import fingerprint
@@ -348,3 +349,32 @@ def test_a_build_for_which_no_plan_fits_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "VLMC157" in result.output
     assert not (tmp_path / "out").exists()
+
+
+ON_ONE_STAGE = "target={hardware: b200, count: 8, workload: {mode: train, batch: 64}, parallel: "
+
+
+def test_a_plan_that_deepspeed_can_run_has_its_config(tmp_path: Path) -> None:
+    words = ["--set", ON_ONE_STAGE + "{pipeline: 1, tensor: 1}}"]
+    out = done(SPEC, *words)
+    assert "written: plan.yaml, deepspeed.json" in out
+    assert "no deepspeed.json" not in out
+    text = (tmp_path / "deepspeed.json").read_text(encoding="utf-8")
+    check(json.loads(text), load_plan(tmp_path / "plan.yaml").plan)
+    made = ["build", SPEC, *words, "--artifacts", "plan", "--output", "out"]
+    result = CliRunner().invoke(app, made)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "parallel" / "deepspeed.json").read_text(encoding="utf-8") == text
+    assert "current" in CliRunner().invoke(app, [*made, "--check"]).output
+
+
+def test_why_deepspeed_cannot_run_a_plan_is_said(tmp_path: Path) -> None:
+    out = done(SPEC, "--set", ON_ONE_STAGE + "{pipeline: 1, tensor: 2}}")
+    assert "no deepspeed.json for this plan: DeepSpeed splits tensors of models" in out
+    assert not (tmp_path / "deepspeed.json").exists()
+    assert "deepspeed" not in done(SPEC)  # which serves
+    result = CliRunner().invoke(
+        app, ["build", SPEC, *TRAIN, *PIPELINE, "--artifacts", "plan", "--output", "out"]
+    )
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out" / "parallel" / "deepspeed.json").exists()

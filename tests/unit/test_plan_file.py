@@ -86,6 +86,9 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"batch": 7}, "no multiple of 1 replicas x 2"),
         ({"batch": 2}, "needs as many micro-batches"),
         ({"zero": 4}, "zero must be"),
+        ({"zero": 1}, "zero must be 0, 2 or 3"),
+        ({"sequence_parallel": True}, "sequence_parallel must be false"),
+        ({"optimiser": "lion"}, "optimiser must be one of adamw, sgd"),
         ({"chunks": 2}, "2 groups x 2 chunks"),
         (
             {"mesh": ONE, "chunks": 2, "stages": [{"group": 0, "holds": []}] * 2},

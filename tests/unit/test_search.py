@@ -26,6 +26,7 @@ from vlmc.partition.setting import Setting
 from vlmc.partition.solve import solve_batch, solve_budget, solve_count
 from vlmc.partition.space import bases, completions, schedules
 from vlmc.partition.why import balance
+from vlmc.planning.checks import problems
 
 INSTANCES = 200
 TRAIN = Request(mode="train", batch=256, text=2048, images=5, tokens=64)
@@ -50,6 +51,8 @@ def test_the_gap_to_brute_force_is_zero(first: int) -> None:
         assert found.plan.predicted is not None
         assert expected == pytest.approx(found.plan.predicted.step_seconds, rel=1e-9), seed
         assert found.proven
+        # What is found is what train.py runs.
+        assert not list(problems(found.plan)), seed
         fitted += 1
     assert fitted >= 5
 
@@ -306,3 +309,8 @@ def test_few_micro_batches_take_gpipe() -> None:
     asked = replace(TRAIN, batch=8, pipeline=16, data=4, micro_batch=1)
     plan = find(flamingo_80b(), a100(64), asked).plan
     assert (plan.schedule, plan.micro_batches) == ("gpipe", 2)
+
+
+def test_nothing_is_trained_in_fp16() -> None:
+    with pytest.raises(UsageError, match="fp16 overflows in training: give precision bf16 or fp32"):
+        find(flamingo_80b(), a100(16), replace(TRAIN, precision="fp16"))

@@ -22,6 +22,7 @@ from vlmc.commands.explain import explain
 from vlmc.commands.plan import plan
 from vlmc.commands.run import run
 from vlmc.commands.schema import schema
+from vlmc.commands.train import train
 from vlmc.commands.validate import validate
 from vlmc.commands.verify import verify
 from vlmc.commands.version import version
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 for command in (validate, build, run, verify, plan, diff, bench, cache, explain, schema):
     app.command()(command)
+# What follows the plan goes to train.py, which knows its own options.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.callback()(version)
 
 __all__ = ["app"]

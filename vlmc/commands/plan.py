@@ -71,7 +71,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Find how a design is run on its target: degrees, schedule, memory, time. Writes plan.yaml,
-    and a picture of the pipeline beside it; with --json only to --output."""
+    a picture of the pipeline and DeepSpeed's config beside it; with --json only to --output."""
     style: Format = "json" if as_json else "text"
     with guarded(style):
         path, swept = _words(words, sweep)
@@ -158,12 +158,15 @@ class _Session:
             simulate_risks(made, named, slow_percent=slow, node_hours=mtbf_hours) if named else None
         )
         files = [] if written is None else _write(made, written)
+        refused = None if written is None else _refused(made)
         if as_json:
             document = made.to_json() | ({"risks": risks.to_json()} if risks else {})
             typer.echo(json.dumps(document))
             return
         _print(made, why, risks)
         typer.echo(f"written: {', '.join(str(file) for file in files)}")
+        if refused is not None:
+            typer.echo(refused)
 
     def check(self, path: Path, *, as_json: bool) -> None:
         """Ends with 1 where a plan is not one of the spec's."""
@@ -229,16 +232,27 @@ def _writable(path: Path) -> None:
 
 
 def _write(made: Made, path: Path) -> list[Path]:
-    """plan.yaml and, where there is a pipeline, its picture."""
+    """plan.yaml; beside it, where there is a pipeline, its picture, and where DeepSpeed can run the
+    plan, its config."""
+    from vlmc.emit.parallel import deepspeed
     from vlmc.planning.document import text_of
     from vlmc.planning.made import picture
 
-    path.write_text(text_of(made.plan), encoding="utf-8")
-    image, svg = path.with_suffix(".svg"), picture(made)
-    if svg is None:
-        return [path]
-    image.write_text(svg, encoding="utf-8")
-    return [path, image]
+    texts = {path: text_of(made.plan), path.with_suffix(".svg"): picture(made)}
+    if deepspeed.refusal(made.plan) is None:
+        texts[path.with_name(deepspeed.FILE)] = deepspeed.text_of(made.plan)
+    found = {file: text for file, text in texts.items() if text is not None}
+    for file, text in found.items():
+        file.write_text(text, encoding="utf-8")
+    return list(found)
+
+
+def _refused(made: Made) -> str | None:
+    """Why there is no config for DeepSpeed; None where there is one, or nothing is trained."""
+    from vlmc.emit.parallel import deepspeed
+
+    reason = deepspeed.refusal(made.plan) if made.plan.mode == "train" else None
+    return None if reason is None else f"no {deepspeed.FILE} for this plan: {reason}"
 
 
 def _print(made: Made, why: bool, risks: Risks | None) -> None:

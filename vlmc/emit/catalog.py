@@ -53,8 +53,7 @@ UNCOMMITTED: tuple[tuple[ArtifactName, Emitter], ...] = (
 
 def texts(build: Build) -> list[Text]:
     """The files that follow from the spec alone."""
-    plan = plan_yaml.emit(build)
-    return [*(backend(build) for backend in TEXTS), *([plan] if isinstance(plan, Text) else [])]
+    return [*(backend(build) for backend in TEXTS), *plan_yaml.emit(build)]
 
 
 def uncommitted(build: Build) -> list[Artifact]:
@@ -62,7 +61,7 @@ def uncommitted(build: Build) -> list[Artifact]:
     asked = [emitter for name, emitter in UNCOMMITTED if name in build.spec.artifacts]
     if build.options.layout is not None:
         asked.append(layout.emit)
-    none = plan_yaml.emit(build) if build.spec.target is None else None
+    none = plan_yaml.absent(build)
     elsewhere = aoti.for_target(build) if "aoti" in build.spec.artifacts else None
     absent = [one for one in (elsewhere, none) if one is not None]
     return [*(emitter(build) for emitter in asked), *absent]

@@ -9,6 +9,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import BYTES
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
+from vlmc.runtime.parallel.plan_file import TRAINED_IN
 
 OPTIMISERS: dict[str, int] = {
     "adamw": 8,
@@ -44,7 +45,9 @@ class Request:
     data: int | None = None
     tensor: int | None = None
     sequence_parallel: bool | None = None
+    """True: priced; train.py does not run it, so that it is not searched unless asked for."""
     zero: Literal[0, 1, 2, 3] | None = None
+    """1: likewise."""
     micro_batch: int | None = None
     schedule: Schedule | None = None
     chunks: int | None = None
@@ -77,6 +80,10 @@ def check(request: Request, cluster: Cluster) -> None:
     if request.optimiser not in OPTIMISERS:
         raise UsageError(
             f"optimiser must be one of {', '.join(OPTIMISERS)}, not {request.optimiser!r}"
+        )
+    if request.mode == "train" and request.precision not in TRAINED_IN:
+        raise UsageError(
+            f"{request.precision} overflows in training: give precision {' or '.join(TRAINED_IN)}"
         )
     _check_cluster(cluster, request.precision)
     _check_degrees(request, cluster)

@@ -10,6 +10,7 @@ from vlmc.partition.costs import ENCODER_SIDE, Rooflines, splits
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
 from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
+from vlmc.runtime.parallel.plan_file import ZERO_STAGES
 
 CHUNKS = (2, 4, 8)
 """Stages that a rank may hold with the interleaved schedule."""
@@ -68,10 +69,12 @@ def language_splits(lines: Rooflines, tensor: int) -> bool:
 
 
 def sequences(lines: Rooflines, tensor: int) -> tuple[bool, ...]:
-    """Sequence parallelism: off; on, where the text divides."""
-    wanted = lines.request.sequence_parallel
+    """Sequence parallelism: off; on where it is asked for and the text divides. It can be priced,
+    but train.py does not run it."""
+    if not lines.request.sequence_parallel:
+        return (False,)
     possible = tensor > 1 and lines.text % tensor == 0 and lines.request.mode == "train"
-    return tuple(one for one in (False, True)[: 1 + possible] if wanted in (None, one))
+    return (True,) if possible else ()
 
 
 def placements(lines: Rooflines, tensor: int, pipeline: int) -> tuple[Placement, ...]:
@@ -101,7 +104,9 @@ def completions(
     if request.mode == "serve":
         yield 0, "none", "none"
         return
-    stages = (0, 1, 2, 3) if base.data > 1 else (0,)
+    stages = ZERO_STAGES if base.data > 1 else (0,)
+    if request.zero is not None and base.data > 1:
+        stages = (request.zero,)
     sides: list[tuple[Checkpointing, ...]] = [
         KEEPS
         if any(

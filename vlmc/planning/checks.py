@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vlmc.analysis.report import GraphReport
@@ -11,8 +11,8 @@ from vlmc.components.contract import nearest_divisor
 from vlmc.diagnostics import Path, Problem
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.partition.plan import ParallelPlan
-from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.schedule.orders import refusal
+from vlmc.runtime.parallel.plan_file import OPTIMISERS, TRAINED_IN, ZERO_STAGES
 
 NAMED = 4
 """Blocks that a message names one by one."""
@@ -24,16 +24,45 @@ def problems(plan: ParallelPlan) -> Iterator[Problem]:
     yield from _batch(plan)
     yield from _stages(plan)
     yield from _twice(plan)
+    if plan.mode == "train":
+        yield from _executed(plan)
+
+
+def _executed(plan: ParallelPlan) -> Iterator[Problem]:
+    """What train.py does not run, by its own lists."""
     if plan.optimiser not in OPTIMISERS:
-        near = suggestion(plan.optimiser, OPTIMISERS) or next(iter(OPTIMISERS))
+        yield _no_word("optimiser", plan.optimiser, OPTIMISERS)
+    if plan.precision not in TRAINED_IN:
+        yield _no_word("precision", plan.precision, TRAINED_IN)
+    if plan.zero not in ZERO_STAGES:
         yield Problem(
             code="VLMC012",
-            path=("optimiser",),
-            message=f"`optimiser` cannot be {plan.optimiser[:60]!r}",
-            expected=listing(plan.optimiser, OPTIMISERS),
-            got=plan.optimiser[:60],
-            help=f"optimiser: {near}",
+            path=("zero",),
+            message="`zero` cannot be 1: gradients are sharded wherever the optimiser's state is",
+            expected=", ".join(map(str, ZERO_STAGES)),
+            got=str(plan.zero),
+            help="zero: 2",
         )
+    if plan.sequence_parallel:
+        yield Problem(
+            code="VLMC012",
+            path=("sequence_parallel",),
+            message="activations between blocks stay whole on each rank of a tensor group",
+            expected="false",
+            got="true",
+            help="sequence_parallel: false",
+        )
+
+
+def _no_word(key: str, word: str, words: Sequence[str]) -> Problem:
+    return Problem(
+        code="VLMC012",
+        path=(key,),
+        message=f"`{key}` cannot be {word[:60]!r} in training",
+        expected=listing(word, words),
+        got=word[:60],
+        help=f"{key}: {suggestion(word, words) or words[0]}",
+    )
 
 
 def against(plan: ParallelPlan, fingerprint: str, report: GraphReport | None) -> Iterator[Problem]:

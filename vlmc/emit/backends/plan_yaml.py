@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlmc.emit.artifact import Build, Deferred, Text
+from vlmc.emit.parallel import deepspeed
 from vlmc.planning.asked import asked
 from vlmc.planning.document import NAME, text_of
 from vlmc.planning.made import Made, make
@@ -18,13 +19,23 @@ def made(build: Build) -> Made | None:
     return make(asked(build.spec, build.arch), source=build.spec.source)
 
 
-def emit(build: Build) -> Text | Deferred | None:
-    """The plan as a file, or why there is none; None where none is asked for."""
-    if "plan" not in build.spec.artifacts:
+def emit(build: Build) -> list[Text]:
+    """The plan and, where DeepSpeed can run it, its config; nothing where no plan is asked for, or
+    nothing says which devices it is for."""
+    found = made(build)
+    if found is None:
+        return []
+    plan = Text(path=NAME, text=text_of(found.plan))
+    if deepspeed.refusal(found.plan) is not None:
+        return [plan]
+    path = f"parallel/{deepspeed.FILE}"
+    return [plan, Text(path=path, text=deepspeed.text_of(found.plan))]
+
+
+def absent(build: Build) -> Deferred | None:
+    """Why a plan that is asked for is not there."""
+    if "plan" not in build.spec.artifacts or build.spec.target is not None:
         return None
-    plan = made(build)
-    if plan is not None:
-        return Text(path=NAME, text=text_of(plan.plan))
     return Deferred(
         path=NAME,
         reason="the twin has no target" if build.mini else "the spec has no target",

@@ -19,6 +19,11 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
 }
 _CHECKPOINTING = ("none", "selective", "full")
+OPTIMISERS = ("adamw", "sgd")
+TRAINED_IN = ("bf16", "fp32")
+"""fp16 overflows in training unless losses are scaled, which this executor does not do."""
+ZERO_STAGES = (0, 2, 3)
+"""Not 1: FSDP2 shards gradients wherever it shards the state of the optimiser."""
 _COUNTS = ("count", "per_node", "batch", "micro_batch", "text", "chunks")
 _KEYS = {
     "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
@@ -77,7 +82,6 @@ class Plan:
     encoder_tensor: int
     """Over how many devices encoder and adapter are split."""
     placement: str
-    sequence_parallel: bool
     zero: int
     batch: int
     micro_batch: int
@@ -160,12 +164,23 @@ def _plan(document: Any) -> Plan:
     for key, words in _WORDS.items():
         _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
     _require(whole["mode"] == "train", "mode: a plan to serve is not trained with")
-    _require(whole["precision"] != "fp16", "precision: fp16 overflows in training; bf16 or fp32")
+    _require(
+        whole["precision"] in TRAINED_IN,
+        f"precision: {whole['precision']} overflows in training; {' or '.join(TRAINED_IN)}",
+    )
     _require(_whole(whole["images"], 0), "images must be a whole number")
-    _require(_whole(whole["zero"], 0) and whole["zero"] <= 3, "zero must be 0, 1, 2 or 3")
-    for key in ("design", "spec", "optimiser"):
+    _require(
+        _whole(whole["zero"], 0) and whole["zero"] in ZERO_STAGES,
+        "zero must be 0, 2 or 3: gradients are sharded wherever the optimiser's state is",
+    )
+    for key in ("design", "spec"):
         _require(isinstance(whole[key], str), f"{key} must be text")
-    _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel must be a boolean")
+    _require(whole["optimiser"] in OPTIMISERS, f"optimiser must be one of {', '.join(OPTIMISERS)}")
+    _require(
+        whole["sequence_parallel"] is False,
+        "sequence_parallel must be false: activations between blocks stay whole on each rank of a "
+        "tensor group",
+    )
     trained = whole["trained"]
     _require(
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
@@ -199,7 +214,6 @@ def _plan(document: Any) -> Plan:
         mesh=mesh,
         encoder_tensor=tensor,
         placement=whole["placement"],
-        sequence_parallel=whole["sequence_parallel"],
         zero=whole["zero"],
         batch=whole["batch"],
         micro_batch=whole["micro_batch"],

@@ -70,12 +70,6 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
     device = _device()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     model_py = _module(folder / "model.py")
-    if plan.sequence_parallel and say:
-        print(
-            "note: sequence_parallel is planned, but activations between blocks stay whole here: "
-            "the same numbers, with more memory than the plan predicts",
-            file=sys.stderr,
-        )
     training = Training(
         Engine(parts, plan, model_py, folder / "weights", device),
         learning_rate=asked.learning_rate,

@@ -13,8 +13,6 @@ from vlmc.runtime.parallel.batches import Row
 from vlmc.runtime.parallel.engine import Engine
 from vlmc.runtime.parallel.saved import load_training, save_training
 
-OPTIMISERS = ("adamw", "sgd")
-
 
 class Training:
     """Trains what the plan trains. Frozen parameters have no place in the optimiser."""
@@ -25,10 +23,7 @@ class Training:
         trained = [p for s in engine.stages for p in s.parameters() if p.requires_grad]
         # One call over many tensors needs them to be of one kind.
         alike = len({(isinstance(p, DTensor), getattr(p, "device_mesh", None)) for p in trained})
-        name = engine.plan.optimiser
-        if name not in OPTIMISERS:
-            raise UsageError(f"optimiser: {name} is none of {', '.join(OPTIMISERS)}")
-        made = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
+        made = torch.optim.AdamW if engine.plan.optimiser == "adamw" else torch.optim.SGD
         given = trained or [torch.zeros((), requires_grad=True)]  # a rank whose stages are frozen
         self.optimiser: torch.optim.Optimizer = made(
             given, lr=learning_rate, foreach=None if alike == 1 else False

@@ -1,0 +1,67 @@
+"""Pieces of the executor that newer releases of torch would do without, older ones not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vlmc.runtime.parallel import split as splitting
+from vlmc.runtime.parallel.split import split
+from vlmc.runtime.parallel.stage import Through
+
+handed_on: Any = Through.apply
+
+
+def test_what_a_stage_received_gets_a_gradient_though_nothing_read_it() -> None:
+    received = torch.randn(2, 3, requires_grad=True)
+    read = torch.randn(2, 3, requires_grad=True)
+    sent: tuple[Tensor, ...] = handed_on(1, read * 2, received, read)
+    assert torch.equal(sent[0], read * 2)
+    sent[0].sum().backward()
+    assert received.grad is not None
+    assert torch.equal(received.grad, torch.zeros(2, 3))
+    assert read.grad is not None
+    assert torch.equal(read.grad, torch.full((2, 3), 2.0))
+
+
+def test_what_a_frozen_stage_sends_asks_for_a_gradient() -> None:
+    anchor = torch.zeros((), requires_grad=True)
+    (sent,) = handed_on(1, torch.ones(3), anchor)
+    assert sent.requires_grad
+
+
+class Mlp(nn.Module):
+    """What tensor parallelism splits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.activation = nn.GELU()
+
+
+def test_frozen_parameters_stay_frozen_where_splitting_makes_new_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pytorch PR#171709: new parameters ask for gradients, whatever those did that they follow."""
+
+    def renewed(model: nn.Module, mesh: object, plan: dict[str, Any], **_: Any) -> None:
+        for path in plan:
+            linear = model.get_submodule(path)
+            for name, old in list(linear.named_parameters()):
+                setattr(linear, name, nn.Parameter(old.detach()))
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.ModuleDict({"language": Mlp(), "adapter": Mlp()})
+
+    monkeypatch.setattr(splitting, "parallelize_module", renewed)
+    stage: Any = Whole()
+    stage.model["language"].requires_grad_(False)
+    split(stage, SimpleNamespace(), vision=True)  # type: ignore[arg-type]
+    for name, parameter in stage.model.named_parameters():
+        assert parameter.requires_grad == name.startswith("adapter."), name
