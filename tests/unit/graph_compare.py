@@ -1,14 +1,30 @@
-"""Whether two forms of a graph compute the same."""
+"""A captured graph run, and whether two forms of it compute the same."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.fx import Interpreter
 
 from vlmc.capture.graph import Graph
-from vlmc.capture.values import run
+from vlmc.capture.values import value
+
+
+def run(graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What a graph gives, node by node in eager torch. It writes into `inputs` where the graph
+    does."""
+    program: Any = graph.program
+    constants = [
+        value(graph.constants[spec.target], weights)
+        for spec in program.graph_signature.input_specs
+        if spec.target is not None
+    ]
+    with torch.no_grad():
+        return list(Interpreter(program.graph_module).run(*constants, *inputs))
 
 
 def compare(

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.unit.graph_compare import run
 from vlmc.capture.graph import Folded, Graph, Stored
-from vlmc.capture.values import run, value
+from vlmc.capture.values import value
 from vlmc.passes.fold_constants import fold_constants
 from vlmc.passes.pipeline import apply
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.unit.graph_compare import compare
+from tests.unit.graph_compare import compare, run
 from tests.unit.graph_inputs import graphs, inputs, twin, weights
 from vlmc.capture.capture import capture
 from vlmc.capture.graph import Folded, Graph, Stored
 from vlmc.capture.program import Draft
 from vlmc.capture.stages import CacheKind
-from vlmc.capture.values import run, value
+from vlmc.capture.values import value
 from vlmc.passes.dead_constants import dead_constants
 from vlmc.passes.dead_layers import dead_layers
 from vlmc.passes.effect import Effect, amount

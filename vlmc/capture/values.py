@@ -1,15 +1,13 @@
-"""The values of a captured graph's constants, and the graph run with them."""
+"""The values of a captured graph's constants."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter
 
-from vlmc.capture.graph import Constant, Graph, Stored
+from vlmc.capture.graph import Constant, Stored
 
 
 def value(constant: Constant, weights: Mapping[str, Tensor]) -> Tensor:
@@ -19,16 +17,3 @@ def value(constant: Constant, weights: Mapping[str, Tensor]) -> Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
     with torch.no_grad():
         return constant.compute(*parts)
-
-
-def run(graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What a graph gives, node by node in eager torch. It writes into `inputs` where the graph
-    does."""
-    program: Any = graph.program
-    constants = [
-        value(graph.constants[spec.target], weights)
-        for spec in program.graph_signature.input_specs
-        if spec.target is not None
-    ]
-    with torch.no_grad():
-        return list(Interpreter(program.graph_module).run(*constants, *inputs))
