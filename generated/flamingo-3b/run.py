@@ -32,15 +32,17 @@ import warnings
 import weakref
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from io import BytesIO
 from itertools import groupby, pairwise
 from numbers import Integral, Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
+from uuid import uuid4
 
 try:
     import numpy as np
@@ -226,11 +228,27 @@ def _tuples(value: Any) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
+MANY_THREADS = 64
+"""Threads that any machine may be asked for; many more than its processors would fill its memory
+and stand in each other's way."""
+
+
 def check_whole(name: str, given: object, least: int) -> None:
     """Raises UsageError, which calls the number `name`, unless it is whole and `least` or more."""
     if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
         what = "a whole number, " * (not isinstance(given, int))
         raise UsageError(f"{name} {given!r}: {what}{least} or more is expected")
+
+
+def check_threads(given: object) -> None:
+    """Raises UsageError unless it is a number of threads in which this machine can compute."""
+    check_whole("--threads", given, 1)
+    here = os.cpu_count() or 1
+    most = max(MANY_THREADS, here)
+    if cast("int", given) > most:
+        raise UsageError(
+            f"--threads {given}: 1 to {most} are expected; this machine computes in {here} at once"
+        )
 
 
 def is_number(given: object) -> bool:
@@ -318,6 +336,107 @@ class Engine(Protocol):
 
 
 # --------------------------------------------------------------------------------------------------
+# Words that steer a model, kept apart from the same words in somebody's text.
+# --------------------------------------------------------------------------------------------------
+
+
+HIDDEN = "\ufdd0"
+"""Stands within what a user wrote, where it would pass for a special word without it. Unicode has
+it for such inner use; no text holds it."""
+
+NO_CHARACTERS = re.compile("[\ufdd0-\ufdef]")
+
+
+def guarded(text: str, words: Collection[str]) -> str:
+    """A user's text in which none of `words` stands any more, nor begins at its end: `HIDDEN` is
+    after the first letter of each. `Specials.encode` reads them as text."""
+    text = NO_CHARACTERS.sub("", text)
+    words = [word for word in words if len(word) > 1]
+    firsts = {word[0] for word in words}
+    longest = max(map(len, words), default=0)
+    end = len(text.rstrip())  # a template may trim what it is given
+    pieces: list[str] = []
+    for place, letter in enumerate(text):
+        pieces.append(letter)
+        if letter in firsts:
+            rest = text[place : place + longest]
+            tail = text[place:end] if end - place < longest else ""
+            if any(rest.startswith(w) or (tail and w.startswith(tail)) for w in words):
+                pieces.append(HIDDEN)
+    return "".join(pieces)
+
+
+class Specials:
+    """The special tokens of a tokenizer file: those that it marks so."""
+
+    def __init__(self, file: TokenizerFile) -> None:
+        self.file = file
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Their ids by their words."""
+        added: dict[int, Any] = self.file.get_added_tokens_decoder()
+        return {
+            one.content: number
+            for number, one in added.items()
+            if one.special and len(one.content) > 1
+        }
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. Its special words become special tokens, and those that `guarded` has
+        hidden what their letters are."""
+        plain = text.replace(HIDDEN, "")
+        parts = self._parts(text)
+        if [part.replace(HIDDEN, "") for part in parts] == self._parts(plain):
+            ids = self.file.encode(plain, add_special_tokens=False).ids
+            if self._count(ids) <= len(parts) // 2:  # more: a normaliser wrote such a word
+                return ids
+        file, names = self._renamed
+        words = [names.get(part, part) if n % 2 else part for n, part in enumerate(parts)]
+        return file.encode("".join(words).replace(HIDDEN, ""), add_special_tokens=False).ids
+
+    def _parts(self, text: str) -> list[str]:
+        """The text between special words, and in every second place such a word."""
+        return self._pattern.split(text) if self.tokens else [text]
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        words = sorted(self.tokens, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, words))})")
+
+    def _count(self, ids: Sequence[int]) -> int:
+        special = {*self.tokens.values()}
+        return sum(one in special for one in ids)
+
+    @cached_property
+    def _renamed(self) -> tuple[TokenizerFile, dict[str, str]]:
+        """The file with names for its special tokens that no text holds, and these names.
+        Everything else stays, so that text is cut as before."""
+        names = {word: f"\ufdd1{number}\ufdd2" for word, number in self.tokens.items()}
+        found = cast("dict[str, Any]", json.loads(self.file.to_str()))
+        for one in found["added_tokens"]:
+            one["content"] = names.get(one["content"], one["content"])
+        model = found["model"]
+        if isinstance(model["vocab"], dict):
+            vocabulary = cast("dict[str, int]", model["vocab"])
+            model["vocab"] = {names.get(word, word): n for word, n in vocabulary.items()}
+        else:
+            model["vocab"] = [[names.get(word, word), score] for word, score in model["vocab"]]
+        if model.get("unk_token") is not None:
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+        if "merges" in model:
+            model["merges"] = [one for one in model["merges"] if not _makes(one, names)]
+        found["post_processor"] = None  # it is not asked, and knows the old names
+        return TokenizerFile.from_str(json.dumps(found)), names
+
+
+def _makes(merge: str | Sequence[str], names: Collection[str]) -> bool:
+    """Whether a merge makes a special word, or goes on from one."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return bool({left, right, left + right}.intersection(names))
+
+
+# --------------------------------------------------------------------------------------------------
 # Text to token ids and back, by real tokenizer files.
 # --------------------------------------------------------------------------------------------------
 
@@ -340,6 +459,10 @@ class Tokenizer:
     start: tuple[int, ...]
     end: tuple[int, ...]
     stops: frozenset[int]
+    specials: Specials = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "specials", Specials(self.file))
 
     @property
     def size(self) -> int:
@@ -348,8 +471,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a stretch of text, without what surrounds a prompt. Words such as `</s>` that the
-        file lists as special are read as such, as the published systems do."""
-        return self.file.encode(text, add_special_tokens=False).ids
+        file lists as special are read as such, unless they are `guarded`; see `Specials.encode`."""
+        return self.specials.encode(text)
 
     def id(self, token: str) -> int | None:
         """The id of a token by its name."""
@@ -900,6 +1023,9 @@ def _jinja() -> Any:
 Source = Path | bytes | Image.Image | tuple["Source", ...]
 """A file or a folder of frames, the bytes of a file, a decoded picture, the frames of a video."""
 
+LONGEST_SHOWN = 120
+"""Letters of a name that a message repeats."""
+
 ACCEPTED = (
     "a path, the bytes of a file, a Pillow image, or a numpy array (uint8, or floats from 0 to 1) "
     "[height, width], [height, width, 3 or 4] or, for a video, [frames, height, width, 3]"
@@ -912,7 +1038,7 @@ def source_of(given: object) -> Source:
     Raises UsageError, with what would do, where it is no picture.
     """
     if isinstance(given, str | Path):
-        return Path(given)
+        return _file(str(given))
     if isinstance(given, bytes | bytearray | memoryview):
         return bytes(given)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(given, Image.Image):
@@ -929,6 +1055,34 @@ def source_of(given: object) -> Source:
     if hasattr(given, "detach"):
         raise UsageError("a tensor was given as a picture; give its numpy array: tensor.numpy()")
     raise UsageError(f"{_kind(given)} is no picture: give {ACCEPTED}")
+
+
+def _file(name: str) -> Path:
+    """A path that the file system can be asked for. Raises UsageError for a text that is none."""
+    scheme = name[:16].partition(":")[0].lower()
+    if scheme == "data":
+        raise UsageError(
+            "a data URL is no path: give the bytes that it holds, base64.b64decode(url.split(',', "
+            "1)[1])"
+        )
+    if scheme in ("http", "https", "ftp", "s3", "gs"):
+        raise UsageError(f"{_short(name)}: nothing is fetched from a URL; give a path or the bytes")
+    if scheme == "file":
+        raise UsageError(f"{_short(name)}: a URL is no path; leave file:// out")
+    try:
+        Path(name).stat()
+    except FileNotFoundError:
+        pass  # said with the question, where it is opened
+    except (OSError, ValueError) as error:  # too long, no directory, a null byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{_short(name)}: no path to a picture: {reason}") from None
+    return Path(name)
+
+
+def _short(name: str) -> str:
+    return (
+        name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}... ({len(name):,} letters)"
+    )
 
 
 def title_of(source: Source) -> str:
@@ -1023,7 +1177,11 @@ def read_frames(source: Source, indices: Iterable[int]) -> Iterator[Image.Image]
     with _opened(source) as image:
         for index in indices:
             if index > 0 or getattr(image, "n_frames", 1) > 1:
-                image.seek(index)
+                with warnings.catch_warnings():
+                    # Pages of one file differ in size; they are judged below, as the first was.
+                    warnings.simplefilter("ignore")
+                    image.seek(index)
+                _check_extent(image, title_of(source))
             yield upright_rgb(image)
 
 
@@ -1087,9 +1245,7 @@ def _opened(source: Source) -> Generator[Image.Image]:
         raise UsageError(f"{title}: there are no bytes in it")
     try:
         with _open(source) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UsageError(_too_large(title, f"{width} x {height} = {width * height:,}"))
+            _check_extent(image, title)
             yield image
     except UsageError:
         raise
@@ -1101,6 +1257,14 @@ def _opened(source: Source) -> Generator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(error).split("\n")[0] or type(error).__name__
         raise UsageError(f"{title}: the image is damaged: {reason}") from None
+
+
+def _check_extent(image: Image.Image, title: str) -> None:
+    width, height = image.size
+    if min(width, height) < 1:
+        raise UsageError(f"{title}: {width} x {height} pixels, so that there is nothing to see")
+    if width * height > MAX_PIXELS:
+        raise UsageError(_too_large(title, f"{width} x {height} = {width * height:,}"))
 
 
 def _check_file(path: Path) -> None:
@@ -1166,7 +1330,8 @@ class ImageProcessor:
     def __call__(self, image: Image.Image) -> Pixels:
         """Pixel values [3, height, width] of an RGB picture.
 
-        Raises UsageError where the picture is so narrow that its resized copy would be huge.
+        Raises UsageError where the picture is so narrow that its padded or resized copy would be
+        huge.
         """
         if self.pad:
             image = self._squared(image)
@@ -1190,6 +1355,11 @@ class ImageProcessor:
         side = max(width, height)
         if width == height:
             return image
+        if side * side > MAX_PIXELS:
+            raise UsageError(
+                f"the picture is {width} x {height}: padded to a square it becomes {side:,} x "
+                f"{side:,} pixels, more than {MAX_PIXELS:,}; crop it first"
+            )
         colour = tuple(int(value * 255) for value in self.mean)
         square = Image.new("RGB", (side, side), cast("Any", colour))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
@@ -1606,6 +1776,8 @@ class Encoded:
     """Frames that it shows; 1 for a still."""
     key: str
     """The hash of its pixels."""
+    owner: str
+    """The store of the session that encoded it."""
 
 
 class FeatureStore:
@@ -1613,6 +1785,8 @@ class FeatureStore:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.owner = uuid4().hex
+        """What tells it from the stores of other sessions."""
         self.bytes = 0
         self.kept: OrderedDict[str, tuple[Feature, int]] = OrderedDict()
 
@@ -1655,183 +1829,14 @@ def feature_bytes(feature: Any) -> int:
     return found if isinstance(found, int) else sys.getsizeof(feature)
 
 
-# --------------------------------------------------------------------------------------------------
-# From what a caller asks to prompts with their images in order.
-# --------------------------------------------------------------------------------------------------
-
-
-VIDEO_MARKER = "<video>"
-"""What a prompt may hold where a video belongs; an image's marker does as well."""
-
-Shown = Clip | Encoded | Pixels
-"""One image of a question: to be read, encoded before, or the features of its regions."""
-
-Conversation = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One prompt of a batch."""
-
-    prompt: str
-    """With a marker for each image, or without any where all stand in front."""
-    shown: tuple[Shown, ...]
-    surrounded: bool = False
-    """Whether the prompt brings the tokens around a text itself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asker:
-    """Reads what callers ask of a design."""
-
-    design: Design
-    tokenizer: Tokenizer
-    chat: ChatTemplate | None
-
-    def questions(
-        self, prompt: object, images: object, videos: object
-    ) -> tuple[list[Question], bool]:
-        """The questions, and whether they are a batch: `prompt` is a text, a conversation, or a
-        list of them; of a batch, `images` and `videos` hold those of each.
-
-        Raises UsageError for anything else, and for images that are none.
-        """
-        if isinstance(prompt, str) or _is_conversation(prompt):
-            one = self._question(prompt, listed(images, "images"), listed(videos, "videos"))
-            return [one], False
-        if not isinstance(prompt, list | tuple):
-            kind = "None" if prompt is None else type(prompt).__name__
-            raise UsageError(f"prompt: a text, a conversation, or a list of them, not {kind}")
-        batch = list(cast("Sequence[object]", prompt))
-        if not batch:
-            raise UsageError("prompt: the list is empty; give one text or more")
-        for number, one in enumerate(batch, start=1):
-            if not isinstance(one, str) and not _is_conversation(one):
-                kind = type(one).__name__
-                raise UsageError(f"prompt {number}: a text or a conversation, not {kind}")
-        each = zip(
-            batch,
-            _of_each(images, len(batch), "images"),
-            _of_each(videos, len(batch), "videos"),
-            strict=True,
-        )
-        return [self._question(*one) for one in each], True
-
-    def clips(self, given: Sequence[object], what: str) -> list[Shown]:
-        """Every image of a list, in order. Raises UsageError that says which of them is none."""
-        return [self._clip(one, f"{what} {n}") for n, one in enumerate(given, start=1)]
-
-    def _question(self, asked: object, images: list[object], videos: list[object]) -> Question:
-        if isinstance(asked, str):
-            prompt, given = _ordered(asked, images, videos)
-            return Question(prompt=prompt, shown=self._shown(given, prompt))
-        return self._from_conversation(asked, images, videos)
-
-    def _from_conversation(
-        self, asked: object, images: list[object], videos: list[object]
-    ) -> Question:
-        if self.chat is None:
-            raise UsageError(
-                "there is no chat template with these weights (chat_template.jinja, or "
-                "tokenizer_config.json): give the prompt as text"
-            )
-        word = self._image_word()
-        messages, pictures = conversation_of(asked, (MARKER, VIDEO_MARKER, word))
-        text = self.chat.render(messages)
-        if self.tokenizer.id(FENCE) is not None:
-            text = text.replace(FENCE, "")  # it is put around each image below
-        text = text.replace(word, MARKER)
-        waiting = {"image": iter(images), "video": iter(videos)}
-        given: list[object] = []
-        for kind, picture in pictures:
-            found = next(waiting[kind], None) if picture is None else picture
-            if found is None:
-                raise UsageError(
-                    f"the conversation has an {kind} without a picture: put it into the part, "
-                    f'{{"type": "{kind}", "{kind}": PATH}}, or give it with {kind}s='
-                )
-            given.append(found)
-        rest = [one for kind in waiting.values() for one in kind]
-        if rest:
-            count = len(rest)
-            raise UsageError(
-                f"{count} of the images {'has' if count == 1 else 'have'} no place in the "
-                f'conversation: write a part {{"type": "image"}} for each'
-            )
-        text = text.replace(VIDEO_MARKER, MARKER)
-        start = self.tokenizer.decode_all(self.tokenizer.start)
-        surrounded = bool(start) and text.startswith(start)
-        return Question(prompt=text, shown=self._shown(given, text), surrounded=surrounded)
-
-    def _image_word(self) -> str:
-        """What the tokenizer calls the placeholder of an image."""
-        token = self.design.image_token
-        found = None if token is None else self.tokenizer.file.id_to_token(token)
-        return found or MARKER
-
-    def _shown(self, given: Sequence[object], prompt: str) -> tuple[Shown, ...]:
-        """Several stills for a single marker are the frames of one video."""
-        several = len(given) > 1 and self.design.frames > 1 and count_markers(prompt) == 1
-        if several and not any(isinstance(one, Encoded) for one in given):
-            stills = [self._source(one, f"image {n}") for n, one in enumerate(given, start=1)]
-            return (one_video(stills, most=self.design.frames),)
-        return tuple(self.clips(given, "image"))
-
-    def _clip(self, given: object, name: str) -> Shown:
-        if isinstance(given, Encoded):
-            return given
-        source = self._source(given, name)
-        name = source.name if isinstance(source, Path) else name
-        try:
-            return clip_of(source, name, most=self.design.frames)
-        except UsageError as error:
-            raise UsageError(named_once(str(error), name)) from None
-
-    def _source(self, given: object, name: str) -> Source:
-        try:
-            return source_of(given)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from None
-
-
-def _is_conversation(given: object) -> bool:
-    if not isinstance(given, list | tuple) or not given:
-        return False
-    return all(isinstance(one, Mapping) for one in cast("Sequence[object]", given))
-
-
-def _of_each(given: object, count: int, what: str) -> list[list[object]]:
-    """The images of each prompt of a batch."""
-    rows = listed(given, what)
-    if not rows:
-        return [[] for _ in range(count)]
-    if len(rows) != count:
-        raise UsageError(
-            f"{what}: of a batch of {count} prompts, a list of {count} is expected, each the "
-            f"{what} of one prompt (an empty list for none), but there are {len(rows)}"
-        )
-    return [listed(row, what) for row in rows]
-
-
-def _ordered(prompt: str, images: list[object], videos: list[object]) -> tuple[str, list[object]]:
-    """Images and videos in the order of their markers; images first where videos have none of
-    their own. Only markers of images are left in the prompt."""
-    if not videos or VIDEO_MARKER not in prompt:
-        return prompt, [*images, *videos]
-    parts = prompt.split(VIDEO_MARKER)
-    if len(parts) - 1 != len(videos):
-        raise UsageError(
-            f"the prompt has {len(parts) - 1} {VIDEO_MARKER} marker{'s' * (len(parts) > 2)}, but "
-            f"there are {len(videos)} videos: write one marker for each"
-        )
-    given: list[object] = []
-    left = list(images)
-    for part, video in zip(parts, [*videos, None], strict=True):
-        here = count_markers(part)
-        given.extend(left[:here])
-        left = left[here:]
-        given.extend([] if video is None else [video])
-    return MARKER.join(parts), [*given, *left]
+def is_finite(feature: Any) -> bool:
+    """Whether all numbers of a feature are, whatever an engine makes it of."""
+    if isinstance(feature, list | tuple):
+        return all(is_finite(one) for one in cast("Sequence[Any]", feature))
+    if isinstance(feature, np.ndarray):
+        return bool(np.isfinite(cast("Any", feature)).all())
+    found = getattr(feature, "isfinite", None)  # a tensor of torch
+    return found is None or bool(found().all())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1937,64 +1942,6 @@ def _of_the_likeliest(logits: Numbers, count: int) -> Numbers:
 
 
 # --------------------------------------------------------------------------------------------------
-# Where an answer ends by its text.
-# --------------------------------------------------------------------------------------------------
-
-
-def stop_strings(given: object) -> tuple[str, ...]:
-    """One stop string or several. Raises UsageError for anything else, and for an empty one."""
-    if given is None:
-        return ()
-    listed = [given] if isinstance(given, str) else given
-    if not isinstance(listed, list | tuple):
-        raise UsageError(f"stop: a text or a list of texts is expected, not {given!r}")
-    for one in cast("Sequence[object]", listed):
-        if not isinstance(one, str) or not one:
-            raise UsageError(f"stop: {one!r} never ends an answer; a text of one character or more")
-    return tuple(cast("Sequence[str]", listed))
-
-
-class StopWatch:
-    """Passes a text on, piece by piece, up to the first stop string, of which nothing gets out.
-
-    What could be the beginning of a stop string is held back until it is known not to be.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = tuple(stops)
-        self.held = ""
-        self.stopped = False
-
-    def push(self, piece: str) -> str:
-        """What of the text is certain after `piece`."""
-        if self.stopped:
-            return ""
-        self.held += piece
-        found = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            said, self.held = self.held[: min(found)], ""
-            return said
-        keep = max((_begun(self.held, stop) for stop in self.stops), default=0)
-        cut = len(self.held) - keep
-        said, self.held = self.held[:cut], self.held[cut:]
-        return said
-
-    def finish(self) -> str:
-        """What was held back, once no more text comes."""
-        said, self.held = self.held, ""
-        return said
-
-
-def _begun(text: str, stop: str) -> int:
-    """Characters at the end of `text` with which `stop` begins."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
-
-
-# --------------------------------------------------------------------------------------------------
 # What a text encoder answers with: a class, or the words that were masked.
 # --------------------------------------------------------------------------------------------------
 
@@ -2094,6 +2041,290 @@ def _likeliest(logits: Numbers, of: str, label: Callable[[int], str]) -> tuple[C
         Choice(of=of, label=label(index), index=index, probability=float(probabilities[index]))
         for index in top
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# From what a caller asks to prompts with their images in order.
+# --------------------------------------------------------------------------------------------------
+
+
+VIDEO_MARKER = "<video>"
+"""What a prompt may hold where a video belongs; an image's marker does as well."""
+
+Shown = Clip | Encoded | Pixels
+"""One image of a question: to be read, encoded before, or the features of its regions."""
+
+Conversation = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One prompt of a batch."""
+
+    prompt: str
+    """With a marker for each image, or without any where all stand in front."""
+    shown: tuple[Shown, ...]
+    surrounded: bool = False
+    """Whether the prompt brings the tokens around a text itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Reads what callers ask of a design."""
+
+    design: Design
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None
+
+    def questions(
+        self, prompt: object, images: object, videos: object
+    ) -> tuple[list[Question], bool]:
+        """The questions, and whether they are a batch: `prompt` is a text, a conversation, or a
+        list of them; of a batch, `images` and `videos` hold those of each.
+
+        Raises UsageError for anything else, and for images that are none.
+        """
+        if isinstance(prompt, str) or _is_conversation(prompt):
+            one = self._question(prompt, listed(images, "images"), listed(videos, "videos"))
+            return [one], False
+        if not isinstance(prompt, list | tuple):
+            kind = "None" if prompt is None else type(prompt).__name__
+            raise UsageError(f"prompt: a text, a conversation, or a list of them, not {kind}")
+        batch = list(cast("Sequence[object]", prompt))
+        if not batch:
+            raise UsageError("prompt: the list is empty; give one text or more")
+        for number, one in enumerate(batch, start=1):
+            if not isinstance(one, str) and not _is_conversation(one):
+                kind = type(one).__name__
+                raise UsageError(f"prompt {number}: a text or a conversation, not {kind}")
+        each = zip(
+            batch,
+            _of_each(images, len(batch), "images"),
+            _of_each(videos, len(batch), "videos"),
+            strict=True,
+        )
+        questions: list[Question] = []
+        for number, one in enumerate(each, start=1):
+            with of_prompt(number):
+                questions.append(self._question(*one))
+        return questions, True
+
+    def clips(self, given: Sequence[object], what: str) -> list[Shown]:
+        """Every image of a list, in order. Raises UsageError that says which of them is none."""
+        return [self._clip(one, f"{what} {n}") for n, one in enumerate(given, start=1)]
+
+    def _question(self, asked: object, images: list[object], videos: list[object]) -> Question:
+        if isinstance(asked, str):
+            prompt, given = _ordered(asked, images, videos)
+            prompt = guarded(prompt, self._steering() - {MARKER, self._image_word()})
+            return Question(prompt=prompt, shown=self._shown(given, prompt))
+        return self._from_conversation(asked, images, videos)
+
+    def _from_conversation(
+        self, asked: object, images: list[object], videos: list[object]
+    ) -> Question:
+        if self.chat is None:
+            raise UsageError(
+                "there is no chat template with these weights (chat_template.jinja, or "
+                "tokenizer_config.json): give the prompt as text"
+            )
+        word = self._image_word()
+        messages, pictures = conversation_of(asked, (MARKER, VIDEO_MARKER, word))
+        words = self._steering()
+        text = self.chat.render([_guarded_all(message, words) for message in messages])
+        if self.tokenizer.id(FENCE) is not None:
+            text = text.replace(FENCE, "")  # it is put around each image below
+        text = text.replace(word, MARKER)
+        waiting = {"image": iter(images), "video": iter(videos)}
+        given: list[object] = []
+        for kind, picture in pictures:
+            found = next(waiting[kind], None) if picture is None else picture
+            if found is None:
+                raise UsageError(
+                    f"the conversation has an {kind} without a picture: put it into the part, "
+                    f'{{"type": "{kind}", "{kind}": PATH}}, or give it with {kind}s='
+                )
+            given.append(found)
+        rest = [one for kind in waiting.values() for one in kind]
+        if rest:
+            count = len(rest)
+            raise UsageError(
+                f"{count} of the images {'has' if count == 1 else 'have'} no place in the "
+                f'conversation: write a part {{"type": "image"}} for each'
+            )
+        text = text.replace(VIDEO_MARKER, MARKER)
+        start = self.tokenizer.decode_all(self.tokenizer.start)
+        surrounded = bool(start) and text.startswith(start)
+        return Question(prompt=text, shown=self._shown(given, text), surrounded=surrounded)
+
+    def _steering(self) -> set[str]:
+        """Words that a user's text may hold as text alone. The masked words of a design that fills
+        them in are the user's to write."""
+        own = MASKS if self.design.head == "masked_lm" else ()
+        return {
+            MARKER,
+            VIDEO_MARKER,
+            FENCE,
+            self._image_word(),
+            *self.tokenizer.specials.tokens,
+        } - {*own}
+
+    def _image_word(self) -> str:
+        """What the tokenizer calls the placeholder of an image."""
+        token = self.design.image_token
+        found = None if token is None else self.tokenizer.file.id_to_token(token)
+        return found or MARKER
+
+    def _shown(self, given: Sequence[object], prompt: str) -> tuple[Shown, ...]:
+        """Several stills for a single marker are the frames of one video."""
+        several = len(given) > 1 and self.design.frames > 1 and count_markers(prompt) == 1
+        if several and not any(isinstance(one, Encoded) for one in given):
+            stills = [self._source(one, f"image {n}") for n, one in enumerate(given, start=1)]
+            return (one_video(stills, most=self.design.frames),)
+        return tuple(self.clips(given, "image"))
+
+    def _clip(self, given: object, name: str) -> Shown:
+        if isinstance(given, Encoded):
+            return given
+        source = self._source(given, name)
+        name = source.name if isinstance(source, Path) else name
+        try:
+            return clip_of(source, name, most=self.design.frames)
+        except UsageError as error:
+            raise UsageError(named_once(str(error), name)) from None
+
+    def _source(self, given: object, name: str) -> Source:
+        try:
+            return source_of(given)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+
+
+@contextmanager
+def of_prompt(number: int | None) -> Generator[None]:
+    """Says of a mistake in which prompt of a batch it is; None: there is but one."""
+    try:
+        yield
+    except UsageError as error:
+        if number is None:
+            raise
+        raise UsageError(f"prompt {number}: {error}") from None
+
+
+def _is_conversation(given: object) -> bool:
+    if not isinstance(given, list | tuple) or not given:
+        return False
+    return all(isinstance(one, Mapping) for one in cast("Sequence[object]", given))
+
+
+def _of_each(given: object, count: int, what: str) -> list[list[object]]:
+    """The images of each prompt of a batch."""
+    rows = listed(given, what)
+    if not rows:
+        return [[] for _ in range(count)]
+    if len(rows) != count:
+        raise UsageError(
+            f"{what}: of a batch of {count} prompts, a list of {count} is expected, each the "
+            f"{what} of one prompt (an empty list for none), but there are {len(rows)}"
+        )
+    return [listed(row, what) for row in rows]
+
+
+def _guarded_all(given: Any, words: Collection[str]) -> Any:
+    """A message in which every text is guarded."""
+    if isinstance(given, str):
+        return guarded(given, words)
+    if isinstance(given, Mapping):
+        pairs = cast("Mapping[Any, Any]", given).items()
+        return {_guarded_all(key, words): _guarded_all(one, words) for key, one in pairs}
+    if isinstance(given, list | tuple):
+        return [_guarded_all(one, words) for one in cast("Sequence[Any]", given)]
+    return given
+
+
+def _ordered(prompt: str, images: list[object], videos: list[object]) -> tuple[str, list[object]]:
+    """Images and videos in the order of their markers; images first where videos have none of
+    their own. Only markers of images are left in the prompt."""
+    if VIDEO_MARKER not in prompt:
+        return prompt, [*images, *videos]
+    parts = prompt.split(VIDEO_MARKER)
+    if not videos:
+        markers = f"{len(parts) - 1} {VIDEO_MARKER} marker{'s' * (len(parts) > 2)}"
+        raise UsageError(
+            f"the prompt has {markers}, but no videos are given: give them with videos=, or write "
+            f"{MARKER} where one is given as an image, or take the word out"
+        )
+    if len(parts) - 1 != len(videos):
+        raise UsageError(
+            f"the prompt has {len(parts) - 1} {VIDEO_MARKER} marker{'s' * (len(parts) > 2)}, but "
+            f"there are {len(videos)} videos: write one marker for each"
+        )
+    given: list[object] = []
+    left = list(images)
+    for part, video in zip(parts, [*videos, None], strict=True):
+        here = count_markers(part)
+        given.extend(left[:here])
+        left = left[here:]
+        given.extend([] if video is None else [video])
+    return MARKER.join(parts), [*given, *left]
+
+
+# --------------------------------------------------------------------------------------------------
+# Where an answer ends by its text.
+# --------------------------------------------------------------------------------------------------
+
+
+def stop_strings(given: object) -> tuple[str, ...]:
+    """One stop string or several. Raises UsageError for anything else, and for an empty one."""
+    if given is None:
+        return ()
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list | tuple):
+        raise UsageError(f"stop: a text or a list of texts is expected, not {given!r}")
+    for one in cast("Sequence[object]", listed):
+        if not isinstance(one, str) or not one:
+            raise UsageError(f"stop: {one!r} never ends an answer; a text of one character or more")
+    return tuple(cast("Sequence[str]", listed))
+
+
+class StopWatch:
+    """Passes a text on, piece by piece, up to the first stop string, of which nothing gets out.
+
+    What could be the beginning of a stop string is held back until it is known not to be.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = tuple(stops)
+        self.held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """What of the text is certain after `piece`."""
+        if self.stopped:
+            return ""
+        self.held += piece
+        found = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            said, self.held = self.held[: min(found)], ""
+            return said
+        keep = max((_begun(self.held, stop) for stop in self.stops), default=0)
+        cut = len(self.held) - keep
+        said, self.held = self.held[:cut], self.held[cut:]
+        return said
+
+    def finish(self) -> str:
+        """What was held back, once no more text comes."""
+        said, self.held = self.held, ""
+        return said
+
+
+def _begun(text: str, stop: str) -> int:
+    """Characters at the end of `text` with which `stop` begins."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2387,11 +2618,12 @@ class Sight:
 
         Raises UsageError where one cannot be read.
         """
+        self.check_own(shown)
         return [self._pixels(one) if isinstance(one, Clip) else one for one in shown]
 
     def encode(self, read: Sequence[Encoded | Pixels], cancel: Cancel | None) -> list[Encoded]:
         """What each image becomes: kept from before, or encoded now with others of its shape.
-        Nothing where `cancel` is set meanwhile."""
+        Nothing where `cancel` is set meanwhile. Raises EnvironmentFault where it is not finite."""
         found: dict[int, Encoded] = {}
         waiting: dict[tuple[int, ...], dict[str, tuple[Pixels, list[int]]]] = {}
         for place, one in enumerate(read):
@@ -2413,10 +2645,24 @@ class Sight:
                 some = keys[first : first + AT_ONCE]
                 features = self.engine.encode_images(np.stack([group[key][0] for key in some]))
                 for key, feature in zip(some, features, strict=True):
+                    if not is_finite(feature):
+                        raise EnvironmentFault(
+                            "the model's numbers overflowed: what an image becomes is not finite; "
+                            "try --dtype fp32"
+                        )
                     self.store.put(key, feature)
                     pixels, places = group[key]
                     found |= {place: self._encoded(feature, pixels, key) for place in places}
         return [found[place] for place in range(len(read))]
+
+    def check_own(self, shown: Sequence[Shown]) -> None:
+        """Raises UsageError for images that another session encoded."""
+        for number, one in enumerate(shown, start=1):
+            if isinstance(one, Encoded) and one.owner != self.store.owner:
+                raise UsageError(
+                    f"image {number}: another session encoded it, with a model of its own; give "
+                    f"the picture itself, or what encode_images of this session makes of it"
+                )
 
     def frames(self, shown: Shown) -> int:
         """Frames that one image shows."""
@@ -2467,7 +2713,7 @@ class Sight:
 
     def _encoded(self, feature: Any, pixels: Pixels, key: str) -> Encoded:
         frames = pixels.shape[0] if pixels.ndim == 4 else 1
-        return Encoded(feature=feature, frames=frames, key=key)
+        return Encoded(feature=feature, frames=frames, key=key, owner=self.store.owner)
 
     def _pixels(self, clip: Clip) -> Pixels:
         if self.processor is None:
@@ -2624,12 +2870,15 @@ class Session:
         animated files, folders or lists of frames, or arrays [frames, height, width, 3];
         `features` are those of regions, a safetensors file or an array [regions, width].
 
-        Raises UsageError where one of them is none, or is more than the design takes.
+        They need not be for one prompt, so that the token budget bounds none of them.
+
+        Raises UsageError where one of them is none, EnvironmentFault where the model's numbers are
+        not finite.
         """
         given = [*listed(images, "images"), *listed(videos, "videos")]
         sight = self.sight
         shown = [*self.asker.clips(given, "image"), *sight.regions(features, bool(given))]
-        return sight.encode(sight.read(shown), None)
+        return self._encoded(sight.read(shown), None)
 
     def generate(
         self,
@@ -2672,8 +2921,11 @@ class Session:
         if features is not None:
             questions = self._with_features(questions, features)
         limit = max_new_tokens if self.design.generates else 0
-        layouts = self.laid_out(questions, limit)
-        read = self.sight.read([one for question in questions for one in question.shown])
+        layouts = self.laid_out(questions, limit, batch)
+        read: list[Encoded | Pixels] = []
+        for number, question in enumerate(questions, start=1):
+            with of_prompt(number if batch else None):
+                read.extend(self.sight.read(question.shown))
         ready = time.perf_counter()
         speakers = [Speaker(self.tokenizer, sampling, row, stops) for row in range(len(layouts))]
         made = Stream(layouts, speakers, batch=batch, prepare_seconds=ready - begun)
@@ -2726,27 +2978,40 @@ class Session:
         shown = tuple(self.sight.regions(features, bool(question.shown)))
         return [Question(prompt=question.prompt, shown=shown, surrounded=question.surrounded)]
 
-    def laid_out(self, questions: Sequence[Question], limit: int) -> list[Layout]:
+    def laid_out(
+        self, questions: Sequence[Question], limit: int, batch: bool = False
+    ) -> list[Layout]:
         """Every prompt as tokens. Raises UsageError where one does not fit, before the model
         runs."""
-        sight = self.sight
-        layouts: list[Layout] = []
-        for question in questions:
-            check_images(self.design, len(question.shown))
-            layout = laid_out(
-                self.design,
-                self.tokenizer,
-                question.prompt,
-                [self.design.positions[sight.frames(one) - 1] for one in question.shown],
-                surrounded=question.surrounded,
-                notes=(*sight.notes(question.shown), *self._origin_notes()),
+        most = getattr(self.engine, "most_rows", None)  # only graphs have a bound
+        if most is not None and len(questions) > most:
+            raise UsageError(
+                f"{len(questions)} prompts at once: the graphs of --engine {self.engine.name} take "
+                f"{most}; give fewer at a time"
             )
-            check_context(self.design, layout.inputs, limit, self.engine.capacity)
-            if not self.design.generates:
-                check_masks(self.design, self.tokenizer, layout.ids.tolist())
-            layouts.append(layout)
-        sight.check_alike([one for question in questions for one in question.shown])
+        layouts: list[Layout] = []
+        for number, question in enumerate(questions, start=1):
+            with of_prompt(number if batch else None):
+                layouts.append(self._layout(question, limit))
+        self.sight.check_alike([one for question in questions for one in question.shown])
         return layouts
+
+    def _layout(self, question: Question, limit: int) -> Layout:
+        sight = self.sight
+        check_images(self.design, len(question.shown))
+        sight.check_own(question.shown)
+        layout = laid_out(
+            self.design,
+            self.tokenizer,
+            question.prompt,
+            [self.design.positions[sight.frames(one) - 1] for one in question.shown],
+            surrounded=question.surrounded,
+            notes=(*sight.notes(question.shown), *self._origin_notes()),
+        )
+        check_context(self.design, layout.inputs, limit, self.engine.capacity)
+        if not self.design.generates:
+            check_masks(self.design, self.tokenizer, layout.ids.tolist())
+        return layout
 
     def _origin_notes(self) -> tuple[str, ...]:
         if self.seeded:
@@ -2767,7 +3032,7 @@ class Session:
         stream: Stream,
     ) -> Iterator[tuple[int, str]]:
         """The text of every row as it is made."""
-        encoded = self.sight.encode(read, cancel)
+        encoded = self._encoded(read, cancel)
         if cancel is not None and cancel.is_set():
             return
         left = iter(encoded)
@@ -2780,6 +3045,12 @@ class Session:
                 yield from self._spoken(rows, speakers, limit, cancel)
             else:
                 yield from self._judged(rows, speakers, stream)
+        except EnvironmentFault as error:
+            raise EnvironmentFault(self._reason(str(error))) from None
+
+    def _encoded(self, read: Sequence[Encoded | Pixels], cancel: Cancel | None) -> list[Encoded]:
+        try:
+            return self.sight.encode(read, cancel)
         except EnvironmentFault as error:
             raise EnvironmentFault(self._reason(str(error))) from None
 
@@ -3479,9 +3750,10 @@ class OnnxState:
     """A generation.
 
     All that a step reads and writes is allocated before it, and bound to the graphs as long as it
-    stays the same. Where graphs write a cache in place, it is one set of buffers; elsewhere a step
-    reads one set and writes the other. A cache has `ONNX_ROOM` tokens more room than it needs when
-    it is made or outgrown.
+    stays the same. Where graphs write a cache in place, it is one set of buffers, bound when it is
+    made; elsewhere a step reads one set and writes the other, and each of its tensors is bound with
+    its new length. A cache has `ONNX_ROOM` tokens more room than it needs when it is made or
+    outgrown.
     """
 
     def __init__(self, graph: OnnxGraph, embed: OnnxGraph, seen: NDArray[np.int64], limit: int):
@@ -3496,8 +3768,15 @@ class OnnxState:
         self.seen[:, :prompt] = seen
         self.mask = np.empty(batch * limit, np.int64)
         """The part of `seen` that is read, without gaps."""
-        self.pasts = [name for name in graph.inputs if name.startswith("past_key_values.")]
+        self.tensors = [
+            (name, name.replace("past_key_values", "present"), one.shape[1], one.shape[3])
+            for name, one in graph.inputs.items()
+            if name.startswith("past_key_values.")
+        ]
+        """Of the cache: as it is read, as it is written, heads and width."""
         self.sets: list[list[NDArray[np.float32]]] = [[]] if graph.in_place else [[], []]
+        self.places: list[list[int]] = [[] for _ in self.sets]
+        """Where in memory the tensors of each set begin."""
         self.room = 0
         self.turn = 0
         self.outside: dict[str, NDArray[Any]] = {}
@@ -3549,12 +3828,13 @@ class OnnxState:
 
     def _grow(self, room: int) -> None:
         """Makes room for as many tokens; what the cache holds stays."""
-        shapes = [self._shape(name, room) for name in self.pasts]
+        rows = len(self.seen)
+        shapes = [(rows, heads, room, width) for _, _, heads, width in self.tensors]
         if self.graph.in_place:
             larger = [np.empty(shape, np.float32) for shape in shapes]
             for old, new in zip(self.sets[0], larger, strict=False):
                 new[:, :, : self.length] = old[:, :, : self.length]
-            self.sets[0] = larger
+            self._keep(0, larger)
             self.room = room
             self._bind_cache(0, room, 0, room)
             return
@@ -3563,24 +3843,25 @@ class OnnxState:
             larger = [np.empty(int(np.prod(shape)), np.float32) for shape in shapes]
             for old, new in zip(held, larger, strict=False):
                 new[: old.size] = old
-            self.sets[turn] = larger
+            self._keep(turn, larger)
         self.room = room
+
+    def _keep(self, turn: int, buffers: list[NDArray[np.float32]]) -> None:
+        self.sets[turn] = buffers
+        self.places[turn] = [one.ctypes.data for one in buffers]
 
     def _bind_cache(self, old: int, length: int, new: int, total: int) -> None:
         """Binds the set `old` with `length` tokens as what is read, `new` as what is written."""
-        for index, name in enumerate(self.pasts):
-            past, present = self.sets[old][index], self.sets[new][index]
-            _bind(self.binding.bind_input, name, past, self._shape(name, length))
-            later = name.replace("past_key_values", "present")
-            _bind(self.binding.bind_output, later, present, self._shape(name, total))
-
-    def _shape(self, name: str, tokens: int) -> tuple[int, ...]:
-        _, heads, _, width = self.graph.inputs[name].shape
-        return (len(self.seen), heads, tokens, width)
+        rows, read, write = len(self.seen), self.binding.bind_input, self.binding.bind_output
+        for (past, present, heads, width), source, goal in zip(
+            self.tensors, self.places[old], self.places[new], strict=True
+        ):
+            read(past, "cpu", 0, np.float32, (rows, heads, length, width), source)
+            write(present, "cpu", 0, np.float32, (rows, heads, total, width), goal)
 
 
-def _bind(bind: Any, name: str, values: NDArray[Any], shape: tuple[int, ...] | None = None) -> None:
-    bind(name, "cpu", 0, values.dtype, shape or values.shape, values.ctypes.data)
+def _bind(bind: Any, name: str, values: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, values.dtype, values.shape, values.ctypes.data)
 
 
 def onnx_runtime() -> Any:
@@ -3638,6 +3919,12 @@ class OnnxEngine:
         if self.serving == "single_pass":
             return self.graph("model").bounds["sequence_length"][1]
         return self.graph("decoder").bounds["past_sequence_length"][1] + 1
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of one batch at most."""
+        last = "model" if self.serving == "single_pass" else "decoder"
+        return self.graph(last).bounds["batch_size"][1]
 
     def graph(self, name: str) -> OnnxGraph:
         """The graph of a stage, open."""
@@ -3916,6 +4203,12 @@ class TorchEngine:
         self._pool: tuple[Blocks, list[Tensor]] | None = None
         self._programs: dict[str, TorchProgram] = {}
 
+    @property
+    def most_rows(self) -> int | None:
+        """Rows of one batch at most."""
+        reader = self.graphs["model" if self.design.serving == "single_pass" else "decode"]
+        return reader.most("batch")
+
     @_when_called(lambda: torch.inference_mode())
     def encode_images(self, pixels: Pixels) -> list[Feature]:
         """One feature for each image."""
@@ -3955,16 +4248,15 @@ class TorchEngine:
     @_when_called(lambda: torch.inference_mode())
     def step(self, state: TorchState, tokens: Ids) -> Logits:
         """Appends a token to each row; see `Engine.step`."""
-        last = state.last + 1
-        seen = int(last.max()) + 1
+        seen = int(state.last.max()) + 2
         if self.capacity is not None and seen > self.capacity:
             raise UsageError(
                 f"the {self.name} graphs of this build hold {self.capacity} tokens of a sequence, "
                 "and all are taken; a larger token_budget holds more"
             )
         if state.table is not None:
-            self._reach(state, state.table, last)
-        state.last[:] = last
+            self._reach(state, state.table, state.last + 1)
+        state.last += 1
         state.put(tokens, seen)
         return self._numbers(state.program(state.inputs)[0])
 
@@ -3998,8 +4290,7 @@ class TorchEngine:
 
     def _check(self, rows: Sequence[Row]) -> None:
         """Raises UsageError where the graphs do not reach."""
-        reader = self.graphs["model" if self.design.serving == "single_pass" else "decode"]
-        most = reader.most("batch")
+        most = self.most_rows
         if most is not None and len(rows) > most:
             raise UsageError(f"the {self.name} graphs of this build take {most} rows at once")
         longest = max(len(row.ids) for row in rows)
@@ -4258,46 +4549,6 @@ def _expressions(found: object) -> Iterator[str]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Products of fp32 matrices by oneDNN, where MKL is slow.
-#
-# torch hands products of fp32 matrices to MKL, which takes its short paths on CPUs of Intel alone.
-# oneDNN, which torch brings too, chooses by what a CPU can do. Both read weights as they lie in
-# memory: 200 rows by 768 x 3072 on two cores of an AMD EPYC of the fifth generation take 6.4 ms in
-# MKL (160 GFLOP/s) and 2.8 ms in oneDNN (370 GFLOP/s; weights reordered for it beforehand: 400).
-# --------------------------------------------------------------------------------------------------
-
-
-def reads_many_rows(graph: str) -> bool:
-    """Whether a graph multiplies many rows at once. A step does not: what it would gain is little,
-    and compiled ahead of time it was seen to lose half a megabyte at each call."""
-    return "decode" not in graph
-
-
-def onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine is of those where it was measured to be so."""
-    backends: Any = torch.backends
-    if not (backends.mkl.is_available() and backends.mkldnn.is_available()):
-        return False
-    vendor = processor_says("vendor_id", path=cpuinfo) or platform.processor()
-    return "AuthenticAMD" in vendor
-
-
-def use_onednn(nodes: Iterable[Any]) -> int:
-    """Has every product of fp32 matrices in a torch.fx graph done by oneDNN; how many there are."""
-    changed = 0
-    for node in nodes:
-        if node.op != "call_function" or node.target is not torch.ops.aten.linear.default:
-            continue
-        if node.meta["val"].dtype is not torch.float32:
-            continue
-        source, weight, bias = (*node.args, None)[:3]
-        node.target = torch.ops.mkldnn._linear_pointwise.default
-        node.args = (source, weight, bias, "none", [], "")  # nothing is fused with it
-        changed += 1
-    return changed
-
-
-# --------------------------------------------------------------------------------------------------
 # Exported programs, compiled by torch.compile when they are first used.
 # --------------------------------------------------------------------------------------------------
 
@@ -4317,9 +4568,6 @@ class CompiledProgram:
         self.report = report
         self.name = graph.path.stem
         module = exported_module(graph, weights)
-        onednn = weights.device == "cpu" and reads_many_rows(self.name) and onednn_is_faster()
-        if onednn and use_onednn(module.graph.nodes):
-            module.recompile()
         self.seen: set[tuple[bool, ...]] = set()
         # Which axes of which inputs vary; all else is as it was declared.
         self.varying = [
@@ -4421,7 +4669,11 @@ def open_engine(
             f"{wanted}{quantise}` makes it; there is --engine {', '.join(('eager', *there))}"
         )
     if blocks is not None and name != "compile":
-        raise UsageError(f"a paged key/value cache is for --engine compile, not for {name}")
+        raise UsageError(
+            f"a paged key/value cache (blocks) is for --engine eager and compile, not for {name}"
+        )
+    if threads is not None:
+        check_threads(threads)
     if artifact != "onnx" and threads is not None:
         _limit_torch(threads)
     if name == "eager":
@@ -4528,8 +4780,6 @@ def _answer(design: Design, folder: Path, asked: argparse.Namespace) -> None:
         raise UsageError(
             f"{folder} has no weights: build it with `vlmc build {folder} --checkpoint DIR`"
         )
-    if asked.threads is not None:
-        check_whole("--threads", asked.threads, 1)
     engine = open_engine(folder, asked.engine, design, threads=asked.threads)
     session = deployed(folder, design, engine, tokenizer=asked.tokenizer)
     session.load_seconds = time.perf_counter() - begun

@@ -47,8 +47,8 @@ def train(
         bool, typer.Option("--dry-run", help="Print the command and run nothing.")
     ] = False,
 ) -> None:
-    """Train a build as its plan says: torchrun on its parallel/train.py, a process for each device of
-    this machine. All other options go on to train.py, such as --data, --steps and --save."""
+    """Train a build as its plan says: torchrun on its parallel/train.py, a process for each device
+    of this machine. All other options go on to train.py, such as --data, --steps and --save."""
     with guarded():
         from vlmc.planning.document import NAME, load_plan
 

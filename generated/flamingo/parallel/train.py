@@ -158,6 +158,11 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
 }
 _CHECKPOINTING = ("none", "selective", "full")
+OPTIMISERS = ("adamw", "sgd")
+TRAINED_IN = ("bf16", "fp32")
+"""fp16 overflows in training unless losses are scaled, which this executor does not do."""
+ZERO_STAGES = (0, 2, 3)
+"""Not 1: FSDP2 shards gradients wherever it shards the state of the optimiser."""
 _COUNTS = ("count", "per_node", "batch", "micro_batch", "text", "chunks")
 _KEYS = {
     "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
@@ -216,7 +221,6 @@ class Plan:
     encoder_tensor: int
     """Over how many devices encoder and adapter are split."""
     placement: str
-    sequence_parallel: bool
     zero: int
     batch: int
     micro_batch: int
@@ -299,12 +303,23 @@ def _plan(document: Any) -> Plan:
     for key, words in _WORDS.items():
         _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
     _require(whole["mode"] == "train", "mode: a plan to serve is not trained with")
-    _require(whole["precision"] != "fp16", "precision: fp16 overflows in training; bf16 or fp32")
+    _require(
+        whole["precision"] in TRAINED_IN,
+        f"precision: {whole['precision']} overflows in training; {' or '.join(TRAINED_IN)}",
+    )
     _require(_whole(whole["images"], 0), "images must be a whole number")
-    _require(_whole(whole["zero"], 0) and whole["zero"] <= 3, "zero must be 0, 1, 2 or 3")
-    for key in ("design", "spec", "optimiser"):
+    _require(
+        _whole(whole["zero"], 0) and whole["zero"] in ZERO_STAGES,
+        "zero must be 0, 2 or 3: gradients are sharded wherever the optimiser's state is",
+    )
+    for key in ("design", "spec"):
         _require(isinstance(whole[key], str), f"{key} must be text")
-    _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel must be a boolean")
+    _require(whole["optimiser"] in OPTIMISERS, f"optimiser must be one of {', '.join(OPTIMISERS)}")
+    _require(
+        whole["sequence_parallel"] is False,
+        "sequence_parallel must be false: activations between blocks stay whole on each rank of a "
+        "tensor group",
+    )
     trained = whole["trained"]
     _require(
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
@@ -338,7 +353,6 @@ def _plan(document: Any) -> Plan:
         mesh=mesh,
         encoder_tensor=tensor,
         placement=whole["placement"],
-        sequence_parallel=whole["sequence_parallel"],
         zero=whole["zero"],
         batch=whole["batch"],
         micro_batch=whole["micro_batch"],
@@ -1727,9 +1741,6 @@ def _kept(optimiser: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str
 # --------------------------------------------------------------------------------------------------
 
 
-OPTIMISERS = ("adamw", "sgd")
-
-
 class Training:
     """Trains what the plan trains. Frozen parameters have no place in the optimiser."""
 
@@ -1739,10 +1750,7 @@ class Training:
         trained = [p for s in engine.stages for p in s.parameters() if p.requires_grad]
         # One call over many tensors needs them to be of one kind.
         alike = len({(isinstance(p, DTensor), getattr(p, "device_mesh", None)) for p in trained})
-        name = engine.plan.optimiser
-        if name not in OPTIMISERS:
-            raise UsageError(f"optimiser: {name} is none of {', '.join(OPTIMISERS)}")
-        made = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
+        made = torch.optim.AdamW if engine.plan.optimiser == "adamw" else torch.optim.SGD
         given = trained or [torch.zeros((), requires_grad=True)]  # a rank whose stages are frozen
         self.optimiser: torch.optim.Optimizer = made(
             given, lr=learning_rate, foreach=None if alike == 1 else False
@@ -1931,12 +1939,6 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
     device = _device()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     model_py = _module(folder / "model.py")
-    if plan.sequence_parallel and say:
-        print(
-            "note: sequence_parallel is planned, but activations between blocks stay whole here: "
-            "the same numbers, with more memory than the plan predicts",
-            file=sys.stderr,
-        )
     training = Training(
         Engine(parts, plan, model_py, folder / "weights", device), learning_rate=asked.learning_rate
     )
