@@ -42,5 +42,5 @@ def test_the_code_of_the_page_runs(
         text="{% for p in messages[0].content %}{{ p.text or '<image>' }}{% endfor %}"
     )
     assert session.generate(names["messages"], max_new_tokens=2).inputs.images == 1
-    table = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    table = re.findall(r"^\| `(\w+)` \|", page.split("\n## ")[0], re.MULTILINE)
     assert table == ["eager", "compile", "aoti", "onnx"]

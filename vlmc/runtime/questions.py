@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +202,7 @@ def _of_each(given: object, count: int, what: str) -> list[list[object]]:
     return [listed(row, what) for row in rows]
 
 
-def _guarded_all(given: Any, words: Collection[str]) -> Any:
+def _guarded_all(given: Any, words: Iterable[str]) -> Any:
     """A message in which every text is guarded."""
     if isinstance(given, str):
         return guarded(given, words)

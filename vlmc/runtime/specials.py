@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ it for such inner use; no text holds it."""
 NO_CHARACTERS = re.compile("[\ufdd0-\ufdef]")
 
 
-def guarded(text: str, words: Collection[str]) -> str:
+def guarded(text: str, words: Iterable[str]) -> str:
     """A user's text in which none of `words` stands any more, nor begins at its end: `HIDDEN` is
     after the first letter of each. `Specials.encode` reads them as text."""
     text = NO_CHARACTERS.sub("", text)
@@ -100,7 +100,7 @@ class Specials:
         return TokenizerFile.from_str(json.dumps(found)), names
 
 
-def _makes(merge: str | Sequence[str], names: Collection[str]) -> bool:
+def _makes(merge: str | Sequence[str], names: Mapping[str, str]) -> bool:
     """Whether a merge makes a special word, or goes on from one."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return bool({left, right, left + right}.intersection(names))
