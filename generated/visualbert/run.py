@@ -32,7 +32,7 @@ import warnings
 import weakref
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -347,7 +347,7 @@ it for such inner use; no text holds it."""
 NO_CHARACTERS = re.compile("[\ufdd0-\ufdef]")
 
 
-def guarded(text: str, words: Collection[str]) -> str:
+def guarded(text: str, words: Iterable[str]) -> str:
     """A user's text in which none of `words` stands any more, nor begins at its end: `HIDDEN` is
     after the first letter of each. `Specials.encode` reads them as text."""
     text = NO_CHARACTERS.sub("", text)
@@ -430,7 +430,7 @@ class Specials:
         return TokenizerFile.from_str(json.dumps(found)), names
 
 
-def _makes(merge: str | Sequence[str], names: Collection[str]) -> bool:
+def _makes(merge: str | Sequence[str], names: Mapping[str, str]) -> bool:
     """Whether a merge makes a special word, or goes on from one."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return bool({left, right, left + right}.intersection(names))
@@ -2230,7 +2230,7 @@ def _of_each(given: object, count: int, what: str) -> list[list[object]]:
     return [listed(row, what) for row in rows]
 
 
-def _guarded_all(given: Any, words: Collection[str]) -> Any:
+def _guarded_all(given: Any, words: Iterable[str]) -> Any:
     """A message in which every text is guarded."""
     if isinstance(given, str):
         return guarded(given, words)
