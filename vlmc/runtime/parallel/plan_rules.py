@@ -1,0 +1,354 @@
+"""What a plan must hold to so that it can run: one set of rules for `vlmc plan` and for train.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+OPTIMISERS = ("adamw", "sgd")
+TRAINED_IN = ("bf16", "fp32")
+"""fp16 overflows in training unless losses are scaled, which this executor does not do."""
+ZERO_STAGES = (0, 2, 3)
+"""Not 1: FSDP2 shards gradients wherever it shards the state of the optimiser."""
+LOOPED = ("interleaved", "zero_bubble")
+"""Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
+it computes on them, and gradients of weights that are put off need them to stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """Ranks = pipeline x data x tensor; tensor neighbours are adjacent."""
+
+    pipeline: int
+    data: int
+    tensor: int
+
+    @property
+    def ranks(self) -> int:
+        """All of them."""
+        return self.pipeline * self.data * self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Blocks of one stack that a stage holds, `last` included."""
+
+    block: str
+    first: int
+    last: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths of its modules."""
+        if "*" not in self.block:
+            return (self.block,)
+        return tuple(self.block.replace("*", str(n)) for n in range(self.first, self.last + 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruled:
+    """Those fields of a plan that rules bind together, each of its own kind already."""
+
+    trains: bool
+    count: int
+    per_node: int
+    trained: tuple[str, ...]
+    precision: str
+    optimiser: str
+    mesh: Degrees
+    encoder: Degrees | None
+    placement: str
+    sequence_parallel: bool
+    zero: int
+    batch: int
+    micro_batch: int
+    schedule: str
+    chunks: int
+    stages: tuple[tuple[int, tuple[Held, ...]], ...]
+    """Group, and what is held."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step in each replica."""
+        return self.batch // (self.mesh.data * self.micro_batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A rule that a plan does not hold to."""
+
+    code: str
+    """Of the diagnostic."""
+    path: tuple[str | int, ...]
+    message: str
+    expected: str
+    got: str
+    help: str
+    related: tuple[tuple[str | int, ...], ...] = ()
+
+
+def whole_weights(schedule: str, groups: int) -> bool:
+    """Whether a schedule keeps the weights of whole stages gathered, whatever is sharded."""
+    return groups > 1 and schedule in LOOPED
+
+
+def refusal(schedule: str, ranks: int, micro_batches: int, chunks: int = 1) -> str | None:
+    """Why torch.distributed.pipelining cannot run such a schedule; None where it can."""
+    if min(ranks, micro_batches, chunks) < 1:
+        return "a pipeline needs at least one rank, one micro-batch and one chunk"
+    if schedule in ("gpipe", "1f1b") and chunks > 1:
+        return f"{schedule} holds one stage per rank, not {chunks}"
+    if schedule == "1f1b" and micro_batches < ranks:
+        return f"1f1b over {ranks} ranks needs as many micro-batches, not {micro_batches}"
+    if schedule in LOOPED:
+        rounds = max(1, micro_batches // ranks)
+        if micro_batches % rounds:
+            return (
+                f"{schedule} over {ranks} ranks sends {micro_batches} micro-batches in {rounds} "
+                f"rounds, and {rounds} does not divide {micro_batches}"
+            )
+    return None
+
+
+def broken_rules(plan: Ruled) -> Iterator[Broken]:
+    """What a plan contradicts itself in, and what train.py does not run."""
+    yield from _broken_degrees(plan)
+    if plan.trains:
+        yield from _broken_batch(plan)
+    yield from _broken_stages(plan)
+    yield from _broken_ranges(plan)
+    if plan.trains:
+        yield from _broken_training(plan)
+
+
+def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
+    mesh, count = plan.mesh, plan.count
+    if mesh.ranks != count:
+        rest = mesh.pipeline * mesh.tensor
+        yield Broken(
+            code="VLMC161",
+            path=("mesh",),
+            related=(("count",),),
+            message=f"the mesh has {mesh.ranks} ranks for {count} devices",
+            expected=f"pipeline x data x tensor = {count}",
+            got=f"{mesh.pipeline} x {mesh.data} x {mesh.tensor} = {mesh.ranks}",
+            help=f"data: {count // rest}" if count % rest == 0 else f"count: {mesh.ranks}",
+        )
+    if count > plan.per_node and count % plan.per_node:
+        yield Broken(
+            code="VLMC161",
+            path=("per_node",),
+            related=(("count",),),
+            message=f"{count} devices do not fill nodes of {plan.per_node}",
+            expected=f"a divisor of {count}",
+            got=f"{count} / {plan.per_node} = {count // plan.per_node} remainder "
+            f"{count % plan.per_node}",
+            help=f"per_node: {_divisor_near(count, plan.per_node)}",
+        )
+    apart = Degrees(1, mesh.data * mesh.tensor, 1)
+    if plan.encoder in (None, mesh) or (plan.placement == "replicated" and plan.encoder == apart):
+        return
+    given, meant = plan.encoder, apart if plan.placement == "replicated" else mesh
+    yield Broken(
+        code="VLMC161",
+        path=("encoder",),
+        related=(("mesh",), ("placement",)),
+        message="encoder and adapter cannot have these degrees",
+        expected="those of mesh; where they are replicated, a replica for each data and tensor "
+        f"rank: {apart.pipeline} x {apart.data} x {apart.tensor}",
+        got=f"{given.pipeline} x {given.data} x {given.tensor}",
+        help=f"encoder: {{pipeline: {meant.pipeline}, data: {meant.data}, tensor: {meant.tensor}}}",
+    )
+
+
+def _broken_batch(plan: Ruled) -> Iterator[Broken]:
+    data = plan.mesh.data
+    shared = data * plan.micro_batch
+    if plan.batch % shared:
+        near = _divisor_near(plan.batch // data, plan.micro_batch) if plan.batch >= data else 1
+        yield Broken(
+            code="VLMC163",
+            path=("micro_batch",),
+            related=(("batch",),),
+            message=f"micro-batches of {plan.micro_batch} do not divide the batch",
+            expected=f"data x micro_batch that divides {plan.batch}",
+            got=f"{plan.batch} / ({data} x {plan.micro_batch}) = {plan.batch // shared} "
+            f"remainder {plan.batch % shared}",
+            help=f"batch: {shared * -(-plan.batch // shared)}"
+            if plan.batch % data
+            else f"micro_batch: {near}",
+        )
+        return
+    why = refusal(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
+    if why is not None:
+        yield Broken(
+            code="VLMC163",
+            path=("schedule",),
+            related=(("micro_batch",),),
+            message="the schedule cannot run so many micro-batches",
+            expected="a schedule that fits the pipeline's groups and micro-batches",
+            got=why,
+            help="schedule: gpipe" if plan.chunks == 1 else "chunks: 1",
+        )
+
+
+def _broken_stages(plan: Ruled) -> Iterator[Broken]:
+    groups, found = plan.mesh.pipeline, len(plan.stages)
+    wanted = groups * plan.chunks
+    if groups == 1 and plan.chunks > 1:
+        yield Broken(
+            code="VLMC161",
+            path=("chunks",),
+            related=(("mesh", "pipeline"),),
+            message="one pipeline group holds the whole model as one stage",
+            expected="1, or more groups",
+            got=str(plan.chunks),
+            help="chunks: 1",
+        )
+        return
+    if found != wanted:
+        yield Broken(
+            code="VLMC161",
+            path=("stages",),
+            message=f"{wanted} stages are needed",
+            expected=f"pipeline x chunks = {groups} x {plan.chunks} = {wanted}",
+            got=f"{found}",
+            help="chunks: 1" if found == groups else f"pipeline: {found}",
+        )
+        return
+    for index, (group, held) in enumerate(plan.stages):
+        if group != index % groups:
+            yield Broken(
+                code="VLMC161",
+                path=("stages", index, "group"),
+                message=f"stage {index} belongs to another group",
+                expected=f"{index} mod {groups} = {index % groups}",
+                got=str(group),
+                help=f"group: {index % groups}",
+            )
+        if not held:
+            yield Broken(
+                code="VLMC162",
+                path=("stages", index, "holds"),
+                message=f"stage {index} holds nothing",
+                expected="at least one block",
+                got="none",
+                help="move blocks of a neighbour to it",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a range of blocks of one name is held."""
+
+    path: tuple[str | int, ...]
+    first: int
+    last: int
+
+
+def places_of(stages: Sequence[tuple[int, Sequence[Held]]]) -> dict[str, list[Placed]]:
+    """By block, where it is held, by number."""
+    found: dict[str, list[Placed]] = {}
+    for index, (_, holds) in enumerate(stages):
+        for number, held in enumerate(holds):
+            path = ("stages", index, "holds", number)
+            found.setdefault(held.block, []).append(Placed(path, held.first, held.last))
+    return {name: sorted(places, key=lambda p: (p.first, p.last)) for name, places in found.items()}
+
+
+def _broken_ranges(plan: Ruled) -> Iterator[Broken]:
+    """Ranges that end before they begin, overlap, or leave a gap between them."""
+    for name, places in places_of(plan.stages).items():
+        following = 0
+        for place in places:
+            if place.last < place.first:
+                yield broken_range(place, name, f"from {place.first} to {place.last}",
+                                   "a last block that is no earlier than the first",
+                                   f"last: {place.first}")  # fmt: skip
+                continue
+            if place.first < following:
+                again = blocks_named(place.first, min(place.last, following - 1))
+                yield broken_range(place, name, f"{again} again",
+                                   f"each block once, next {following}",
+                                   f"first: {following}")  # fmt: skip
+            elif place.first > following:
+                lost = blocks_named(following, place.first - 1)
+                yield broken_range(place, name, f"nothing holds {lost}", f"first: {following}",
+                                   f"first: {following}")  # fmt: skip
+            following = max(following, place.last + 1)
+
+
+def broken_range(place: Placed, name: str, got: str, expected: str, help_: str) -> Broken:
+    """A range of blocks that is not what it should be; `help_` begins with the key at fault."""
+    return Broken(
+        code="VLMC162",
+        path=(*place.path, help_.partition(":")[0]),
+        message=f"`{name[:60]}` is not held as it should be",
+        expected=expected,
+        got=got,
+        help=help_,
+    )
+
+
+def blocks_named(first: int, last: int) -> str:
+    """A range of blocks in words."""
+    return f"block {first}" if first == last else f"blocks {first} to {last}"
+
+
+def _broken_training(plan: Ruled) -> Iterator[Broken]:
+    """What train.py does not run."""
+    for key, word, words in (
+        ("optimiser", plan.optimiser, OPTIMISERS),
+        ("precision", plan.precision, TRAINED_IN),
+    ):
+        if word not in words:
+            near = get_close_matches(word, words, 1) or words
+            yield _not_run(
+                key, f"`{key}` cannot be {word[:60]!r} in training", ", ".join(words), word[:60],
+                near[0],
+            )  # fmt: skip
+    if plan.zero not in ZERO_STAGES:
+        yield _not_run(
+            "zero",
+            f"`zero` cannot be {plan.zero}: gradients are sharded wherever the optimiser's state "
+            "is",
+            ", ".join(map(str, ZERO_STAGES)),
+            str(plan.zero),
+            "2",
+        )
+    elif plan.zero == 3 and whole_weights(plan.schedule, plan.mesh.pipeline):
+        yield _not_run(
+            "zero",
+            f"`zero` cannot be 3 with {plan.schedule}, which needs the weights of whole stages",
+            "0 or 2, or schedule gpipe or 1f1b",
+            "3",
+            "2",
+        )
+    if plan.sequence_parallel:
+        yield _not_run(
+            "sequence_parallel",
+            "activations between blocks stay whole on each rank of a tensor group",
+            "false",
+            "true",
+            "false",
+        )
+    if not plan.trained:
+        yield _not_run("trained", "no part is trained: nothing would be learnt",
+                       "at least one role", "none", "[adapter]")  # fmt: skip
+
+
+def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Broken:
+    return Broken(
+        code="VLMC012",
+        path=(key,),
+        message=message,
+        expected=expected,
+        got=got,
+        help=f"{key}: {meant}",
+    )
+
+
+def _divisor_near(number: int, wanted: int) -> int:
+    divisors = [one for one in range(1, min(number, 4096) + 1) if number % one == 0]
+    return min(divisors, key=lambda one: (abs(one - wanted), one))
