@@ -443,7 +443,7 @@ class RelativeAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]."""
-        return x.unflatten(-1, (-1, 128)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, 128).transpose(1, 2)
 
     def forward(self, x: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
         query = self.split(self.query(x))
