@@ -175,8 +175,8 @@ def test_a_slow_device_costs_at_most_what_it_lacks() -> None:
         one["step_seconds"] / one["healthy_seconds"] for one in document["risks"]["straggling"]
     ]
     assert len(slowdowns) == 4
-    assert all(1 <= one <= 1.2 + 1e-9 for one in slowdowns)
-    assert max(slowdowns) > 1.05
+    assert all(1 <= one <= 1.25 + 1e-9 for one in slowdowns)  # 80% of the speed
+    assert max(slowdowns) > 1.2
 
 
 @pytest.mark.parametrize(
@@ -200,13 +200,89 @@ def test_a_slow_device_costs_at_most_what_it_lacks() -> None:
         ([SPEC, "--set", "target.network_gbps=0"], 1, "VLMC012"),
         ([SPEC, "--set", "training.optimiser=adm"], 1, "adamw"),
         ([SPEC, "--set", "target.parallel={data: 16}"], 1, "VLMC155"),
-        ([SPEC, *TRAIN, "--batch", "7", "--set", "target.parallel={data: 4}"], 2, "divisible"),
+        ([SPEC, "--sweep", "target.count=8", "--slow", "5"], 2, "about one plan"),
+        ([SPEC, "--check", "none.yaml", "--why"], 2, "leave out --why"),
+        ([SPEC, "--check", "none.yaml", "--sweep", "target.count=8"], 2, "leave out --sweep"),
+        ([SPEC, "--check", "none.yaml", "--simulate", "failures"], 2, "leave out --simulate"),
+        ([SPEC, "--check", "none.yaml", "--output", "plan.yaml"], 2, "leave out --output"),
+        ([SPEC, *TRAIN, "--slow", "10"], 2, "--simulate stragglers"),
+        ([SPEC, *TRAIN, "--slow", "10", "--simulate", "failures"], 2, "--simulate stragglers"),
+        ([SPEC, *TRAIN, "--mtbf-hours", "10"], 2, "--simulate failures"),
+        ([SPEC, *TRAIN, *FEW, "--simulate", "stragglers", "--slow", "100"], 2, "percent slow"),
+        ([SPEC, "--set", "target.workload.first_token_ms=0"], 1, "VLMC012"),
+        ([SPEC, "--set", "target.parallel.zero=1"], 1, "0, 2 or 3"),
+        ([SPEC, "--set", "target.parallel.schedule=dualpipe"], 1, "zero_bubble"),
+        ([SPEC, "--set", "target.parallel.checkpointing=some"], 1, "selective"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(words: list[str], code: int, said: str) -> None:
     result = call(*words)
     assert result.exit_code == code, result.output
     assert said in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "path", "help_"),
+    [
+        (["--batch", "7", "--set", "target.parallel={data: 4}"], "VLMC155", "data",
+         "--batch 8, or data: 1"),
+        (["--batch", "2", "--set", "target.parallel={data: 4}"], "VLMC155", "data",
+         "--batch 4, or data: 2"),
+        (["--set", "target.parallel={language: {data: 4}}", "--batch", "6"], "VLMC155", "data",
+         "--batch 8, or data: 3"),
+        (["--set", "target.parallel={data: 4, micro_batch: 3}"], "VLMC163", "micro_batch",
+         "micro_batch: 2"),
+        (["--set", "target.parallel={micro_batch: 128}"], "VLMC163", "micro_batch",
+         "micro_batch: 64"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_does_not_come_out_even_is_told_what_would(
+    words: list[str], code: str, path: str, help_: str
+) -> None:
+    result = call(SPEC, *TRAIN, *words, "--json")
+    assert result.exit_code == 1
+    (fault,) = json.loads(result.output)["diagnostics"]
+    assert (fault["code"], fault["path"][-1], fault["help"]) == (code, path, help_)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("schedule", "gpipe"), ("micro_batch", "2"), ("zero", "3"), ("checkpointing", "full")],
+)
+def test_what_a_spec_fixes_is_not_chosen(key: str, value: str) -> None:
+    words = [*PIPELINE[:1], "target.parallel={pipeline: 4, tensor: 2}"]
+    free = answer(*TRAIN, *words)["plan"]
+    fixed = answer(*TRAIN, *words, "--set", f"target.parallel.{key}={value}")["plan"]
+    kept = set(fixed["checkpointing"].values()) if key == "checkpointing" else {str(fixed[key])}
+    assert kept == {value}
+    assert fixed[key] != free[key]
+    times = [one["predicted"]["step_seconds"] for one in (free, fixed)]
+    assert times[0] <= times[1]
+
+
+def test_the_first_token_has_a_limit() -> None:
+    free = answer()["plan"]["predicted"]["first_token_seconds"]
+    result = call(SPEC, "--set", f"target.workload.first_token_ms={free * 500}")
+    assert result.exit_code == 1
+    assert "the first token within" in result.output
+    told = answer("--set", f"target.workload.first_token_ms={free * 1001}")["plan"]["predicted"]
+    assert told["first_token_seconds"] == free
+    assert told["largest_batch"] == 8  # a second micro-batch would come too late
+
+
+def test_what_answers_in_one_pass_generates_nothing(asked_for: list[dict[str, Any]]) -> None:
+    words = ["--set", "target={hardware: b200, count: 8, price: 2}", "--json"]
+    visualbert = str(ROOT / "specs" / "visualbert.yaml")
+    found = json.loads(done(visualbert, *words))["plan"]
+    told = found["predicted"]
+    assert [one["mode"] for one in asked_for] == ["prefill"]
+    assert told["step_seconds"] == told["first_token_seconds"]
+    assert told["token_seconds"] is None
+    assert told["cost_per_million_tokens"] is None
+    assert found["text"] == load_spec(visualbert).token_budget.text
+    out = done(visualbert, *words[:-1])
+    assert "one answer each" in out
+    assert "tokens a second" not in out
 
 
 def test_a_design_without_a_target_is_told_how_to_get_one(tmp_path: Path) -> None:
@@ -252,6 +328,11 @@ def test_a_sweep_gives_a_table_a_csv_and_a_picture(
     )
     assert [row["chosen"]["target.count"] for row in document["rows"]] == ["16", "32"]
     assert (tmp_path / "again" / "sweep.csv").exists()
+    before = {path.name for path in tmp_path.iterdir()} - {"sweep"}
+    (tmp_path / "sweep" / "sweep.csv").unlink()
+    done(SPEC, *TRAIN, *FEW, "--sweep", "target.count=16", "--json")
+    assert not (tmp_path / "sweep" / "sweep.csv").exists()
+    assert {path.name for path in tmp_path.iterdir()} - {"sweep"} == before
 
 
 def test_the_twin_is_planned_on_the_target_of_the_design(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmc.diagnostics import UsageError
-from vlmc.partition.reliability import goodput, stragglers
+from vlmc.partition.reliability import factor, goodput, stragglers
 from vlmc.partition.schedule import order, simulate
 
 
@@ -37,6 +37,14 @@ def test_one_slow_device_slows_its_whole_pipeline() -> None:
     assert told.step_seconds == 1 + 15 + 2
     assert told.slowest == (1, 1)
     assert told.slowdown == 18 / 15
+
+
+def test_a_device_that_lacks_a_fifth_of_its_speed_takes_a_quarter_longer() -> None:
+    assert factor(20) == 1.25
+    assert factor(0) == 1
+    for percent in (-1, 100, inf, float("nan")):
+        with pytest.raises(UsageError, match="percent slow"):
+            factor(percent)
 
 
 def test_the_slowest_replica_decides() -> None:
@@ -70,10 +78,10 @@ def test_a_device_that_is_not_there(slow: dict[tuple[int, int], float]) -> None:
         stragglers(order("gpipe", 2, 4), TIMES, at_once, slow)
 
 
-@pytest.mark.parametrize("factor", [0, -1, inf, float("nan")])
-def test_a_factor_that_means_nothing(factor: float) -> None:
+@pytest.mark.parametrize("times", [0, -1, inf, float("nan")])
+def test_a_factor_that_means_nothing(times: float) -> None:
     with pytest.raises(UsageError, match="above 0"):
-        stragglers(order("gpipe", 2, 4), TIMES, at_once, {(0, 0): factor})
+        stragglers(order("gpipe", 2, 4), TIMES, at_once, {(0, 0): times})
 
 
 def played(

@@ -11,6 +11,8 @@ import pytest
 from every_plan import fastest, instance
 from graph_reports import cluster, flamingo_80b, random_report, small_device
 
+from vlmc.analysis.polynomial import ZERO
+from vlmc.analysis.report import GraphReport
 from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import device
@@ -24,7 +26,7 @@ from vlmc.partition.schedule import order, simulate
 from vlmc.partition.search import find
 from vlmc.partition.setting import Setting
 from vlmc.partition.solve import solve_batch, solve_budget, solve_count
-from vlmc.partition.space import bases, completions, schedules
+from vlmc.partition.space import bases, completions, divisors, schedules
 from vlmc.partition.why import balance
 from vlmc.planning.checks import problems
 
@@ -314,3 +316,59 @@ def test_few_micro_batches_take_gpipe() -> None:
 def test_nothing_is_trained_in_fp16() -> None:
     with pytest.raises(UsageError, match="fp16 overflows in training: give precision bf16 or fp32"):
         find(flamingo_80b(), a100(16), replace(TRAIN, precision="fp16"))
+
+
+def test_a_group_that_lies_on_two_nodes_is_as_fast_as_the_network() -> None:
+    assert a100(24).gbps(6) == a100(24).gbps(16) == a100(24).network_gbps
+    assert a100(24).gbps(4) == a100(24).gbps(8) == a100(6).gbps(6) == a100(6).node_gbps
+
+
+def test_divisors_of_large_numbers_are_found_by_their_primes() -> None:
+    assert len(divisors(10**15)) == 16**2
+    for number in range(1, 200):
+        assert list(divisors(number)) == [one for one in range(1, number + 1) if not number % one]
+
+
+def test_an_answer_without_words_takes_no_longer_than_reading() -> None:
+    asked = replace(SERVE, generate=0, token_limit=1e-9)
+    known = find(flamingo_80b("prefill"), a100(8, price=1.0), asked).plan.predicted
+    assert known is not None
+    assert known.step_seconds == known.first_token_seconds
+    assert known.token_seconds is known.cost_per_million_tokens is None
+
+
+def largest(asked: Request, report: GraphReport, decode: GraphReport | None) -> tuple[int, Any]:
+    plan = find(report, a100(8), asked, decode=decode).plan
+    assert plan.predicted is not None
+    assert plan.predicted.largest_batch is not None
+    fixed = {"pipeline": plan.mesh.pipeline, "data": plan.mesh.data, "tensor": plan.mesh.tensor}
+    return plan.predicted.largest_batch, fixed
+
+
+def test_the_largest_batch_is_one_that_does() -> None:
+    """Within the limit of latency; of a design without a cache, within memory."""
+    prompts, tokens = flamingo_80b("prefill"), flamingo_80b("decode")
+    free, _ = largest(SERVE, prompts, tokens)
+    asked = replace(SERVE, token_limit=0.2, micro_batch=1)
+    most, fixed = largest(asked, prompts, tokens)
+    assert SERVE.batch <= most < free
+    find(prompts, a100(8), replace(asked, batch=most, **fixed), decode=tokens)
+
+    bare = replace(prompts, blocks=tuple(replace(one, cache=ZERO) for one in prompts.blocks))
+    asked = replace(SERVE, generate=0)
+    most, fixed = largest(asked, bare, None)
+    assert most > 8 * SERVE.batch
+    whole = replace(asked, batch=most, micro_batch=most // fixed["data"], **fixed)
+    find(bare, a100(8), whole)
+    more = replace(whole, batch=most + fixed["data"], micro_batch=most // fixed["data"] + 1)
+    with pytest.raises(Infeasible, match="Memory"):
+        find(bare, a100(8), more)
+
+
+def test_degrees_that_are_fixed_are_kept_while_auto_is_solved() -> None:
+    prompts, tokens = flamingo_80b("prefill"), flamingo_80b("decode")
+    solved = solve_count(prompts, a100(1), replace(SERVE, data=2), decode=tokens)
+    assert solved.found.plan.mesh.data == 2
+    assert solved.value % 2 == 0
+    asked = replace(SERVE, token_limit=0.2, data=2, micro_batch=3)
+    assert solve_batch(prompts, a100(8), asked, decode=tokens).value % 6 == 0

@@ -49,8 +49,9 @@ def plan(
         ),
     ] = None,
     slow: Annotated[
-        float, typer.Option(help="Percent by which the slow device is slower.", min=0)
-    ] = 20,
+        float | None,
+        typer.Option(help="Percent of its speed that the slow device lacks (default: 20)."),
+    ] = None,
     mtbf_hours: Annotated[
         float | None, typer.Option(help="Hours between two failures of one node (default: 6300).")
     ] = None,
@@ -75,13 +76,18 @@ def plan(
     style: Format = "json" if as_json else "text"
     with guarded(style):
         path, swept = _words(words, sweep)
+        given = {
+            "--sweep": swept, "--why": why, "--simulate": simulate is not None,
+            "--slow": slow is not None, "--mtbf-hours": mtbf_hours is not None,
+            "--output": output is not None,
+        }  # fmt: skip
+        _belong([name for name, there in given.items() if there], check, simulate)
         session = _Session(path, tuple(overrides or ()), mini, count, batch, stage, quiet=as_json)
         if check is not None:
             session.check(check, as_json=as_json)
         elif swept:
-            if why or simulate is not None:
-                raise UsageError("--why and --simulate are about one plan, --sweep makes many")
-            session.sweep(swept, output or Path("sweep"), as_json=as_json)
+            folder = output or (None if as_json else Path("sweep"))
+            session.sweep(swept, folder, as_json=as_json)
         else:
             session.plan(output, why, simulate, slow, mtbf_hours, as_json=as_json)
 
@@ -95,6 +101,18 @@ def _words(words: list[str], sweep: list[str] | None) -> tuple[Path, list[str]]:
     if len(specs) != 1:
         raise UsageError("name one spec file" if not specs else "one spec is planned at a time")
     return Path(specs[0]), [*(sweep or ()), *swept]
+
+
+def _belong(given: list[str], check: Path | None, simulate: str | None) -> None:
+    """Raises UsageError where an option would be read by nothing."""
+    if check is not None and given:
+        raise UsageError(f"--check makes no plan: leave out {', '.join(given)}")
+    about_one = [name for name in given if name not in ("--sweep", "--output")]
+    if "--sweep" in given and about_one:
+        raise UsageError(f"--sweep makes many plans, {', '.join(about_one)} is about one plan")
+    for name, kind in (("--slow", "stragglers"), ("--mtbf-hours", "failures")):
+        if name in given and kind not in (simulate or ""):
+            raise UsageError(f"{name} belongs to --simulate {kind}")
 
 
 class _Session:
@@ -139,7 +157,7 @@ class _Session:
         output: Path | None,
         why: bool,
         simulate: str | None,
-        slow: float,
+        slow: float | None,
         mtbf_hours: float | None,
         *,
         as_json: bool,
@@ -154,9 +172,7 @@ class _Session:
         if named and self.asked()[0].request.mode != "train":
             raise UsageError("--simulate is about training: give mode: train in target.workload")
         made = self.made()
-        risks = (
-            simulate_risks(made, named, slow_percent=slow, node_hours=mtbf_hours) if named else None
-        )
+        risks = simulate_risks(made, named, slow, mtbf_hours) if named else None
         files = [] if written is None else _write(made, written)
         refused = None if written is None else _refused(made)
         if as_json:
@@ -191,14 +207,14 @@ class _Session:
         else:
             typer.echo(f"{path}: sound. {plan.design} on {ranks}, {len(plan.stages)} stages")
 
-    def sweep(self, swept: list[str], folder: Path, *, as_json: bool) -> None:
-        """Plans every combination; writes a table and a picture."""
+    def sweep(self, swept: list[str], folder: Path | None, *, as_json: bool) -> None:
+        """Plans every combination; writes a table and a picture where there is a folder."""
         from vlmc.planning import sweep as sweeps
         from vlmc.planning.made import Reports
         from vlmc.planning.pareto import pareto_svg
 
         values = sweeps.values(swept)
-        if folder.exists() and not folder.is_dir():
+        if folder is not None and folder.exists() and not folder.is_dir():
             raise UsageError(f"--output {folder}: with --sweep it names a folder")
         reports = Reports()
         with shown("sweep", quiet=self.quiet) as progress:
@@ -209,11 +225,13 @@ class _Session:
                 progress=lambda done, total: progress("planning", done, total),
             )
             self.quiet = quiet
-        folder.mkdir(parents=True, exist_ok=True)
-        table, image = folder / "sweep.csv", folder / "pareto.svg"
-        table.write_text(sweeps.as_csv(values, rows), encoding="utf-8")
-        title = f"{self.path.stem}: {' x '.join(key for key, _ in values)}"
-        image.write_text(pareto_svg(rows, title=title), encoding="utf-8")
+        files: list[Path] = []
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            files = [folder / "sweep.csv", folder / "pareto.svg"]
+            title = f"{self.path.stem}: {' x '.join(key for key, _ in values)}"
+            files[0].write_text(sweeps.as_csv(values, rows), encoding="utf-8")
+            files[1].write_text(pareto_svg(rows, title=title), encoding="utf-8")
         if as_json:
             typer.echo(json.dumps({"version": 1, "rows": sweeps.as_json(values, rows)}))
             return
@@ -223,7 +241,7 @@ class _Session:
         for row in rows:
             if row.fault:
                 typer.echo(f"no plan for {', '.join(row.chosen)}: {row.fault}")
-        typer.echo(f"written: {table}, {image}")
+        typer.echo(f"written: {', '.join(str(file) for file in files)}")
 
 
 def _writable(path: Path) -> None:

@@ -24,5 +24,7 @@ class Cluster:
     """Of one device for an hour, in whatever currency; None where it is not known."""
 
     def gbps(self, span: int) -> float:
-        """The slowest link among `span` ranks that follow each other from a multiple of `span`."""
-        return self.node_gbps if span <= self.per_node else self.network_gbps
+        """The slowest link among `span` ranks that follow each other from a multiple of `span`.
+        Where that does not divide a node of several, some of them lie on two."""
+        within = self.count <= self.per_node or self.per_node % span == 0
+        return self.node_gbps if within and span <= self.per_node else self.network_gbps

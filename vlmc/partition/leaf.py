@@ -78,7 +78,7 @@ def _answers(
     """Candidates for the fastest answer within the limits of latency."""
     request = chain.lines.request
     first_limit = request.first_token_limit or inf
-    token_limit = request.token_limit or inf
+    token_limit = request.token_limit if request.token_limit and request.generate else inf
 
     def first(heaviest: float) -> float:
         return first_token(chain, heaviest, message)

@@ -78,7 +78,7 @@ def _answer(chain: Chain, ends: Sequence[int]) -> Pace:
         busy=heaviest(chain.forward, stages) * setting.micro_batches + messages,
         messages=messages,
         first_token=first,
-        token=token,
+        token=token if request.generate else None,
     )
 
 

@@ -27,6 +27,14 @@ class Straggling:
         return self.step_seconds / self.healthy_seconds if self.healthy_seconds else 1.0
 
 
+def factor(slow_percent: float) -> float:
+    """How many times as long a device takes that is so many percent slow: at 80% of its speed, 1.25
+    times. Raises UsageError for what no device is."""
+    if not 0 <= slow_percent < 100:
+        raise UsageError(f"a device is from 0 to less than 100 percent slow, not {slow_percent:g}")
+    return 1 / (1 - slow_percent / 100)
+
+
 def stragglers(
     orders: Orders,
     durations: Durations,
@@ -35,14 +43,14 @@ def stragglers(
     *,
     first_backward: int = 0,
 ) -> Straggling:
-    """A step in which the devices of (replica, pipeline group) take `slow` times as long: 1.25 for
-    a device that is 20% slow.
+    """A step in which the devices of (replica, pipeline group) take `slow` times as long; see
+    `factor`.
 
     One slow device slows its whole tensor group, which waits for it in every layer. Data-parallel
     replicas meet when they reduce gradients: the slowest replica decides. (Where weights are
     sharded over replicas they meet at every gathering, too, and then, again, the slowest decides.)
     """
-    if any(not 0 < factor < inf for factor in slow.values()):
+    if any(not 0 < times < inf for times in slow.values()):
         raise UsageError("a device's slowness must be a finite number above 0")
     stage_rank = {one.stage: rank for rank, actions in enumerate(orders) for one in actions}
     for replica, rank in slow:
@@ -61,7 +69,7 @@ def stragglers(
     healthy = seconds({})
     slowest, longest = (0, 0), healthy
     for replica in sorted({replica for replica, _ in slow}):
-        factors = {rank: factor for (at, rank), factor in slow.items() if at == replica}
+        factors = {rank: times for (at, rank), times in slow.items() if at == replica}
         took = seconds(factors)
         if took > longest:
             slowest, longest = (replica, max(factors, key=lambda rank: factors[rank])), took

@@ -36,7 +36,7 @@ class Request:
     tokens: int | None = None
     """Visual tokens of an image, where the design's own number is not meant."""
     generate: int = 128
-    """Tokens of an answer."""
+    """Tokens of an answer; 0 where it is there when the prompt is read."""
     precision: Precision = "bf16"
     optimiser: str = "adamw"
     spec: str = ""
@@ -71,12 +71,10 @@ class Infeasible(Exception):
 
 def check(request: Request, cluster: Cluster) -> None:
     """Refuses what no search could answer: UsageError."""
-    for name in ("batch", "text", "tokens", "generate"):
+    for name, least in (("batch", 1), ("text", 1), ("tokens", 1), ("generate", 0), ("images", 0)):
         size = getattr(request, name)
-        if size is not None and size < 1:
-            raise UsageError(f"{name} must be at least 1, not {size}")
-    if request.images < 0:
-        raise UsageError(f"images must be at least 0, not {request.images}")
+        if size is not None and size < least:
+            raise UsageError(f"{name} must be at least {least}, not {size}")
     if request.optimiser not in OPTIMISERS:
         raise UsageError(
             f"optimiser must be one of {', '.join(OPTIMISERS)}, not {request.optimiser!r}"

@@ -16,6 +16,9 @@ from vlmc.partition.setting import Setting
 from vlmc.partition.space import bases, completions, schedules
 from vlmc.partition.why import named, seconds
 
+_FIXED = (
+    "pipeline", "data", "tensor", "zero", "micro_batch", "schedule", "chunks", "placement",
+)  # fmt: skip
 _STEPS = 30
 """Halvings on the way to the least memory: to a billionth of the device's."""
 
@@ -89,9 +92,7 @@ def _least_memory(chain: Chain) -> Memory | None:
 def _nothing_divides(lines: Rooflines) -> Infeasible:
     request, cluster = lines.request, lines.cluster
     fixed = [
-        f"{name} {getattr(request, name)}"
-        for name in ("pipeline", "data", "tensor", "micro_batch", "schedule", "chunks", "placement")
-        if getattr(request, name) is not None
+        f"{name} {getattr(request, name)}" for name in _FIXED if getattr(request, name) is not None
     ]
     limits = sorted(
         {limit for block in lines.report.blocks for limit in block.tensor_limits if limit > 1}
@@ -162,9 +163,10 @@ def _too_slow(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
         return Infeasible("No cut of the chain of blocks fits where the encoder has to lie")
     pace = unlimited.pace
     without = (
-        f"{named(unlimited.chain.setting, serves=True)}, takes {seconds(pace.first_token or 0)} "
-        f"and {seconds(pace.token or 0)}"
+        f"{named(unlimited.chain.setting, serves=True)}, takes {seconds(pace.first_token or 0)}"
     )
+    if pace.token is not None:
+        without += f" and {seconds(pace.token)}"
     return Infeasible(
         f"Latency: no plan that fits gives {' and '.join(limits)} for a batch of {request.batch} "
         f"on {lines.cluster.count} devices; without that limit the fastest, {without}",

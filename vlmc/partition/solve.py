@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, lcm, prod
 from typing import Literal
 
 from vlmc.analysis.report import GraphReport
@@ -70,7 +70,10 @@ def solve_count(
     nodes. Raises Infeasible with the reason at `most`."""
     refused, reason = None, ""
     last: Infeasible | None = None
+    fixed = prod(one or 1 for one in (request.pipeline, request.data, request.tensor))
     for count in _counts(cluster.per_node, most):
+        if count % fixed:
+            continue
         try:
             found = find(report, replace(cluster, count=count), request, decode=decode)
         except Infeasible as error:
@@ -78,7 +81,9 @@ def solve_count(
             continue
         return Solved(value=count, found=found, refused=refused, reason=reason)
     raise Infeasible(
-        f"No number of devices up to {most} does; at {refused}: {last.constraint if last else ''}",
+        f"No number of devices up to {most} does; at {refused}: {last.constraint}"
+        if last
+        else f"{most} devices are too few for the degrees, {fixed} in all",
         last.advice if last else "",
     )
 
@@ -122,12 +127,13 @@ def solve_batch(
     def attempt(batch: int) -> Found:
         return find(report, cluster, replace(request, batch=batch), decode=decode)
 
-    step = cluster.count
+    each = (request.data or 1) * (request.micro_batch or 1)
+    step = lcm(cluster.count, each)
     try:
         return greatest(attempt, ceil(MOST_BATCH / step) * step, step)
     except Infeasible as error:
         refused, reason = step, str(error)
-    for batch in range(step - 1, 0, -1):
+    for batch in range(step - each, 0, -each):
         try:
             return Solved(value=batch, found=attempt(batch), refused=refused, reason=reason)
         except Infeasible as error:

@@ -21,7 +21,16 @@ SCHEDULES: tuple[Schedule, ...] = ("gpipe", "1f1b", "interleaved", "zero_bubble"
 @cache
 def divisors(number: int) -> tuple[int, ...]:
     """All of them, rising."""
-    return tuple(one for one in range(1, number + 1) if number % one == 0)
+    found, rest, prime = [1], number, 2
+    while rest > 1:
+        if prime * prime > rest:
+            prime = rest
+        power, before = 1, tuple(found)
+        while rest % prime == 0:
+            rest, power = rest // prime, power * prime
+            found += [one * power for one in before]
+        prime += 1
+    return tuple(sorted(found))
 
 
 def bases(lines: Rooflines, *, across_nodes: bool) -> Iterator[Setting]:

@@ -44,13 +44,15 @@ def seconds(value: float) -> str:
 
 def _choice(leaf: Leaf) -> str:
     pace = leaf.pace
-    serves = pace.token is not None
+    serves = leaf.chain.lines.request.mode == "serve"
     text = f"{named(leaf.chain.setting, serves=serves)} takes {seconds(pace.seconds)}"
     if pace.token is not None and pace.first_token is not None:
         return (
             f"{text} for all answers: {seconds(pace.first_token)} until the first token, then "
             f"{seconds(pace.token)} for each."
         )
+    if serves:
+        return f"{text} for all answers, each there when its prompt is read."
     return f"{text} a step, of which {bubble(leaf):.1%} is pipeline bubble."
 
 

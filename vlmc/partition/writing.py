@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from vlmc.hardware.device import BYTES
 from vlmc.partition.chain import RESERVE, Chain, keeps
 from vlmc.partition.leaf import Leaf
+from vlmc.partition.pace import pace
 from vlmc.partition.plan import (
     Checkpointing,
     Collective,
@@ -19,6 +21,9 @@ from vlmc.partition.plan import (
     PlannedStage,
     Predicted,
 )
+
+MOST_AT_ONCE = 2**20
+"""Sequences that a replica answers at once, at most, where nothing else bounds them."""
 
 
 def write(leaf: Leaf, bound: float) -> ParallelPlan:
@@ -112,7 +117,9 @@ def _predicted(leaf: Leaf) -> Predicted:
             mfu=flops / found.seconds / peak,
         )
     tokens = request.batch * request.generate
-    cost = cluster.price and cluster.price / 3600 * cluster.count * found.seconds / tokens * 1e6
+    cost = None
+    if cluster.price and tokens:
+        cost = cluster.price / 3600 * cluster.count * found.seconds / tokens * 1e6
     first = found.first_token or found.seconds
     return Predicted(
         memory=memory,
@@ -130,18 +137,45 @@ def _predicted(leaf: Leaf) -> Predicted:
 
 
 def _largest_batch(leaf: Leaf) -> int:
-    """Sequences whose caches fit beside all else, in whole micro-batches on each replica."""
-    chain = leaf.chain
-    setting = chain.setting
-    most: list[float] = []
-    for group, stretches in enumerate(chain.groups(leaf.ends)):
-        memory = chain.memory(group, stretches)
-        if memory.cache:
-            fixed = memory.total - memory.reserve - memory.cache
-            room = (chain.room - chain.context) / (1 + RESERVE) - fixed
-            most.append(room / (memory.cache / setting.micro_batches))
-    batches = int(min(most)) if most else setting.micro_batches
-    return max(setting.micro_batches, batches) * setting.micro_batch * setting.data
+    """Sequences that are answered at once with the plan's degrees and cuts, within memory and the
+    limits of latency: micro-batches whose caches lie beside each other, or, of a design that keeps
+    no cache, one micro-batch as large as can be."""
+    chain, setting = leaf.chain, leaf.chain.setting
+    memories = [chain.memory(group, held) for group, held in enumerate(chain.groups(leaf.ends))]
+
+    def caches_fit(times: int) -> bool:
+        trial = chain.scheduled(replace(setting, micro_batches=times))
+        more = times / setting.micro_batches - 1
+        held = (one.total - one.reserve + more * one.cache for one in memories)
+        return max(held) * (1 + RESERVE) + chain.context <= chain.room and _in_time(trial, leaf)
+
+    def passes(size: int) -> bool:
+        trial = Chain(chain.lines, replace(setting, micro_batch=size, micro_batches=1))
+        held = (trial.memory(group, one) for group, one in enumerate(trial.groups(leaf.ends)))
+        return max(one.total for one in held) <= trial.room and _in_time(trial, leaf)
+
+    if any(one.cache for one in memories):
+        return _most(caches_fit, setting.micro_batches) * setting.micro_batch * setting.data
+    most = _most(passes, setting.micro_batch)
+    return max(most, setting.micro_batch * setting.micro_batches) * setting.data
+
+
+def _in_time(trial: Chain, leaf: Leaf) -> bool:
+    """Whether the plan's cuts keep the limits of latency under another setting."""
+    request, found = trial.lines.request, pace(trial, leaf.ends)
+    limits = (found.first_token, request.first_token_limit), (found.token, request.token_limit)
+    return all(one is None or limit is None or one <= limit for one, limit in limits)
+
+
+def _most(does: Callable[[int], bool], known: int) -> int:
+    """The greatest size that does, from one that is known to; up to MOST_AT_ONCE."""
+    low, high = known, 2 * known
+    while high < MOST_AT_ONCE and does(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if does(middle) else (low, middle)
+    return low
 
 
 def _collectives(leaf: Leaf) -> Iterator[Collective]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from vlmc.diagnostics import UsageError
 from vlmc.diagnostics.nearest import listing
@@ -12,9 +12,11 @@ from vlmc.hardware.cluster import Cluster
 from vlmc.ir import Arch, Role
 from vlmc.partition.plan import Placement
 from vlmc.partition.request import Precision, Request
+from vlmc.planning.shares import check_shares
 from vlmc.spec.document import PARTS, Auto, Degrees, ModelSpec, Stage, Target
 from vlmc.spec.identity import fingerprint
 
+Word = TypeVar("Word")
 Unsettled = Literal["count", "batch", "images", "text"]
 WRITTEN: dict[Unsettled, str] = {
     "count": "target.count",
@@ -72,6 +74,8 @@ def asked(
         )
     unsettled = _unsettled(design, target, whole if batch is None else batch)
     size = (1 if whole == "auto" else whole) if batch is None else batch
+    if unsettled != "batch":
+        check_shares(spec, target, size)
     return Asked(
         spec=design,
         arch=arch,
@@ -144,9 +148,10 @@ def _trained(arch: Arch, stage: Stage | None) -> tuple[Role, ...]:
 def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, batch: int) -> Request:
     workload, tokens = target.workload, arch.tokens
     training = workload.mode == "train"
-    text, generate = tokens.text, min(workload.generate, tokens.text)
+    said = 0 if arch.serving == "single_pass" else workload.generate
+    text, generate = tokens.text, min(said, tokens.text)
     if workload.prompt is not None and not arch.mini and design.token_budget.text != "auto":
-        text = workload.prompt + (0 if training else workload.generate)
+        text = workload.prompt + (0 if training else said)
     parallel = target.parallel
     language = parallel.language or parallel
     return Request(
@@ -155,20 +160,29 @@ def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, bat
         text=text,
         images=tokens.images,
         tokens=tokens.per_image,
-        generate=max(1, generate),
+        generate=generate,
         precision=_precision(target),
         optimiser="adamw" if spec.training is None else spec.training.optimiser,
         spec=fingerprint(design),
-        pipeline=_degree(language.pipeline),
-        data=_degree(language.data),
-        tensor=_degree(language.tensor),
+        pipeline=_given(language.pipeline),
+        data=_given(language.data),
+        tensor=_given(language.tensor),
         placement=_placement(language, parallel.encoder),
-        token_limit=None if training or not workload.latency_ms else workload.latency_ms / 1e3,
+        zero=_given(parallel.zero),
+        micro_batch=_given(parallel.micro_batch),
+        schedule=_given(parallel.schedule),
+        checkpointing=_given(parallel.checkpointing),
+        first_token_limit=None if training else _seconds(workload.first_token_ms),
+        token_limit=None if training else _seconds(workload.latency_ms),
     )
 
 
-def _degree(given: int | Auto) -> int | None:
-    return None if given == "auto" else given
+def _given(word: Word | Auto) -> Word | None:
+    return None if word == "auto" else word
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
 
 
 def _placement(language: Degrees, encoder: Degrees | None) -> Placement | None:

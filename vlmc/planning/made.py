@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal, Protocol
 
 from vlmc.analysis.report import GraphReport
-from vlmc.diagnostics import Diagnostic, Problem, Span, SpecError, UsageError
+from vlmc.diagnostics import Diagnostic, Problem, SpecError, UsageError
 from vlmc.ir import Arch, Role
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import ENCODER_SIDE, Rooflines
@@ -21,6 +21,7 @@ from vlmc.partition.search import Found, find
 from vlmc.partition.setting import Setting
 from vlmc.partition.solve import Solved, solve_batch, solve_budget, solve_count
 from vlmc.planning.asked import WRITTEN, Asked, Unsettled
+from vlmc.planning.shares import placed
 from vlmc.spec.document import ModelSpec
 from vlmc.spec.identity import fingerprint
 from vlmc.spec.source import SourceMap
@@ -195,18 +196,7 @@ def _nothing_fits(asked: Asked, error: Infeasible, source: SourceMap | None) -> 
         got=error.constraint,
         help=error.advice or "more devices, a smaller batch, or fewer tokens",
     )
-    if source is not None:
-        return source.locate(problem)
-    nowhere = Span(file=f"<{asked.spec.name}>", line=1, column=1, end_column=2)
-    return Diagnostic(
-        code=problem.code,
-        message=problem.message,
-        span=nowhere,
-        path=problem.path,
-        expected=problem.expected,
-        got=problem.got,
-        help=problem.help,
-    )
+    return placed(problem, source, asked.spec.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

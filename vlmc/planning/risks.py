@@ -7,11 +7,12 @@ from typing import Any
 
 from vlmc.diagnostics import UsageError
 from vlmc.diagnostics.nearest import listing
-from vlmc.partition.reliability import Goodput, Straggling, goodput, stragglers
+from vlmc.partition.reliability import Goodput, Straggling, factor, goodput, stragglers
 from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.schedule.orders import orders_of
 from vlmc.planning.made import Made, pipeline
 
+SLOW_PERCENT = 20.0
 KINDS = ("stragglers", "failures")
 NODE_HOURS = 6300.0
 """Between two failures of one node: 419 unexpected interruptions in 54 days on 16,384 devices,
@@ -27,6 +28,7 @@ class Risks:
     """What was simulated."""
 
     slow_percent: float
+    """Of its speed, what the slow device lacks."""
     straggling: tuple[Straggling, ...] | None
     """By pipeline group: one slow device in it."""
     node_hours: float
@@ -77,10 +79,13 @@ def kinds(text: str) -> tuple[str, ...]:
 
 
 def simulate_risks(
-    made: Made, named: tuple[str, ...], *, slow_percent: float, node_hours: float | None
+    made: Made, named: tuple[str, ...], slow: float | None, node_hours: float | None
 ) -> Risks:
-    """Simulates what is named, of a plan that trains."""
+    """Simulates what is named, of a plan that trains. `slow`: percent of its speed that a device
+    lacks. Raises UsageError for what no device is."""
     plan = made.plan
+    slow_percent = SLOW_PERCENT if slow is None else slow
+    longer = factor(slow_percent)
     assert plan.mode == "train"
     assert plan.predicted is not None
     straggling, failures = None, None
@@ -91,7 +96,7 @@ def simulate_risks(
                 orders,
                 parts.durations,
                 parts.transfer,
-                {(0, group): 1 + slow_percent / 100},
+                {(0, group): longer},
                 first_backward=parts.first_backward,
             )
             for group in range(plan.mesh.pipeline)

@@ -30,7 +30,9 @@ def headline(made: Made) -> str:
         trained = ", ".join(plan.trained) or "nothing"
         what = f"train {trained} with {plan.optimiser}{stage}; steps of {work}"
     else:
-        what = f"serve {work} at once, {asked.request.generate} tokens each"
+        tokens = asked.request.generate
+        each = f"{tokens} tokens each" if tokens else "one answer each"
+        what = f"serve {work} at once, {each}"
     device = asked.cluster.device
     rates = "measured" if device.efficiency.measured else "assumed"
     solved = "" if made.solved is None else f"\n{_solved(made, made.solved)}"
@@ -183,7 +185,7 @@ def _serving(plan: ParallelPlan) -> Iterator[tuple[str, str, str]]:
     if found.images_per_second is not None:
         yield "images", f"{found.images_per_second:,.2f}", "a second"
     if found.largest_batch is not None:
-        yield "largest batch", f"{found.largest_batch:,}", "sequences whose cache fits"
+        yield "largest batch", f"{found.largest_batch:,}", "sequences at once with these degrees"
     if found.cost_per_million_tokens is not None:
         yield "cost", f"{found.cost_per_million_tokens:,.2f}", "for a million tokens generated"
 

@@ -27,6 +27,8 @@ Part = Literal["encoder", "adapter", "fusion", "language", "head"]
 PARTS: tuple[Part, ...] = ("encoder", "adapter", "fusion", "language", "head")
 Auto = Literal["auto"]
 OptimiserName = Literal["adamw", "sgd"]
+ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
+CheckpointingName = Literal["none", "selective", "full"]
 Above = Annotated[float, Field(gt=0, le=1e9)]
 """A rate, a price or a time: nothing for nothing is no offer."""
 
@@ -62,6 +64,11 @@ class Workload(Described):
     latency_ms: Above | None = Field(
         default=None, description="Milliseconds that a generated token may take, at most."
     )
+    first_token_ms: Above | None = Field(
+        default=None,
+        description="Milliseconds until the last sequence has its first token (or its answer, "
+        "where that is no text), at most.",
+    )
 
 
 class Degrees(Described):
@@ -79,11 +86,28 @@ class Degrees(Described):
 
 
 class Parallel(Degrees):
-    """Degrees of parallelism, for the whole model or by part."""
+    """Degrees of parallelism, for the whole model or by part, and how a step is run on them."""
 
     encoder: Degrees | None = Field(default=None, description="Degrees of the encoder alone.")
     language: Degrees | None = Field(
         default=None, description="Degrees of the language model alone."
+    )
+    micro_batch: Positive | Auto = Field(
+        default="auto", description="Sequences that a replica works on at a time."
+    )
+    schedule: ScheduleName | Auto = Field(
+        default="auto",
+        description="In which order pipeline groups work on micro-batches, in training.",
+    )
+    zero: Literal[0, 2, 3] | Auto = Field(
+        default="auto",
+        description="What replicas share out in training: 0 nothing, 2 gradients and the "
+        "optimiser's state, 3 weights, too.",
+    )
+    checkpointing: CheckpointingName | Auto = Field(
+        default="auto",
+        description="What blocks keep for the backward pass: `none` computes nothing twice, "
+        "`selective` attention's scores, `full` whole blocks.",
     )
 
 
