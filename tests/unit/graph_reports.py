@@ -7,7 +7,7 @@ from random import Random
 from typing import Literal
 
 from vlmc.analysis.polynomial import ZERO, Polynomial
-from vlmc.analysis.report import Block, GraphReport, Operator, Phase, Saved
+from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Operator, Phase, Saved
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import Device
 from vlmc.hardware.efficiency import Efficiency
@@ -71,8 +71,8 @@ def block(
         ),
         input=activations,
         output=activations,
-        peak_forward=positions * ((held if saves else 8) * width) + activations,
-        peak_backward=activations * 4 if saves else ZERO,
+        peak_forward=Largest((positions * ((held if saves else 8) * width) + activations,)),
+        peak_backward=Largest((activations * 4,)) if saves else NOTHING,
         cache=ZERO if mode == "train" or role != "language" else activations * 2,
     )
 
@@ -126,7 +126,7 @@ def flamingo_80b(mode: Mode = "train") -> GraphReport:
         number_bytes=2,
         blocks=blocks,
         order=tuple(order),
-        loss_peak=text * (32000 * 6) if grad else ZERO,
+        loss_peak=Largest((text * (32000 * 6),)) if grad else NOTHING,
     )
 
 
@@ -160,7 +160,7 @@ def random_report(random: Random, mode: Mode = "train") -> GraphReport:
         number_bytes=2,
         blocks=tuple(blocks),
         order=tuple(order),
-        loss_peak=BATCH * TEXT * random.randint(0, 2000),
+        loss_peak=Largest((BATCH * TEXT * random.randint(0, 2000),)),
     )
 
 

@@ -19,11 +19,12 @@ LLAVA = str(SPECS / "llava-1.5.yaml")
 
 
 @pytest.fixture(autouse=True)
-def _costs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def _costs_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def analyse(arch: object, **options: Any) -> GraphReport:
         return flamingo_80b(options["mode"])
 
     monkeypatch.setattr(analysis, "analyse", analyse)
+    monkeypatch.setenv("VLMC_CACHE", str(tmp_path / "cache"))  # no other test is to find them
 
 
 def variant(folder: Path, text: str) -> str:

@@ -41,6 +41,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str,
         return flamingo_80b(options["mode"])
 
     monkeypatch.setattr(analysis, "analyse", analyse)
+    monkeypatch.setenv("VLMC_CACHE", str(tmp_path / "cache"))  # no other test is to find them
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -305,6 +306,21 @@ def test_a_plan_is_checked(tmp_path: Path) -> None:
     result = call(SPEC, *TRAIN, "--check", "plan.yaml", "--json")
     assert result.exit_code == 1
     assert {one["code"] for one in json.loads(result.output)["diagnostics"]} == {"VLMC162"}
+
+
+def test_costs_are_read_off_the_graphs_once_for_all_calls(
+    asked_for: list[dict[str, Any]],
+) -> None:
+    first = done(SPEC, *TRAIN, *PIPELINE)
+    assert done(SPEC, *TRAIN, *PIPELINE) == first
+    done(SPEC, *TRAIN, "--check", "plan.yaml")
+    done(SPEC, *TRAIN, *FEW, "--sweep", "target.count=16,32")
+    assert len(asked_for) == 1, "neither degrees nor devices are part of them"
+    done(SPEC, *TRAIN, *PIPELINE, "--set", "target.precision=fp32")
+    assert [one["precision"] for one in asked_for] == ["bf16", "fp32"]
+    assert CliRunner().invoke(app, ["cache", "clear"]).exit_code == 0
+    assert done(SPEC, *TRAIN, *PIPELINE) == first
+    assert len(asked_for) == 3
 
 
 def test_a_sweep_gives_a_table_a_csv_and_a_picture(

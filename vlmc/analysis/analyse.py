@@ -9,8 +9,8 @@ import torch
 
 from vlmc.analysis.blocks import Costs, cache, shape
 from vlmc.analysis.polynomial import ZERO, Polynomial
-from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Saved, Visit
-from vlmc.analysis.run import KEPT, Kept, Mode, Runs, Trial
+from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Mode, Saved, Visit
+from vlmc.analysis.run import KEPT, Kept, Runs, Trial
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.shrink import Shrunk, shrink
 from vlmc.analysis.spans import Stretch, Where, highest, level, stretches

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from math import lcm
+from operator import mul
 
 from vlmc.analysis.polynomial import Monomial, Polynomial
 
@@ -47,7 +49,9 @@ class Fit:
             inverse = _inverse([self._row(point) for point in self.points[:-1]])
             if inverse is not None and len({tuple(p.values()) for p in self.points}) > len(basis):
                 break
-        self._inverse = inverse
+        # In whole numbers over one denominator: fractions are slow to add.
+        self._denominator = lcm(*(one.denominator for row in inverse for one in row))
+        self._inverse = [[int(one * self._denominator) for one in row] for row in inverse]
         self._last = self._row(self.points[-1])
         self._known: dict[tuple[int, ...], Polynomial] = {}
 
@@ -63,12 +67,10 @@ class Fit:
         if len(set(values)) == 1:
             return Polynomial.constant(values[0])
         *known, held_out = values
-        coefficients = [
-            sum((f * v for f, v in zip(row, known, strict=True) if f), Fraction(0))
-            for row in self._inverse
-        ]
-        if sum(f * c for f, c in zip(self._last, coefficients, strict=True)) != held_out:
+        scaled = [sum(map(mul, row, known)) for row in self._inverse]
+        if sum(map(mul, self._last, scaled)) != held_out * self._denominator:
             raise NotPolynomial(f"{values} at {self.points} over {self.basis}")
+        coefficients = (Fraction(one, self._denominator) for one in scaled)
         found = Polynomial.of(dict(zip(self.basis, coefficients, strict=True)))
         for name, meaning in self.substitute.items():
             found = found.substitute(name, meaning)

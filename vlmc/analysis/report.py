@@ -9,6 +9,7 @@ from typing import Literal
 from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.ir import Role
 
+Mode = Literal["train", "prefill", "decode"]
 Phase = Literal["forward", "backward_input", "backward_weight"]
 """backward_input: gradients of activations; backward_weight: gradients of parameters."""
 
@@ -160,7 +161,7 @@ class GraphReport:
     turns (gated blocks between layers) stand in `order`."""
 
     design: str
-    mode: Literal["train", "prefill", "decode"]
+    mode: Mode
     trained: tuple[Role, ...]
     number_bytes: int
     """Bytes of an activation's number."""

@@ -16,6 +16,7 @@ from torch.utils import checkpoint
 from vlmc.analysis.fit import Fit
 from vlmc.analysis.operators import FusedAttention, Memory, tensors
 from vlmc.analysis.polynomial import Polynomial
+from vlmc.analysis.report import Mode
 from vlmc.analysis.serving import serving_step
 from vlmc.analysis.shrink import Shrunk
 from vlmc.analysis.steps import Inputs, Step, training_step
@@ -25,7 +26,6 @@ from vlmc.components.shared.attention import Attention
 from vlmc.components.shared.relative import RelativeAttention
 from vlmc.ir import Arch, Role
 
-Mode = Literal["train", "prefill", "decode"]
 Kept = Literal["none", "selective", "full"]
 """Which activations are not kept for the backward pass: none of them, those inside of attention,
 those inside of blocks."""

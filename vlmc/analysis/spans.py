@@ -79,7 +79,13 @@ def highest(tops: Iterable[tuple[Polynomial, int]]) -> tuple[tuple[Polynomial, i
 
 
 def _below(one: tuple[Polynomial, int], other: tuple[Polynomial, int]) -> bool:
-    return one[1] <= other[1] and all(c >= 0 for _, c in other[0] - one[0])
+    """Whether no coefficient of `one` is more than that of `other`."""
+    if one[1] > other[1]:
+        return False
+    low, high = dict(one[0].terms), dict(other[0].terms)
+    return all(c <= high.get(m, 0) for m, c in low.items()) and all(
+        c >= 0 for m, c in high.items() if m not in low
+    )
 
 
 def _less(a: Values, b: Values) -> Values:

@@ -49,6 +49,7 @@ def diff(
 
 def _side(path: Path, overrides: tuple[str, ...], mini: bool) -> Side:
     """A design with its graphs' costs and, where it has a target and a plan fits, that."""
+    from vlmc.emit.reports import kept_reports
     from vlmc.pipeline import load_spec, resolve
     from vlmc.planning.asked import asked
     from vlmc.planning.compare import Side
@@ -57,7 +58,7 @@ def _side(path: Path, overrides: tuple[str, ...], mini: bool) -> Side:
 
     spec = (load_for_twin if mini and path.is_file() else load_spec)(path, overrides)
     arch = twin_of(spec) if mini else resolve(spec)
-    reports = Reports()
+    reports = Reports(kept_reports())
     report = reports.training(spec.mini() if mini else spec, arch)
     made = None
     if spec.target is not None:

@@ -133,6 +133,13 @@ class _Session:
         self.batch, self.stage = batch, stage
         self.overrides = overrides if count is None else (*overrides, f"target.count={count}")
 
+    def reports(self) -> Reports:
+        """What is read off graphs, and was in earlier calls."""
+        from vlmc.emit.reports import kept_reports
+        from vlmc.planning.made import Reports
+
+        return Reports(kept_reports())
+
     def asked(self, more: tuple[str, ...] = ()) -> tuple[Asked, ModelSpec]:
         """What the spec asks with `more` overrides, and the spec itself."""
         from vlmc.pipeline import load_spec, resolve
@@ -150,7 +157,9 @@ class _Session:
 
         asked, spec = self.asked(more)
         with shown(str(self.path), quiet=self.quiet) as progress:
-            return make(asked, source=spec.source, progress=progress, reports=reports)
+            return make(
+                asked, source=spec.source, progress=progress, reports=reports or self.reports()
+            )
 
     def plan(
         self,
@@ -188,7 +197,6 @@ class _Session:
         """Ends with 1 where a plan is not one of the spec's."""
         from vlmc.planning.checks import against
         from vlmc.planning.document import load_plan
-        from vlmc.planning.made import Reports
 
         written = load_plan(path)
         asked, _ = self.asked()
@@ -197,7 +205,7 @@ class _Session:
         if not found:
             with shown(str(path), quiet=self.quiet) as progress:
                 progress("reading costs off the graphs")
-                report, _ = Reports().of(asked)
+                report, _ = self.reports().of(asked)
             found = list(against(plan, asked.request.spec, report))
         if found:
             raise SpecError(written.diagnostics(found))
@@ -210,13 +218,12 @@ class _Session:
     def sweep(self, swept: list[str], folder: Path | None, *, as_json: bool) -> None:
         """Plans every combination; writes a table and a picture where there is a folder."""
         from vlmc.planning import sweep as sweeps
-        from vlmc.planning.made import Reports
         from vlmc.planning.pareto import pareto_svg
 
         values = sweeps.values(swept)
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UsageError(f"--output {folder}: with --sweep it names a folder")
-        reports = Reports()
+        reports = self.reports()
         with shown("sweep", quiet=self.quiet) as progress:
             quiet, self.quiet = self.quiet, True
             rows = sweeps.rows(

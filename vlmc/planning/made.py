@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, Protocol
 
-from vlmc.analysis.report import GraphReport
+from vlmc.analysis.report import GraphReport, Mode
 from vlmc.diagnostics import Diagnostic, Problem, SpecError, UsageError
 from vlmc.ir import Arch, Role
 from vlmc.partition.chain import Chain
@@ -37,10 +37,32 @@ def silent(stage: str, done: int = 0, total: int = 0) -> None:
     """Tells nobody."""
 
 
+class Kept(Protocol):
+    """Reports of earlier calls, by what they follow from."""
+
+    def fetch(
+        self, arch: Arch, mode: Mode, trained: tuple[Role, ...], precision: Precision
+    ) -> GraphReport | None:
+        """One of them; None where there is none."""
+        ...
+
+    def keep(
+        self,
+        arch: Arch,
+        mode: Mode,
+        trained: tuple[Role, ...],
+        precision: Precision,
+        report: GraphReport,
+    ) -> None:
+        """Keeps one for calls to come."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reports:
     """What was read off graphs: once for each design, whatever it is planned for."""
 
+    kept: Kept | None = None
     _known: dict[tuple[object, ...], GraphReport] = field(
         default_factory=dict[tuple[object, ...], GraphReport]
     )
@@ -65,17 +87,29 @@ class Reports:
         self,
         spec: ModelSpec,
         arch: Arch,
-        mode: Literal["train", "prefill", "decode"],
+        mode: Mode,
         trained: tuple[Role, ...],
         precision: Precision,
     ) -> GraphReport:
         key = (fingerprint(spec), arch.tokens, mode, trained, precision)
         if key not in self._known:
-            # torch is imported here and not above: a bad spec is answered before that.
-            from vlmc.analysis.analyse import analyse
-
-            self._known[key] = analyse(arch, mode=mode, trained=trained, precision=precision)
+            self._known[key] = self._read(arch, mode, trained, precision)
         return self._known[key]
+
+    def _read(
+        self, arch: Arch, mode: Mode, trained: tuple[Role, ...], precision: Precision
+    ) -> GraphReport:
+        if self.kept is not None:
+            earlier = self.kept.fetch(arch, mode, trained, precision)
+            if earlier is not None:
+                return earlier
+        # torch is imported here and not above: a bad spec is answered before that.
+        from vlmc.analysis.analyse import analyse
+
+        report = analyse(arch, mode=mode, trained=trained, precision=precision)
+        if self.kept is not None:
+            self.kept.keep(arch, mode, trained, precision, report)
+        return report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
