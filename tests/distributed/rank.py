@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 
@@ -91,6 +92,112 @@ def compare(work: dict[str, Any]) -> dict[str, Any]:
         "extra": extra,
         "compared": len(wanted),
     }
+
+
+def rounded(work: dict[str, Any]) -> dict[str, Any]:
+    """A step in bf16 beside one process in fp32: errors of the loss and of all gradients together
+    (`alone`: of one process in bf16), and what each rank held at most."""
+    engine = engine_of(work)
+    most = watched(engine)
+    later = PipelineStage.backward_weight_one_chunk
+
+    def then(*given: Any, **named: Any) -> Any:
+        later(*given, **named)
+        most()
+
+    PipelineStage.backward_weight_one_chunk = then
+    try:
+        loss = engine.step(work["rows"])
+    finally:
+        PipelineStage.backward_weight_one_chunk = later
+    found = whole_gradients(engine)
+    training = Training(engine, learning_rate=0.0)
+    training.optimiser.step()
+    kept = [v for state in training.optimiser.state.values() for v in state.values()]
+    own = {
+        "group": engine.group,
+        **most(),
+        "optimiser": sum(size_of(one) for one in kept if one.ndim),
+        "again": read_again(engine),
+    }
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    wanted_loss, wanted = gradients(work)
+    _, alone = gradients(work, torch.bfloat16)
+    return {
+        "loss": abs(loss - wanted_loss) / abs(wanted_loss),
+        "gradient": distance(found, wanted),
+        "alone": distance(alone, wanted),
+        "held": everyone,
+    }
+
+
+def read_again(engine: Engine) -> int:
+    """Bytes of frozen weights that an earlier stage of the model holds, too: a tied embedding."""
+    names: set[str] = set()
+    found = 0
+    for cut in engine.cuts:
+        own = {name for step in cut.steps for name in step.owns}
+        for stage in engine.stages:
+            if stage.cut is cut:
+                for name, parameter in stage.model.named_parameters():
+                    of = name.removesuffix(".weight")
+                    if of in own & names and not parameter.requires_grad:
+                        found += size_of(parameter)
+                        gathered = isinstance(parameter, DTensor)  # with its stage, in bf16
+                        found += 2 * parameter.numel() if gathered else 0
+        names |= own
+    return found
+
+
+def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Between all gradients, taken as one vector, relative to the length of `wanted`."""
+    pairs = [(found.get(name, torch.zeros_like(one)).float(), one) for name, one in wanted.items()]
+    error = sum(float((got - one).square().sum()) for got, one in pairs)
+    return (error / sum(float(one.square().sum()) for _, one in pairs)) ** 0.5
+
+
+def watched(engine: Engine) -> Callable[[], dict[str, int]]:
+    """Looks at what an engine holds after each forward pass of a stage, and when it is called; the
+    most bytes of weights and of their gradients so far."""
+    most = {"weights": 0, "gradients": 0}
+
+    def look(*given: Any) -> dict[str, int]:
+        weights, grads = 0, 0
+        for stage in engine.stages:
+            sharded = {id(p): p for p in stage.parameters()}
+            for module in stage.modules():
+                for group in getattr(fully_shard.state(module), "_fsdp_param_groups", ()):  # type: ignore[attr-defined]
+                    for one in group.fsdp_params:
+                        gathered = getattr(one, "_unsharded_param", None)
+                        sharded.pop(id(gathered), None)
+                        sharded[id(one.sharded_param)] = one.sharded_param
+                        copies = [t.untyped_storage().nbytes() for t in one.all_gather_outputs]
+                        weights += sum(copies)
+                        late = one.unsharded_accumulated_grad
+                        for grad in (late, None if gathered is None else gathered.grad):
+                            grads += 0 if grad is None else size_of(grad)
+            weights += sum(size_of(p) for p in sharded.values())
+            grads += sum(size_of(p.grad) for p in sharded.values() if p.grad is not None)
+        most["weights"] = max(most["weights"], weights)
+        most["gradients"] = max(most["gradients"], grads)
+        return most
+
+    for stage in engine.stages:
+        run = stage.run
+
+        def then(*given: Any, run: Any = run) -> Any:
+            made = run(*given)
+            look()
+            return made
+
+        stage.run = then  # type: ignore[method-assign]
+    return look
+
+
+def size_of(tensor: Tensor) -> int:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.numel() * local.element_size()
 
 
 def lengths(work: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +280,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 WORK: dict[str, Callable[[dict[str, Any]], Any]] = {
     "compare": compare,
+    "rounded": rounded,
     "lengths": lengths,
     "frozen": frozen,
     "resume": resume,

@@ -103,6 +103,8 @@ def every_setting(
                     continue
                 if placement == "own_group" and way[0] == "interleaved":
                     continue
+                if zero == 3 and pipeline > 1 and way[0] in ("interleaved", "zero_bubble"):
+                    continue
                 if wrong(request, pipeline, data, tensor, zero, way[0], placement):
                     continue
                 yield Setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.unit.graph_reports import cluster, flamingo_80b
 from vlmc.analysis.report import GraphReport
 from vlmc.diagnostics import Diagnostic, SpecError, UsageError
 from vlmc.hardware import device
-from vlmc.partition.plan import ParallelPlan
+from vlmc.partition.plan import Mesh, ParallelPlan, PlannedStage
 from vlmc.partition.request import Request
 from vlmc.partition.search import find
 from vlmc.planning.checks import against
@@ -90,6 +91,8 @@ def edit(text: str, old: str, new: str) -> str:
         ("zero: 0", "zero: 1", "VLMC012", "zero: 2"),
         ("sequence_parallel: false", "sequence_parallel: true", "VLMC012",
          "sequence_parallel: false"),
+        ("encoder: {pipeline: 1, data: 4, tensor: 1}", "encoder: {pipeline: 2, data: 2, tensor: 4}",
+         "VLMC161", "encoder: {pipeline: 1, data: 4, tensor: 1}"),
         ("encoder.stages.0, first: 0, last: 0", "encoder.stages.0, first: 1, last: 0", "VLMC162",
          "last: 1"),
     ],
@@ -101,6 +104,37 @@ def test_what_contradicts_itself_is_named(
     assert code in [one.code for one in found], found
     assert help_ in [one.help for one in found if one.code == code]
     assert all(one.expected and one.span.line >= 1 for one in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "help_"),
+    [
+        ({"trained": ()}, "VLMC012", "trained: [adapter]"),
+        ({"zero": 3, "schedule": "zero_bubble"}, "VLMC012", "zero: 2"),
+        ({"zero": 3, "schedule": "interleaved"}, "VLMC012", "zero: 2"),
+    ],
+)
+def test_what_train_py_cannot_run_is_named(
+    changes: dict[str, Any], code: str, help_: str, plan: ParallelPlan, tmp_path: Path
+) -> None:
+    (found,) = faults(text_of(plan.model_copy(update=changes)), tmp_path)
+    assert (found.code, found.help) == (code, help_)
+
+
+def test_one_group_holds_one_stage(plan: ParallelPlan, tmp_path: Path) -> None:
+    whole = tuple(held for stage in plan.stages for held in stage.holds)
+    stages = (PlannedStage(group=0, holds=whole), PlannedStage(group=0, holds=()))
+    changes = {"mesh": Mesh(pipeline=1, data=1, tensor=16), "placement": "stage_0"}
+    looped = {"schedule": "interleaved", "chunks": 2, "encoder": None, "stages": stages}
+    found = faults(text_of(plan.model_copy(update={**changes, **looped})), tmp_path)
+    assert ("VLMC161", "chunks: 1") in [(one.code, one.help) for one in found]
+
+
+def test_a_stage_holds_something(plan: ParallelPlan, text: str, tmp_path: Path) -> None:
+    empty = plan.stages[-1].model_copy(update={"holds": ()})
+    stages = (*plan.stages[:-1], empty)
+    (found,) = faults(text_of(plan.model_copy(update={"stages": stages})), tmp_path)
+    assert (found.code, found.message) == ("VLMC162", "stage 3 holds nothing")
 
 
 def test_micro_batches_divide_the_batch(plan: ParallelPlan, text: str, tmp_path: Path) -> None:
@@ -173,6 +207,7 @@ def test_a_tensor_degree_divides_what_it_splits(tmp_path: Path, report: GraphRep
         update={
             "mesh": plan.mesh.model_copy(update={"pipeline": 1, "data": 1, "tensor": 3}),
             "count": 3, "batch": 6, "micro_batch": 1, "chunks": 1, "placement": "stage_0",
+            "encoder": None,
             "stages": (plan.stages[0].model_copy(
                 update={"holds": tuple(h for s in plan.stages for h in s.holds), "group": 0}),),
         }

@@ -14,12 +14,17 @@ from vlmc.partition.plan import Checkpointing, Memory
 from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.schedule import most_held
 from vlmc.partition.setting import Setting
+from vlmc.runtime.parallel.plan_rules import whole_weights
 
 RESERVE = 0.04
 """Share of what is held that is lost between blocks of the allocator. Assumed."""
 CONTEXT = 0.75e9
 """Bytes that the driver, its libraries and its communicators take. Assumed; at most a hundredth of
 the device's memory."""
+_MASTER = 4
+"""Bytes of a trained parameter, and of its gradient."""
+_BUFFERS = 4
+"""Copies of a block at one time: its own, the next one's, and what both are sent in."""
 _KEEPS = {"none": 0, "selective": 1, "full": 2}
 
 Levels = tuple[tuple[float, float, tuple[int, ...]], ...]
@@ -87,20 +92,8 @@ class Chain:
         if report.mode == "train":
             loss = float(report.loss_peak(**lines.sizes(setting.micro_batch)))
             self.forward_peaks[-1] = max(self.forward_peaks[-1], before[-1] + loss)
-        self.weights = self._sums(lambda part: part.weights)
-        self.gradients = self._sums(lambda part: part.gradients)
-        self.optimiser = self._sums(lambda part: part.optimiser)
         self.cache = [times * size for size in self._sums(lambda part: part.cache)]
-        self.first_peaks = [
-            peak - made for peak, made in zip(self.backward_peaks, self.gradients, strict=False)
-        ]
-        self.buffers = [self.parts[block].buffers for block in order]
-        self.over = max(self.buffers) + max(
-            max(one, two) - level
-            for one, two, level in zip(
-                self.forward_peaks, self.backward_peaks, before[1:], strict=True
-            )
-        )
+        self._states()
         self.outputs = [self.parts[block].output for block in order]
         self.token_parts = parts(tokens, setting) if tokens else self.parts
         self.token_order = tokens.report.order if tokens else order
@@ -147,10 +140,30 @@ class Chain:
         values = [of(part) for part in self.parts]
         return list(accumulate(map(values.__getitem__, self.lines.report.order), initial=0.0))
 
+    def _states(self) -> None:
+        """What is held of weights, gradients and the optimiser."""
+        self.weights = self._sums(lambda part: part.weights)
+        self.gradients = self._sums(lambda part: part.gradients)
+        self.optimiser = self._sums(lambda part: part.optimiser)
+        self.first_peaks = [
+            peak - made for peak, made in zip(self.backward_peaks, self.gradients, strict=False)
+        ]
+        self.buffers = [self.parts[block].buffers for block in self.lines.report.order]
+        self.over = max(self.buffers) + max(
+            max(one, two) - level
+            for one, two, level in zip(
+                self.forward_peaks, self.backward_peaks, self.saved[1:], strict=True
+            )
+        )
+
     def scheduled(self, setting: Setting) -> Chain:
-        """The same under a setting with another schedule; sums are shared."""
+        """The same under a setting with another schedule; sums are shared, but for what schedules
+        hold differently."""
         twin = copy(self)
         twin.setting = setting
+        if _looped(setting) or _looped(self.setting):
+            twin.parts = parts(self.lines, setting)
+            twin._states()
         twin.held = [twin._held(group) for group in range(setting.pipeline)]
         return twin
 
@@ -316,7 +329,7 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         if block.reached:
             late_backward = max(0.0, gather + scatter - OVERLAP * backward)
     saved = cost.saved[kept]
-    copied = cost.parameters * size if zero == 3 or (trained and size < 4) else 0.0
+    weights, gradients, buffers = _held_states(setting, block, cost.parameters, size)
     return Part(
         forward=cost.forward + late_forward,
         backward=backward + late_backward,
@@ -324,13 +337,48 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         tail=tail,
         update=updating,
         gathered=late_forward + late_backward,
-        weights=(trained * 4 or cost.parameters * size) / (data if zero == 3 else 1),
-        gradients=trained * 4 / (data if zero >= 2 else 1),
+        weights=weights,
+        gradients=gradients,
         optimiser=trained * state / (data if zero else 1),
         saved=saved,
         forward_peak=cost.peak_forward,
         backward_peak=cost.peak_backward + cost.saved[0] - saved if block.reached else 0.0,
-        buffers=4 * copied + (cost.output if cost.exchanged else 0.0),
+        buffers=buffers + (cost.output if cost.exchanged else 0.0),
         cache=0.0,
         output=cost.output,
     )
+
+
+def _held_states(
+    setting: Setting, block: Block, parameters: int, size: float
+) -> tuple[float, float, float]:
+    """Bytes of a block's weights, of their gradients, and beside them while the block is at work.
+
+    As train.py has it: FSDP2 keeps masters of trained weights in fp32, sharded from ZeRO 2 on, and
+    copies of them in the number format that is computed in: from the first forward pass to the end
+    of the step (ZeRO 2; schedules that gather whole stages; what stands beside the stacks, which is
+    gathered with its stage) or while a block is at work. Frozen weights are copied where they are
+    sharded, at ZeRO 3.
+    """
+    data, zero = setting.data, setting.zero
+    trained = parameters if block.trained else 0
+    copied = parameters if zero == 3 else trained
+    if data == 1 and size == _MASTER:
+        copied = 0
+    whole = zero == 2 or _looped(setting) or "*" not in block.name
+    weights = (trained * _MASTER or parameters * size) / (
+        data if zero == 3 or (zero == 2 and trained) else 1
+    )
+    delayed = setting.schedule == "zero_bubble" and setting.pipeline > 1
+    gradients = trained * _MASTER / (data if zero >= 2 and not delayed else 1)
+    if delayed and copied and size < _MASTER:
+        gradients += trained * size  # not yet added to those in fp32
+    return (
+        weights + (copied * size if whole else 0.0),
+        gradients,
+        (_BUFFERS - 1 if whole else _BUFFERS) * copied * size,
+    )
+
+
+def _looped(setting: Setting) -> bool:
+    return whole_weights(setting.schedule, setting.pipeline)

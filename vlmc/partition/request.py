@@ -9,7 +9,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import BYTES
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
-from vlmc.runtime.parallel.plan_file import TRAINED_IN
+from vlmc.runtime.parallel.plan_rules import LOOPED, TRAINED_IN
 
 OPTIMISERS: dict[str, int] = {
     "adamw": 8,
@@ -128,6 +128,8 @@ def _check_degrees(request: Request, cluster: Cluster) -> None:
             raise UsageError(f"{name} {degree} does not divide {cluster.count} devices")
     if cluster.count % product:
         raise UsageError(f"the degrees' product {product} does not divide {cluster.count} devices")
+    if request.zero == 3 and request.schedule in LOOPED and request.pipeline not in (None, 1):
+        raise UsageError(f"zero 3 cannot be with {request.schedule}, which needs whole stages: 2")
     if request.data is not None and request.batch % request.data:
         less = "is smaller than" if request.batch < request.data else "is not divisible by"
         raise UsageError(f"batch {request.batch} {less} data {request.data}")

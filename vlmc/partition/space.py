@@ -10,7 +10,7 @@ from vlmc.partition.costs import ENCODER_SIDE, Rooflines, splits
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
 from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
-from vlmc.runtime.parallel.plan_file import ZERO_STAGES
+from vlmc.runtime.parallel.plan_rules import ZERO_STAGES
 
 CHUNKS = (2, 4, 8)
 """Stages that a rank may hold with the interleaved schedule."""

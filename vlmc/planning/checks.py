@@ -3,65 +3,72 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from vlmc.analysis.report import GraphReport
 from vlmc.components.contract import nearest_divisor
 from vlmc.diagnostics import Path, Problem
 from vlmc.diagnostics.nearest import listing, suggestion
-from vlmc.partition.plan import ParallelPlan
-from vlmc.partition.schedule.orders import refusal
-from vlmc.runtime.parallel.plan_file import OPTIMISERS, TRAINED_IN, ZERO_STAGES
+from vlmc.partition.plan import Mesh, ParallelPlan
+from vlmc.runtime.parallel.plan_rules import (
+    Broken,
+    Degrees,
+    Held,
+    Ruled,
+    blocks_named,
+    broken_range,
+    broken_rules,
+    places_of,
+)
 
 NAMED = 4
 """Blocks that a message names one by one."""
 
 
 def problems(plan: ParallelPlan) -> Iterator[Problem]:
-    """What a plan contradicts itself in. Needs no torch."""
-    yield from _ranks(plan)
-    yield from _batch(plan)
-    yield from _stages(plan)
-    yield from _twice(plan)
-    if plan.mode == "train":
-        yield from _executed(plan)
+    """What a plan contradicts itself in, by the rules that train.py has, too. Needs no torch."""
+    encoder = plan.encoder
+    ruled = Ruled(
+        trains=plan.mode == "train",
+        count=plan.count,
+        per_node=plan.per_node,
+        trained=plan.trained,
+        precision=plan.precision,
+        optimiser=plan.optimiser,
+        mesh=_degrees(plan.mesh),
+        encoder=None if encoder is None else _degrees(encoder),
+        placement=plan.placement,
+        sequence_parallel=plan.sequence_parallel,
+        zero=plan.zero,
+        batch=plan.batch,
+        micro_batch=plan.micro_batch,
+        schedule=plan.schedule,
+        chunks=plan.chunks,
+        stages=_stages(plan),
+    )
+    yield from map(_problem, broken_rules(ruled))
 
 
-def _executed(plan: ParallelPlan) -> Iterator[Problem]:
-    """What train.py does not run, by its own lists."""
-    if plan.optimiser not in OPTIMISERS:
-        yield _no_word("optimiser", plan.optimiser, OPTIMISERS)
-    if plan.precision not in TRAINED_IN:
-        yield _no_word("precision", plan.precision, TRAINED_IN)
-    if plan.zero not in ZERO_STAGES:
-        yield Problem(
-            code="VLMC012",
-            path=("zero",),
-            message="`zero` cannot be 1: gradients are sharded wherever the optimiser's state is",
-            expected=", ".join(map(str, ZERO_STAGES)),
-            got=str(plan.zero),
-            help="zero: 2",
-        )
-    if plan.sequence_parallel:
-        yield Problem(
-            code="VLMC012",
-            path=("sequence_parallel",),
-            message="activations between blocks stay whole on each rank of a tensor group",
-            expected="false",
-            got="true",
-            help="sequence_parallel: false",
-        )
+def _degrees(mesh: Mesh) -> Degrees:
+    return Degrees(mesh.pipeline, mesh.data, mesh.tensor)
 
 
-def _no_word(key: str, word: str, words: Sequence[str]) -> Problem:
+def _stages(plan: ParallelPlan) -> tuple[tuple[int, tuple[Held, ...]], ...]:
+    return tuple(
+        (stage.group, tuple(Held(one.block, one.first, one.last) for one in stage.holds))
+        for stage in plan.stages
+    )
+
+
+def _problem(broken: Broken) -> Problem:
     return Problem(
-        code="VLMC012",
-        path=(key,),
-        message=f"`{key}` cannot be {word[:60]!r} in training",
-        expected=listing(word, words),
-        got=word[:60],
-        help=f"{key}: {suggestion(word, words) or words[0]}",
+        code=broken.code,
+        path=broken.path,
+        related=broken.related,
+        message=broken.message,
+        expected=broken.expected,
+        got=broken.got,
+        help=broken.help,
     )
 
 
@@ -89,142 +96,6 @@ def against(plan: ParallelPlan, fingerprint: str, report: GraphReport | None) ->
             yield _unknown_block(("checkpointing", name), name, names, at_key=True)
 
 
-def _ranks(plan: ParallelPlan) -> Iterator[Problem]:
-    mesh, count = plan.mesh, plan.count
-    if mesh.ranks != count:
-        rest = mesh.pipeline * mesh.tensor
-        help_ = f"data: {count // rest}" if count % rest == 0 else f"count: {mesh.ranks}"
-        yield Problem(
-            code="VLMC161",
-            path=("mesh",),
-            related=(("count",),),
-            message=f"the mesh has {mesh.ranks} ranks for {count} devices",
-            expected=f"pipeline x data x tensor = {count}",
-            got=f"{mesh.pipeline} x {mesh.data} x {mesh.tensor} = {mesh.ranks}",
-            help=help_,
-        )
-    if count > plan.per_node and count % plan.per_node:
-        yield Problem(
-            code="VLMC161",
-            path=("per_node",),
-            related=(("count",),),
-            message=f"{count} devices do not fill nodes of {plan.per_node}",
-            expected=f"a divisor of {count}",
-            got=f"{count} / {plan.per_node} = {count // plan.per_node} remainder "
-            f"{count % plan.per_node}",
-            help=f"per_node: {nearest_divisor(count, plan.per_node)}",
-        )
-
-
-def _batch(plan: ParallelPlan) -> Iterator[Problem]:
-    shared = plan.mesh.data * plan.micro_batch
-    if plan.mode == "train" and plan.batch % shared:
-        each = plan.batch // plan.mesh.data
-        fits = plan.batch % plan.mesh.data == 0
-        yield Problem(
-            code="VLMC163",
-            path=("micro_batch",),
-            related=(("batch",),),
-            message=f"micro-batches of {plan.micro_batch} do not divide the batch",
-            expected=f"data x micro_batch that divides {plan.batch}",
-            got=f"{plan.batch} / ({plan.mesh.data} x {plan.micro_batch}) = {plan.batch // shared} "
-            f"remainder {plan.batch % shared}",
-            help=f"micro_batch: {nearest_divisor(each, plan.micro_batch)}"
-            if fits
-            else f"batch: {shared * -(-plan.batch // shared)}",
-        )
-    elif plan.mode == "train":
-        why = refusal(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
-        if why is not None:
-            yield Problem(
-                code="VLMC163",
-                path=("schedule",),
-                related=(("micro_batch",),),
-                message="the schedule cannot run so many micro-batches",
-                expected="a schedule that fits the pipeline's groups and micro-batches",
-                got=why,
-                help="schedule: gpipe" if plan.chunks == 1 else "chunks: 1",
-            )
-
-
-def _stages(plan: ParallelPlan) -> Iterator[Problem]:
-    groups = plan.mesh.pipeline
-    wanted = groups * plan.chunks
-    if len(plan.stages) != wanted:
-        yield Problem(
-            code="VLMC161",
-            path=("stages",),
-            message=f"{wanted} stages are needed",
-            expected=f"pipeline x chunks = {groups} x {plan.chunks} = {wanted}",
-            got=f"{len(plan.stages)}",
-            help="chunks: 1" if len(plan.stages) == groups else f"pipeline: {len(plan.stages)}",
-        )
-        return
-    for index, stage in enumerate(plan.stages):
-        if stage.group != index % groups:
-            yield Problem(
-                code="VLMC161",
-                path=("stages", index, "group"),
-                message=f"stage {index} belongs to another group",
-                expected=f"{index} mod {groups} = {index % groups}",
-                got=str(stage.group),
-                help=f"group: {index % groups}",
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    path: Path
-    first: int
-    last: int
-
-
-def _held(plan: ParallelPlan) -> dict[str, list[_Place]]:
-    """By block, where it is held, by number."""
-    found: dict[str, list[_Place]] = {}
-    for index, stage in enumerate(plan.stages):
-        for number, held in enumerate(stage.holds):
-            path: Path = ("stages", index, "holds", number)
-            found.setdefault(held.block, []).append(_Place(path, held.first, held.last))
-    return {name: sorted(places, key=lambda p: (p.first, p.last)) for name, places in found.items()}
-
-
-def _twice(plan: ParallelPlan) -> Iterator[Problem]:
-    """Ranges that end before they begin, overlap, or leave a gap between them."""
-    for name, places in _held(plan).items():
-        following = 0
-        for place in places:
-            if place.last < place.first:
-                yield _range(place, name, f"from {place.first} to {place.last}",
-                             "a last block that is no earlier than the first",
-                             f"last: {place.first}")  # fmt: skip
-                continue
-            if place.first < following:
-                again = _numbers(place.first, min(place.last, following - 1))
-                yield _range(place, name, f"{again} again", f"each block once, next {following}",
-                             f"first: {following}")  # fmt: skip
-            elif place.first > following:
-                lost = _numbers(following, place.first - 1)
-                yield _range(place, name, f"nothing holds {lost}", f"first: {following}",
-                             f"first: {following}")  # fmt: skip
-            following = max(following, place.last + 1)
-
-
-def _range(place: _Place, name: str, got: str, expected: str, help_: str) -> Problem:
-    return Problem(
-        code="VLMC162",
-        path=(*place.path, help_.partition(":")[0]),
-        message=f"`{name[:60]}` is not held as it should be",
-        expected=expected,
-        got=got,
-        help=help_,
-    )
-
-
-def _numbers(first: int, last: int) -> str:
-    return f"block {first}" if first == last else f"blocks {first} to {last}"
-
-
 def _counts(report: GraphReport) -> Counter[str]:
     """How many blocks of each name the chain has, in the order in which data meets them. Blocks of
     one stack may differ: the last one of an encoder whose output nothing reads."""
@@ -234,17 +105,19 @@ def _counts(report: GraphReport) -> Counter[str]:
 def _missing(plan: ParallelPlan, report: GraphReport) -> Iterator[Problem]:
     """Blocks of the design that no stage holds, and blocks that it does not have."""
     counts = _counts(report)
-    held = _held(plan)
+    held = places_of(_stages(plan))
     for name, places in held.items():
         if name not in counts:
             yield _unknown_block((*places[0].path, "block"), name, list(counts))
         elif (last := places[-1]).last >= counts[name]:
-            yield _range(last, name, f"block {last.last}", f"at most {counts[name] - 1}",
-                         f"last: {counts[name] - 1}")  # fmt: skip
+            yield _problem(broken_range(last, name, f"block {last.last}",
+                                        f"at most {counts[name] - 1}",
+                                        f"last: {counts[name] - 1}"))  # fmt: skip
         elif last.last < counts[name] - 1:
-            lost = _numbers(last.last + 1, counts[name] - 1)
-            yield _range(last, name, f"nothing holds {lost}", f"last: {counts[name] - 1}",
-                         f"last: {counts[name] - 1}")  # fmt: skip
+            lost = blocks_named(last.last + 1, counts[name] - 1)
+            yield _problem(broken_range(last, name, f"nothing holds {lost}",
+                                        f"last: {counts[name] - 1}",
+                                        f"last: {counts[name] - 1}"))  # fmt: skip
     lost = [name for name in counts if name not in held]
     if lost and held:
         shown = ", ".join(lost[:NAMED]) + (", ..." if len(lost) > NAMED else "")

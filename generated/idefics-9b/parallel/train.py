@@ -26,6 +26,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache, partial
 from itertools import cycle, islice
 from types import MethodType, SimpleNamespace
@@ -43,6 +44,7 @@ try:
     from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
     from torch.distributed.fsdp import (
+        FSDPModule,
         MixedPrecisionPolicy,
         fully_shard,
         register_fsdp_forward_method,
@@ -146,36 +148,18 @@ def role_of(parameter: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# plan.yaml as a training run reads it: every field checked, nothing coerced.
+# What a plan must hold to so that it can run: rules that `vlmc plan` and train.py share.
 # --------------------------------------------------------------------------------------------------
 
 
-_ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
-_WORDS: dict[str, tuple[str, ...]] = {
-    "mode": ("train", "serve"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "placement": ("stage_0", "own_group", "replicated", "spread"),
-    "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
-}
-_CHECKPOINTING = ("none", "selective", "full")
 OPTIMISERS = ("adamw", "sgd")
 TRAINED_IN = ("bf16", "fp32")
 """fp16 overflows in training unless losses are scaled, which this executor does not do."""
 ZERO_STAGES = (0, 2, 3)
 """Not 1: FSDP2 shards gradients wherever it shards the state of the optimiser."""
-_COUNTS = ("count", "per_node", "batch", "micro_batch", "text", "chunks")
-_KEYS = {
-    "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
-    "optimiser", "mesh", "encoder", "placement", "sequence_parallel", "zero", "batch",
-    "micro_batch", "text", "images", "schedule", "chunks", "checkpointing", "stages",
-    "predicted", "bound_seconds",
-}  # fmt: skip
-_NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", "stages")
-_DEFAULTS: dict[str, Any] = {
-    "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "stage_0",
-    "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
-    "count": 1, "per_node": 1, "text": 1, "images": 0, "encoder": None,
-}  # fmt: skip
+LOOPED = ("interleaved", "zero_bubble")
+"""Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
+it computes on them, and gradients of weights that are put off need them to stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +190,346 @@ class Held:
         if "*" not in self.block:
             return (self.block,)
         return tuple(self.block.replace("*", str(n)) for n in range(self.first, self.last + 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruled:
+    """Those fields of a plan that rules bind together, each of its own kind already."""
+
+    trains: bool
+    count: int
+    per_node: int
+    trained: tuple[str, ...]
+    precision: str
+    optimiser: str
+    mesh: Degrees
+    encoder: Degrees | None
+    placement: str
+    sequence_parallel: bool
+    zero: int
+    batch: int
+    micro_batch: int
+    schedule: str
+    chunks: int
+    stages: tuple[tuple[int, tuple[Held, ...]], ...]
+    """Group, and what is held."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step in each replica."""
+        return self.batch // (self.mesh.data * self.micro_batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A rule that a plan does not hold to."""
+
+    code: str
+    """Of the diagnostic."""
+    path: tuple[str | int, ...]
+    message: str
+    expected: str
+    got: str
+    help: str
+    related: tuple[tuple[str | int, ...], ...] = ()
+
+
+def whole_weights(schedule: str, groups: int) -> bool:
+    """Whether a schedule keeps the weights of whole stages gathered, whatever is sharded."""
+    return groups > 1 and schedule in LOOPED
+
+
+def refusal(schedule: str, ranks: int, micro_batches: int, chunks: int = 1) -> str | None:
+    """Why torch.distributed.pipelining cannot run such a schedule; None where it can."""
+    if min(ranks, micro_batches, chunks) < 1:
+        return "a pipeline needs at least one rank, one micro-batch and one chunk"
+    if schedule in ("gpipe", "1f1b") and chunks > 1:
+        return f"{schedule} holds one stage per rank, not {chunks}"
+    if schedule == "1f1b" and micro_batches < ranks:
+        return f"1f1b over {ranks} ranks needs as many micro-batches, not {micro_batches}"
+    if schedule in LOOPED:
+        rounds = max(1, micro_batches // ranks)
+        if micro_batches % rounds:
+            return (
+                f"{schedule} over {ranks} ranks sends {micro_batches} micro-batches in {rounds} "
+                f"rounds, and {rounds} does not divide {micro_batches}"
+            )
+    return None
+
+
+def broken_rules(plan: Ruled) -> Iterator[Broken]:
+    """What a plan contradicts itself in, and what train.py does not run."""
+    yield from _broken_degrees(plan)
+    if plan.trains:
+        yield from _broken_batch(plan)
+    yield from _broken_stages(plan)
+    yield from _broken_ranges(plan)
+    if plan.trains:
+        yield from _broken_training(plan)
+
+
+def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
+    mesh, count = plan.mesh, plan.count
+    if mesh.ranks != count:
+        rest = mesh.pipeline * mesh.tensor
+        yield Broken(
+            code="VLMC161",
+            path=("mesh",),
+            related=(("count",),),
+            message=f"the mesh has {mesh.ranks} ranks for {count} devices",
+            expected=f"pipeline x data x tensor = {count}",
+            got=f"{mesh.pipeline} x {mesh.data} x {mesh.tensor} = {mesh.ranks}",
+            help=f"data: {count // rest}" if count % rest == 0 else f"count: {mesh.ranks}",
+        )
+    if count > plan.per_node and count % plan.per_node:
+        yield Broken(
+            code="VLMC161",
+            path=("per_node",),
+            related=(("count",),),
+            message=f"{count} devices do not fill nodes of {plan.per_node}",
+            expected=f"a divisor of {count}",
+            got=f"{count} / {plan.per_node} = {count // plan.per_node} remainder "
+            f"{count % plan.per_node}",
+            help=f"per_node: {_divisor_near(count, plan.per_node)}",
+        )
+    apart = Degrees(1, mesh.data * mesh.tensor, 1)
+    if plan.encoder in (None, mesh) or (plan.placement == "replicated" and plan.encoder == apart):
+        return
+    given, meant = plan.encoder, apart if plan.placement == "replicated" else mesh
+    yield Broken(
+        code="VLMC161",
+        path=("encoder",),
+        related=(("mesh",), ("placement",)),
+        message="encoder and adapter cannot have these degrees",
+        expected="those of mesh; where they are replicated, a replica for each data and tensor "
+        f"rank: {apart.pipeline} x {apart.data} x {apart.tensor}",
+        got=f"{given.pipeline} x {given.data} x {given.tensor}",
+        help=f"encoder: {{pipeline: {meant.pipeline}, data: {meant.data}, tensor: {meant.tensor}}}",
+    )
+
+
+def _broken_batch(plan: Ruled) -> Iterator[Broken]:
+    data = plan.mesh.data
+    shared = data * plan.micro_batch
+    if plan.batch % shared:
+        near = _divisor_near(plan.batch // data, plan.micro_batch) if plan.batch >= data else 1
+        yield Broken(
+            code="VLMC163",
+            path=("micro_batch",),
+            related=(("batch",),),
+            message=f"micro-batches of {plan.micro_batch} do not divide the batch",
+            expected=f"data x micro_batch that divides {plan.batch}",
+            got=f"{plan.batch} / ({data} x {plan.micro_batch}) = {plan.batch // shared} "
+            f"remainder {plan.batch % shared}",
+            help=f"batch: {shared * -(-plan.batch // shared)}"
+            if plan.batch % data
+            else f"micro_batch: {near}",
+        )
+        return
+    why = refusal(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
+    if why is not None:
+        yield Broken(
+            code="VLMC163",
+            path=("schedule",),
+            related=(("micro_batch",),),
+            message="the schedule cannot run so many micro-batches",
+            expected="a schedule that fits the pipeline's groups and micro-batches",
+            got=why,
+            help="schedule: gpipe" if plan.chunks == 1 else "chunks: 1",
+        )
+
+
+def _broken_stages(plan: Ruled) -> Iterator[Broken]:
+    groups, found = plan.mesh.pipeline, len(plan.stages)
+    wanted = groups * plan.chunks
+    if groups == 1 and plan.chunks > 1:
+        yield Broken(
+            code="VLMC161",
+            path=("chunks",),
+            related=(("mesh", "pipeline"),),
+            message="one pipeline group holds the whole model as one stage",
+            expected="1, or more groups",
+            got=str(plan.chunks),
+            help="chunks: 1",
+        )
+        return
+    if found != wanted:
+        yield Broken(
+            code="VLMC161",
+            path=("stages",),
+            message=f"{wanted} stages are needed",
+            expected=f"pipeline x chunks = {groups} x {plan.chunks} = {wanted}",
+            got=f"{found}",
+            help="chunks: 1" if found == groups else f"pipeline: {found}",
+        )
+        return
+    for index, (group, held) in enumerate(plan.stages):
+        if group != index % groups:
+            yield Broken(
+                code="VLMC161",
+                path=("stages", index, "group"),
+                message=f"stage {index} belongs to another group",
+                expected=f"{index} mod {groups} = {index % groups}",
+                got=str(group),
+                help=f"group: {index % groups}",
+            )
+        if not held:
+            yield Broken(
+                code="VLMC162",
+                path=("stages", index, "holds"),
+                message=f"stage {index} holds nothing",
+                expected="at least one block",
+                got="none",
+                help="move blocks of a neighbour to it",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a range of blocks of one name is held."""
+
+    path: tuple[str | int, ...]
+    first: int
+    last: int
+
+
+def places_of(stages: Sequence[tuple[int, Sequence[Held]]]) -> dict[str, list[Placed]]:
+    """By block, where it is held, by number."""
+    found: dict[str, list[Placed]] = {}
+    for index, (_, holds) in enumerate(stages):
+        for number, held in enumerate(holds):
+            path = ("stages", index, "holds", number)
+            found.setdefault(held.block, []).append(Placed(path, held.first, held.last))
+    return {name: sorted(places, key=lambda p: (p.first, p.last)) for name, places in found.items()}
+
+
+def _broken_ranges(plan: Ruled) -> Iterator[Broken]:
+    """Ranges that end before they begin, overlap, or leave a gap between them."""
+    for name, places in places_of(plan.stages).items():
+        following = 0
+        for place in places:
+            if place.last < place.first:
+                yield broken_range(place, name, f"from {place.first} to {place.last}",
+                                   "a last block that is no earlier than the first",
+                                   f"last: {place.first}")  # fmt: skip
+                continue
+            if place.first < following:
+                again = blocks_named(place.first, min(place.last, following - 1))
+                yield broken_range(place, name, f"{again} again",
+                                   f"each block once, next {following}",
+                                   f"first: {following}")  # fmt: skip
+            elif place.first > following:
+                lost = blocks_named(following, place.first - 1)
+                yield broken_range(place, name, f"nothing holds {lost}", f"first: {following}",
+                                   f"first: {following}")  # fmt: skip
+            following = max(following, place.last + 1)
+
+
+def broken_range(place: Placed, name: str, got: str, expected: str, help_: str) -> Broken:
+    """A range of blocks that is not what it should be; `help_` begins with the key at fault."""
+    return Broken(
+        code="VLMC162",
+        path=(*place.path, help_.partition(":")[0]),
+        message=f"`{name[:60]}` is not held as it should be",
+        expected=expected,
+        got=got,
+        help=help_,
+    )
+
+
+def blocks_named(first: int, last: int) -> str:
+    """A range of blocks in words."""
+    return f"block {first}" if first == last else f"blocks {first} to {last}"
+
+
+def _broken_training(plan: Ruled) -> Iterator[Broken]:
+    """What train.py does not run."""
+    for key, word, words in (
+        ("optimiser", plan.optimiser, OPTIMISERS),
+        ("precision", plan.precision, TRAINED_IN),
+    ):
+        if word not in words:
+            near = get_close_matches(word, words, 1) or words
+            yield _not_run(
+                key, f"`{key}` cannot be {word[:60]!r} in training", ", ".join(words), word[:60],
+                near[0],
+            )  # fmt: skip
+    if plan.zero not in ZERO_STAGES:
+        yield _not_run(
+            "zero",
+            f"`zero` cannot be {plan.zero}: gradients are sharded wherever the optimiser's state "
+            "is",
+            ", ".join(map(str, ZERO_STAGES)),
+            str(plan.zero),
+            "2",
+        )
+    elif plan.zero == 3 and whole_weights(plan.schedule, plan.mesh.pipeline):
+        yield _not_run(
+            "zero",
+            f"`zero` cannot be 3 with {plan.schedule}, which needs the weights of whole stages",
+            "0 or 2, or schedule gpipe or 1f1b",
+            "3",
+            "2",
+        )
+    if plan.sequence_parallel:
+        yield _not_run(
+            "sequence_parallel",
+            "activations between blocks stay whole on each rank of a tensor group",
+            "false",
+            "true",
+            "false",
+        )
+    if not plan.trained:
+        yield _not_run("trained", "no part is trained: nothing would be learnt",
+                       "at least one role", "none", "[adapter]")  # fmt: skip
+
+
+def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Broken:
+    return Broken(
+        code="VLMC012",
+        path=(key,),
+        message=message,
+        expected=expected,
+        got=got,
+        help=f"{key}: {meant}",
+    )
+
+
+def _divisor_near(number: int, wanted: int) -> int:
+    divisors = [one for one in range(1, min(number, 4096) + 1) if number % one == 0]
+    return min(divisors, key=lambda one: (abs(one - wanted), one))
+
+
+# --------------------------------------------------------------------------------------------------
+# plan.yaml as a training run reads it: every field checked, nothing coerced.
+# --------------------------------------------------------------------------------------------------
+
+
+_ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
+_WORDS: dict[str, tuple[str, ...]] = {
+    "mode": ("train", "serve"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "placement": ("stage_0", "own_group", "replicated", "spread"),
+    "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
+}
+_CHECKPOINTING = ("none", "selective", "full")
+_COUNTS = ("per_node", "batch", "micro_batch", "text", "chunks")
+_RULED = (
+    "per_node", "precision", "optimiser", "placement", "sequence_parallel", "zero", "batch",
+    "micro_batch", "schedule", "chunks",
+)  # fmt: skip
+_KEYS = {
+    "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
+    "optimiser", "mesh", "encoder", "placement", "sequence_parallel", "zero", "batch",
+    "micro_batch", "text", "images", "schedule", "chunks", "checkpointing", "stages",
+    "predicted", "bound_seconds",
+}  # fmt: skip
+_NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", "stages")
+_DEFAULTS: dict[str, Any] = {
+    "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "stage_0",
+    "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
+    "count": None, "per_node": 1, "text": 1, "images": 0, "encoder": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,58 +624,51 @@ def _plan(document: Any) -> Plan:
     _require(whole["version"] == 1, "this run reads plans of version 1")
     for key in _COUNTS:
         _require(_whole(whole[key], 1), f"{key} must be a whole number from 1 on")
+    _require(
+        whole["count"] is None or _whole(whole["count"], 1),
+        "count must be a whole number from 1 on",
+    )
     for key, words in _WORDS.items():
         _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
     _require(whole["mode"] == "train", "mode: a plan to serve is not trained with")
-    _require(
-        whole["precision"] in TRAINED_IN,
-        f"precision: {whole['precision']} overflows in training; {' or '.join(TRAINED_IN)}",
-    )
-    _require(_whole(whole["images"], 0), "images must be a whole number")
-    _require(
-        _whole(whole["zero"], 0) and whole["zero"] in ZERO_STAGES,
-        "zero must be 0, 2 or 3: gradients are sharded wherever the optimiser's state is",
-    )
-    for key in ("design", "spec"):
+    for key in ("images", "zero"):
+        _require(_whole(whole[key], 0), f"{key} must be a whole number")
+    _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel is true or false")
+    for key in ("design", "spec", "optimiser"):
         _require(isinstance(whole[key], str), f"{key} must be text")
-    _require(whole["optimiser"] in OPTIMISERS, f"optimiser must be one of {', '.join(OPTIMISERS)}")
-    _require(
-        whole["sequence_parallel"] is False,
-        "sequence_parallel must be false: activations between blocks stay whole on each rank of a "
-        "tensor group",
-    )
     trained = whole["trained"]
     _require(
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
         f"trained must list roles out of {', '.join(_ROLES)}",
     )
-    _require(bool(trained), "trained names no part: nothing would be learnt")
     mesh = _degrees("mesh", whole["mesh"])
-    tensor = mesh.tensor
-    if whole["encoder"] is not None:
-        encoder = _degrees("encoder", whole["encoder"])
-        apart = Degrees(1, mesh.data * mesh.tensor, 1)
-        _require(
-            encoder == mesh or (whole["placement"] == "replicated" and encoder == apart),
-            "encoder: it has the degrees of mesh, or is replicated, with as many replicas as data "
-            "and tensor ranks",
-        )
-    if whole["placement"] == "replicated":
-        tensor = 1
+    encoder = None if whole["encoder"] is None else _degrees("encoder", whole["encoder"])
     checkpointing = whole["checkpointing"]
     _require(
         is_a(checkpointing, dict)
         and all(isinstance(k, str) and v in _CHECKPOINTING for k, v in checkpointing.items()),
         f"checkpointing must give blocks one of {', '.join(_CHECKPOINTING)}",
     )
-    plan = Plan(
+    stages = _stages(whole["stages"])
+    ruled = Ruled(
+        trains=True,
+        count=whole["count"] or mesh.ranks,
+        mesh=mesh,
+        encoder=encoder,
+        trained=tuple(trained),
+        stages=stages,
+        **{key: whole[key] for key in _RULED},
+    )
+    broken = next(broken_rules(ruled), None)
+    _require(broken is None, _said(broken))
+    return Plan(
         design=whole["design"],
         spec=whole["spec"],
         trained=tuple(trained),
         precision=whole["precision"],
         optimiser=whole["optimiser"],
         mesh=mesh,
-        encoder_tensor=tensor,
+        encoder_tensor=1 if whole["placement"] == "replicated" else mesh.tensor,
         placement=whole["placement"],
         zero=whole["zero"],
         batch=whole["batch"],
@@ -361,52 +678,30 @@ def _plan(document: Any) -> Plan:
         schedule=whole["schedule"],
         chunks=whole["chunks"],
         checkpointing=dict(checkpointing),
-        stages=_stages(whole["stages"], mesh.pipeline, whole["chunks"]),
+        stages=tuple(held for _, held in stages),
     )
-    _check_division(plan)
-    return plan
 
 
-def _check_division(plan: Plan) -> None:
-    share = plan.mesh.data * plan.micro_batch
-    _require(
-        plan.batch % share == 0,
-        f"batch: {plan.batch} sequences are no multiple of {plan.mesh.data} replicas x "
-        f"{plan.micro_batch} sequences of a micro-batch",
+def _said(broken: Broken | None) -> str:
+    if broken is None:
+        return ""
+    where = ".".join(map(str, broken.path))
+    return (
+        f"{where}: {broken.message}; expected {broken.expected}, got {broken.got}; for example "
+        f"{broken.help}"
     )
-    looped = plan.schedule in ("interleaved", "zero_bubble")
-    _require(looped or plan.chunks == 1, f"chunks: {plan.schedule} holds one stage on each rank")
-    if plan.mesh.pipeline > 1:
-        _require(
-            plan.schedule != "1f1b" or plan.micro_batches >= plan.mesh.pipeline,
-            f"micro_batch: 1f1b over {plan.mesh.pipeline} stages needs as many micro-batches, "
-            f"there are {plan.micro_batches}",
-        )
-        rounds = max(1, plan.micro_batches // plan.mesh.pipeline)
-        _require(
-            not looped or plan.micro_batches % rounds == 0,
-            f"micro_batch: {plan.micro_batches} micro-batches are no whole rounds of "
-            f"{plan.mesh.pipeline} stages",
-        )
 
 
-def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], ...]:
+def _stages(given: Any) -> tuple[tuple[int, tuple[Held, ...]], ...]:
     _require(is_a(given, list) and bool(given), "stages must list what each stage holds")
-    _require(
-        len(given) == pipeline * chunks,
-        f"stages: there are {len(given)}, but {pipeline} groups x {chunks} chunks",
-    )
-    found: list[tuple[Held, ...]] = []
+    found: list[tuple[int, tuple[Held, ...]]] = []
     for place, stage in enumerate(given):
         where = f"stages[{place}]"
         _require(
             is_a(stage, dict) and set(stage) == {"group", "holds"},
             f"{where} must have group and holds",
         )
-        _require(
-            stage["group"] == place % pipeline,
-            f"{where}.group must be {place % pipeline}: stages follow each other along the groups",
-        )
+        _require(_whole(stage["group"], 0), f"{where}.group must be a whole number")
         _require(is_a(stage["holds"], list), f"{where}.holds must be a list")
         held: list[Held] = []
         for one in stage["holds"]:
@@ -415,12 +710,11 @@ def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], .
                 and set(one) == {"block", "first", "last"}
                 and isinstance(one["block"], str)
                 and _whole(one["first"], 0)
-                and _whole(one["last"], 0)
-                and one["first"] <= one["last"],
-                f"{where}.holds: each has block, first and last, first not after last",
+                and _whole(one["last"], 0),
+                f"{where}.holds: each has block, first and last",
             )
             held.append(Held(one["block"], one["first"], one["last"]))
-        found.append(tuple(held))
+        found.append((stage["group"], tuple(held)))
     return tuple(found)
 
 
@@ -981,7 +1275,7 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
         fed = reached
         flags: list[bool] = []
         for step in own:
-            reached = reached or any(role_of(n) in plan.trained for n in _owned(step, names))
+            reached = reached or any(role_of(n) in plan.trained for n in owned(step, names))
             flags.append(reached)
         last = index == len(plan.stages) - 1
         found.append(Cut(index=index, steps=own, reached=tuple(flags), fed=fed, last=last))
@@ -990,7 +1284,23 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     return found
 
 
-def _owned(step: Step, names: Sequence[str]) -> list[str]:
+def unread(model: Any, steps: Sequence[Step]) -> list[nn.Module]:
+    """Blocks of stacks that no step reads: the last one of an encoder whose features are taken
+    before it."""
+    names = [name for name, _ in model.named_parameters()]
+    read = [name for step in steps for name in owned(step, names)]
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    return [
+        block
+        for path, stack in modules.items()
+        if isinstance(stack, nn.ModuleList)
+        for number, block in enumerate(stack)
+        if not any(name.startswith(f"{path}.{number}.") for name in read)
+    ]
+
+
+def owned(step: Step, names: Sequence[str]) -> list[str]:
+    """Those of the parameters that a step reads."""
     return [n for n in names if any(n == path or n.startswith(f"{path}.") for path in step.owns)]
 
 
@@ -1027,8 +1337,8 @@ def prune(model: nn.Module, cut: Cut, all_cuts: Sequence[Cut]) -> None:
     """Takes out the parameters of other stages. Those that no step reads go with the last step of
     their part."""
     names = [name for name, _ in model.named_parameters()]
-    kept = {name for step in cut.steps for name in _owned(step, names)}
-    read = {name for one in all_cuts for step in one.steps for name in _owned(step, names)}
+    kept = {name for step in cut.steps for name in owned(step, names)}
+    read = {name for one in all_cuts for step in one.steps for name in owned(step, names)}
     for name in names:
         if name in kept:
             continue
@@ -1126,11 +1436,10 @@ def _matches(pattern: str, path: str) -> bool:
 # --------------------------------------------------------------------------------------------------
 
 
-def borders(
-    parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data, dtype: torch.dtype
-) -> list[State]:
+def borders(parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data) -> list[State]:
     """What leaves each stage, on the meta device, by name in order; `model` is the whole one on the
-    meta device, `data` a micro-batch of the step's shapes."""
+    meta device, in the number format that is computed in, `data` a micro-batch of the step's
+    shapes."""
     empty = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in data.items()}
     found: list[State] = []
     state: State = {}
@@ -1138,7 +1447,7 @@ def borders(
         for cut in all_cuts:
             stage = Stage(parts, model, cut)
             state = stage.run(state, stage.informed(empty))
-            state = {name: state[name].to(dtype) for name in sorted(state)}
+            state = {name: state[name] for name in sorted(state)}
             found.append(state)
     return found
 
@@ -1443,13 +1752,14 @@ class Engine:
         place = dict(zip(_AXES, self.mesh.get_coordinate() or (), strict=True))
         self.group, self.tensor = place["pipeline"], place["tensor"]
         self.replica = place["replicate"] * shard + place["shard"]
+        self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+        self.looped = whole_weights(plan.schedule, mesh.pipeline)
         with torch.device("meta"):
-            self.whole: nn.Module = model_py.build()
+            self.whole: nn.Module = model_py.build().to(self.dtype)
         steps = [*vision_steps(parts), *word_steps(parts)]
         self.cuts = cuts(steps, plan, self.whole)
         if plan.placement == "replicated" and any(sees(s) for c in self.cuts[1:] for s in c.steps):
             raise UsageError("stages: replicated, encoder and adapter stand on the first stage")
-        self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
         self.stages = [
             self._stage(cut.index, model_py, weights)
             for cut in self.cuts
@@ -1468,15 +1778,17 @@ class Engine:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(role_of(name) in plan.trained)
         stage = Stage(self.parts, model, cut)
-        sharded = plan.mesh.data > 1 or self.dtype != torch.float32
-        for part in (*_blocks(stage), stage):
-            _store(part, self.dtype if sharded else torch.float32)
+        for parameter in stage.parameters():
+            # Master weights in fp32; frozen ones as they are computed with.
+            if parameter.is_floating_point():
+                dtype = torch.float32 if parameter.requires_grad else self.dtype
+                parameter.data = parameter.data.to(dtype)
         if plan.mesh.tensor > 1:
             split(stage, self.mesh["tensor"], vision=plan.encoder_tensor > 1)
             if plan.placement == "replicated" and sees(cut.steps[0]):
                 stage.images = SharedImages(self.mesh["tensor"].get_group())
         save_less(stage, plan.checkpointing)
-        if sharded:
+        if plan.mesh.data > 1 or self.dtype != torch.float32:
             self._shard(stage)
         return stage.to(self.device)
 
@@ -1486,21 +1798,41 @@ class Engine:
             policy = MixedPrecisionPolicy(
                 param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
-        replicas = self.mesh["replicate", "shard"] if self.plan.zero == 0 else self.mesh["shard"]
+        zero = self.plan.zero
+        replicas = self.mesh["replicate", "shard"] if zero == 0 else self.mesh["shard"]
         options: dict[str, Any] = {"mesh": replicas, "mp_policy": policy}
-        options["reshard_after_forward"] = self.plan.zero == 3
-        # FSDP2 shards no numbers: they stay whole, and their gradients are averaged by hand.
-        options["ignored_params"] = {p for p in stage.parameters() if p.ndim == 0}
+        options["reshard_after_forward"] = not self._keeps_whole
+        # FSDP2 shards no numbers: they stay whole, and their gradients are averaged by hand. It
+        # would keep a copy of frozen weights that nothing shards.
+        options["ignored_params"] = ignored = {
+            p for p in stage.parameters() if p.ndim == 0 or (zero < 3 and not p.requires_grad)
+        }
         for step in stage.cut.steps:
             if step.block is None:
                 continue
             block = stage.model.get_submodule(step.block)
-            if next(block.parameters(), None) is None:
+            if all(parameter in ignored for parameter in block.parameters()):
                 continue
             fully_shard(block, **options)
             if step.look is not None:
                 register_fsdp_forward_method(block, "look")
+        for block in reversed(unread(stage.model, stage.cut.steps)):
+            # Units of their own are never gathered.
+            if not all(parameter in ignored for parameter in block.parameters()):
+                fully_shard(block, **options)
         fully_shard(stage, **options)
+        if self.plan.mesh.pipeline > 1:
+            # A pipeline would keep all that a backward pass gathered, and whole gradients, until
+            # the end of the step.
+            if not self._keeps_whole:
+                stage.__dict__["set_reshard_after_backward"] = _as_it_is
+            if zero >= 2 and self.plan.schedule != "zero_bubble":
+                stage.__dict__["set_requires_gradient_sync"] = _as_it_is
+
+    @property
+    def _keeps_whole(self) -> bool:
+        """Whether weights stay gathered from a step's first forward pass to its end."""
+        return self.plan.zero == 2 or self.looped
 
     def step(self, rows: Sequence[Row]) -> float:
         """Gradients of the mean loss over the sequences of a step, and that loss. They are added to
@@ -1548,12 +1880,15 @@ class Engine:
         return value.to(self.device, self.dtype if name == "images" else value.dtype)
 
     def _alone(self, count: int) -> list[Tensor]:
-        """The micro-batches one after the other; gradients are reduced with the last."""
+        """The micro-batches one after the other. Gradients that are sharded are reduced with each
+        of them, others with the last."""
         (stage,) = self.stages
         losses: list[Tensor] = []
         for number in range(count):
-            if hasattr(stage, "set_requires_gradient_sync"):
-                stage.set_requires_gradient_sync(number == count - 1)  # type: ignore[operator]
+            if isinstance(stage, FSDPModule):
+                last = number == count - 1
+                stage.set_requires_gradient_sync(last or self.plan.zero >= 2)
+                stage.set_reshard_after_backward(last or not self._keeps_whole)
             loss = stage(number=torch.tensor([number]))
             loss.backward()
             losses.append(loss)
@@ -1572,7 +1907,7 @@ class Engine:
             (k, tuple(v.shape)) for k, v in sorted(feed[0].items()) if isinstance(v, Tensor)
         )
         if key not in self._schedules:
-            sent = borders(self.parts, self.whole, self.cuts, feed[0], self.dtype)
+            sent = borders(self.parts, self.whole, self.cuts, feed[0])
             self._schedules = {key: self._made(sent, len(feed))}
         return self._schedules[key]
 
@@ -1644,18 +1979,8 @@ class Engine:
                 _local(parameter.grad).copy_(summed)
 
 
-def _blocks(stage: Stage) -> list[nn.Module]:
-    return [stage.model.get_submodule(s.block) for s in stage.cut.steps if s.block is not None]
-
-
-def _store(module: nn.Module, frozen: torch.dtype) -> None:
-    """Master weights in fp32; frozen ones as they are computed with, unless they are gathered
-    together with trained ones."""
-    own = list(module.parameters())
-    dtype = torch.float32 if any(p.requires_grad for p in own) else frozen
-    for parameter in own:
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+def _as_it_is(*given: Any, **named: Any) -> None:
+    """In place of a setting that a pipeline would change."""
 
 
 def _asking(meta: Tensor) -> Tensor:

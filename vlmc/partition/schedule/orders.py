@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from vlmc.partition.plan import ParallelPlan, Schedule
+from vlmc.runtime.parallel.plan_rules import refusal
 
 Op = Literal["F", "B", "I", "W"]
 """F: forward. B: the whole backward pass. I: gradients of activations. W: gradients of weights."""
@@ -34,24 +35,6 @@ Orders = Sequence[Sequence[Action]]
 def orders_of(plan: ParallelPlan) -> list[list[Action]]:
     """What each pipeline group of a plan does, in its order. ValueError as `order`."""
     return order(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
-
-
-def refusal(schedule: Schedule, ranks: int, micro_batches: int, chunks: int = 1) -> str | None:
-    """Why torch.distributed.pipelining cannot run such a schedule; None where it can."""
-    if min(ranks, micro_batches, chunks) < 1:
-        return "a pipeline needs at least one rank, one micro-batch and one chunk"
-    if schedule in ("gpipe", "1f1b") and chunks > 1:
-        return f"{schedule} holds one stage per rank, not {chunks}"
-    if schedule == "1f1b" and micro_batches < ranks:
-        return f"1f1b over {ranks} ranks needs as many micro-batches, not {micro_batches}"
-    if schedule in ("interleaved", "zero_bubble"):
-        rounds = _rounds(ranks, micro_batches)
-        if micro_batches % rounds:
-            return (
-                f"{schedule} over {ranks} ranks sends {micro_batches} micro-batches in {rounds} "
-                f"rounds, and {rounds} does not divide {micro_batches}"
-            )
-    return None
 
 
 def order(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -28,10 +29,11 @@ from vlmc.runtime.parallel.batches import Row, micro_batches
 from vlmc.runtime.parallel.chain import Data
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Plan
+from vlmc.runtime.parallel.plan_rules import whole_weights
 from vlmc.runtime.parallel.shapes import borders
 from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.split import split
-from vlmc.runtime.parallel.stage import Stage, cuts, prune, save_less, sees
+from vlmc.runtime.parallel.stage import Stage, cuts, prune, save_less, sees, unread
 from vlmc.runtime.parallel.untyped import DISTRIBUTED
 from vlmc.runtime.parallel.vision import vision_steps
 from vlmc.runtime.parallel.words import word_steps
@@ -57,13 +59,14 @@ class Engine:
         place = dict(zip(_AXES, self.mesh.get_coordinate() or (), strict=True))
         self.group, self.tensor = place["pipeline"], place["tensor"]
         self.replica = place["replicate"] * shard + place["shard"]
+        self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+        self.looped = whole_weights(plan.schedule, mesh.pipeline)
         with torch.device("meta"):
-            self.whole: nn.Module = model_py.build()
+            self.whole: nn.Module = model_py.build().to(self.dtype)
         steps = [*vision_steps(parts), *word_steps(parts)]
         self.cuts = cuts(steps, plan, self.whole)
         if plan.placement == "replicated" and any(sees(s) for c in self.cuts[1:] for s in c.steps):
             raise UsageError("stages: replicated, encoder and adapter stand on the first stage")
-        self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
         self.stages = [
             self._stage(cut.index, model_py, weights)
             for cut in self.cuts
@@ -82,15 +85,17 @@ class Engine:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(role_of(name) in plan.trained)
         stage = Stage(self.parts, model, cut)
-        sharded = plan.mesh.data > 1 or self.dtype != torch.float32
-        for part in (*_blocks(stage), stage):
-            _store(part, self.dtype if sharded else torch.float32)
+        for parameter in stage.parameters():
+            # Master weights in fp32; frozen ones as they are computed with.
+            if parameter.is_floating_point():
+                dtype = torch.float32 if parameter.requires_grad else self.dtype
+                parameter.data = parameter.data.to(dtype)
         if plan.mesh.tensor > 1:
             split(stage, self.mesh["tensor"], vision=plan.encoder_tensor > 1)
             if plan.placement == "replicated" and sees(cut.steps[0]):
                 stage.images = SharedImages(self.mesh["tensor"].get_group())
         save_less(stage, plan.checkpointing)
-        if sharded:
+        if plan.mesh.data > 1 or self.dtype != torch.float32:
             self._shard(stage)
         return stage.to(self.device)
 
@@ -100,21 +105,41 @@ class Engine:
             policy = MixedPrecisionPolicy(
                 param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
-        replicas = self.mesh["replicate", "shard"] if self.plan.zero == 0 else self.mesh["shard"]
+        zero = self.plan.zero
+        replicas = self.mesh["replicate", "shard"] if zero == 0 else self.mesh["shard"]
         options: dict[str, Any] = {"mesh": replicas, "mp_policy": policy}
-        options["reshard_after_forward"] = self.plan.zero == 3
-        # FSDP2 shards no numbers: they stay whole, and their gradients are averaged by hand.
-        options["ignored_params"] = {p for p in stage.parameters() if p.ndim == 0}
+        options["reshard_after_forward"] = not self._keeps_whole
+        # FSDP2 shards no numbers: they stay whole, and their gradients are averaged by hand. It
+        # would keep a copy of frozen weights that nothing shards.
+        options["ignored_params"] = ignored = {
+            p for p in stage.parameters() if p.ndim == 0 or (zero < 3 and not p.requires_grad)
+        }
         for step in stage.cut.steps:
             if step.block is None:
                 continue
             block = stage.model.get_submodule(step.block)
-            if next(block.parameters(), None) is None:
+            if all(parameter in ignored for parameter in block.parameters()):
                 continue
             fully_shard(block, **options)
             if step.look is not None:
                 register_fsdp_forward_method(block, "look")
+        for block in reversed(unread(stage.model, stage.cut.steps)):
+            # Units of their own are never gathered.
+            if not all(parameter in ignored for parameter in block.parameters()):
+                fully_shard(block, **options)
         fully_shard(stage, **options)
+        if self.plan.mesh.pipeline > 1:
+            # A pipeline would keep all that a backward pass gathered, and whole gradients, until
+            # the end of the step.
+            if not self._keeps_whole:
+                stage.__dict__["set_reshard_after_backward"] = _as_it_is
+            if zero >= 2 and self.plan.schedule != "zero_bubble":
+                stage.__dict__["set_requires_gradient_sync"] = _as_it_is
+
+    @property
+    def _keeps_whole(self) -> bool:
+        """Whether weights stay gathered from a step's first forward pass to its end."""
+        return self.plan.zero == 2 or self.looped
 
     def step(self, rows: Sequence[Row]) -> float:
         """Gradients of the mean loss over the sequences of a step, and that loss. They are added to
@@ -162,12 +187,15 @@ class Engine:
         return value.to(self.device, self.dtype if name == "images" else value.dtype)
 
     def _alone(self, count: int) -> list[Tensor]:
-        """The micro-batches one after the other; gradients are reduced with the last."""
+        """The micro-batches one after the other. Gradients that are sharded are reduced with each
+        of them, others with the last."""
         (stage,) = self.stages
         losses: list[Tensor] = []
         for number in range(count):
-            if hasattr(stage, "set_requires_gradient_sync"):
-                stage.set_requires_gradient_sync(number == count - 1)  # type: ignore[operator]
+            if isinstance(stage, FSDPModule):
+                last = number == count - 1
+                stage.set_requires_gradient_sync(last or self.plan.zero >= 2)
+                stage.set_reshard_after_backward(last or not self._keeps_whole)
             loss = stage(number=torch.tensor([number]))
             loss.backward()
             losses.append(loss)
@@ -186,7 +214,7 @@ class Engine:
             (k, tuple(v.shape)) for k, v in sorted(feed[0].items()) if isinstance(v, Tensor)
         )
         if key not in self._schedules:
-            sent = borders(self.parts, self.whole, self.cuts, feed[0], self.dtype)
+            sent = borders(self.parts, self.whole, self.cuts, feed[0])
             self._schedules = {key: self._made(sent, len(feed))}
         return self._schedules[key]
 
@@ -258,18 +286,8 @@ class Engine:
                 _local(parameter.grad).copy_(summed)
 
 
-def _blocks(stage: Stage) -> list[nn.Module]:
-    return [stage.model.get_submodule(s.block) for s in stage.cut.steps if s.block is not None]
-
-
-def _store(module: nn.Module, frozen: torch.dtype) -> None:
-    """Master weights in fp32; frozen ones as they are computed with, unless they are gathered
-    together with trained ones."""
-    own = list(module.parameters())
-    dtype = torch.float32 if any(p.requires_grad for p in own) else frozen
-    for parameter in own:
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+def _as_it_is(*given: Any, **named: Any) -> None:
+    """In place of a setting that a pipeline would change."""
 
 
 def _asking(meta: Tensor) -> Tensor:

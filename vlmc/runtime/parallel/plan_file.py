@@ -10,6 +10,7 @@ import yaml
 
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.parts import Parts
+from vlmc.runtime.parallel.plan_rules import Broken, Degrees, Held, Ruled, broken_rules
 
 _ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -19,12 +20,11 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
 }
 _CHECKPOINTING = ("none", "selective", "full")
-OPTIMISERS = ("adamw", "sgd")
-TRAINED_IN = ("bf16", "fp32")
-"""fp16 overflows in training unless losses are scaled, which this executor does not do."""
-ZERO_STAGES = (0, 2, 3)
-"""Not 1: FSDP2 shards gradients wherever it shards the state of the optimiser."""
-_COUNTS = ("count", "per_node", "batch", "micro_batch", "text", "chunks")
+_COUNTS = ("per_node", "batch", "micro_batch", "text", "chunks")
+_RULED = (
+    "per_node", "precision", "optimiser", "placement", "sequence_parallel", "zero", "batch",
+    "micro_batch", "schedule", "chunks",
+)  # fmt: skip
 _KEYS = {
     "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
     "optimiser", "mesh", "encoder", "placement", "sequence_parallel", "zero", "batch",
@@ -35,38 +35,8 @@ _NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", 
 _DEFAULTS: dict[str, Any] = {
     "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "stage_0",
     "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
-    "count": 1, "per_node": 1, "text": 1, "images": 0, "encoder": None,
+    "count": None, "per_node": 1, "text": 1, "images": 0, "encoder": None,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Degrees:
-    """Ranks = pipeline x data x tensor; tensor neighbours are adjacent."""
-
-    pipeline: int
-    data: int
-    tensor: int
-
-    @property
-    def ranks(self) -> int:
-        """All of them."""
-        return self.pipeline * self.data * self.tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Blocks of one stack that a stage holds, `last` included."""
-
-    block: str
-    first: int
-    last: int
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Paths of its modules."""
-        if "*" not in self.block:
-            return (self.block,)
-        return tuple(self.block.replace("*", str(n)) for n in range(self.first, self.last + 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,58 +131,51 @@ def _plan(document: Any) -> Plan:
     _require(whole["version"] == 1, "this run reads plans of version 1")
     for key in _COUNTS:
         _require(_whole(whole[key], 1), f"{key} must be a whole number from 1 on")
+    _require(
+        whole["count"] is None or _whole(whole["count"], 1),
+        "count must be a whole number from 1 on",
+    )
     for key, words in _WORDS.items():
         _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
     _require(whole["mode"] == "train", "mode: a plan to serve is not trained with")
-    _require(
-        whole["precision"] in TRAINED_IN,
-        f"precision: {whole['precision']} overflows in training; {' or '.join(TRAINED_IN)}",
-    )
-    _require(_whole(whole["images"], 0), "images must be a whole number")
-    _require(
-        _whole(whole["zero"], 0) and whole["zero"] in ZERO_STAGES,
-        "zero must be 0, 2 or 3: gradients are sharded wherever the optimiser's state is",
-    )
-    for key in ("design", "spec"):
+    for key in ("images", "zero"):
+        _require(_whole(whole[key], 0), f"{key} must be a whole number")
+    _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel is true or false")
+    for key in ("design", "spec", "optimiser"):
         _require(isinstance(whole[key], str), f"{key} must be text")
-    _require(whole["optimiser"] in OPTIMISERS, f"optimiser must be one of {', '.join(OPTIMISERS)}")
-    _require(
-        whole["sequence_parallel"] is False,
-        "sequence_parallel must be false: activations between blocks stay whole on each rank of a "
-        "tensor group",
-    )
     trained = whole["trained"]
     _require(
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
         f"trained must list roles out of {', '.join(_ROLES)}",
     )
-    _require(bool(trained), "trained names no part: nothing would be learnt")
     mesh = _degrees("mesh", whole["mesh"])
-    tensor = mesh.tensor
-    if whole["encoder"] is not None:
-        encoder = _degrees("encoder", whole["encoder"])
-        apart = Degrees(1, mesh.data * mesh.tensor, 1)
-        _require(
-            encoder == mesh or (whole["placement"] == "replicated" and encoder == apart),
-            "encoder: it has the degrees of mesh, or is replicated, with as many replicas as data "
-            "and tensor ranks",
-        )
-    if whole["placement"] == "replicated":
-        tensor = 1
+    encoder = None if whole["encoder"] is None else _degrees("encoder", whole["encoder"])
     checkpointing = whole["checkpointing"]
     _require(
         is_a(checkpointing, dict)
         and all(isinstance(k, str) and v in _CHECKPOINTING for k, v in checkpointing.items()),
         f"checkpointing must give blocks one of {', '.join(_CHECKPOINTING)}",
     )
-    plan = Plan(
+    stages = _stages(whole["stages"])
+    ruled = Ruled(
+        trains=True,
+        count=whole["count"] or mesh.ranks,
+        mesh=mesh,
+        encoder=encoder,
+        trained=tuple(trained),
+        stages=stages,
+        **{key: whole[key] for key in _RULED},
+    )
+    broken = next(broken_rules(ruled), None)
+    _require(broken is None, _said(broken))
+    return Plan(
         design=whole["design"],
         spec=whole["spec"],
         trained=tuple(trained),
         precision=whole["precision"],
         optimiser=whole["optimiser"],
         mesh=mesh,
-        encoder_tensor=tensor,
+        encoder_tensor=1 if whole["placement"] == "replicated" else mesh.tensor,
         placement=whole["placement"],
         zero=whole["zero"],
         batch=whole["batch"],
@@ -222,52 +185,30 @@ def _plan(document: Any) -> Plan:
         schedule=whole["schedule"],
         chunks=whole["chunks"],
         checkpointing=dict(checkpointing),
-        stages=_stages(whole["stages"], mesh.pipeline, whole["chunks"]),
+        stages=tuple(held for _, held in stages),
     )
-    _check_division(plan)
-    return plan
 
 
-def _check_division(plan: Plan) -> None:
-    share = plan.mesh.data * plan.micro_batch
-    _require(
-        plan.batch % share == 0,
-        f"batch: {plan.batch} sequences are no multiple of {plan.mesh.data} replicas x "
-        f"{plan.micro_batch} sequences of a micro-batch",
+def _said(broken: Broken | None) -> str:
+    if broken is None:
+        return ""
+    where = ".".join(map(str, broken.path))
+    return (
+        f"{where}: {broken.message}; expected {broken.expected}, got {broken.got}; for example "
+        f"{broken.help}"
     )
-    looped = plan.schedule in ("interleaved", "zero_bubble")
-    _require(looped or plan.chunks == 1, f"chunks: {plan.schedule} holds one stage on each rank")
-    if plan.mesh.pipeline > 1:
-        _require(
-            plan.schedule != "1f1b" or plan.micro_batches >= plan.mesh.pipeline,
-            f"micro_batch: 1f1b over {plan.mesh.pipeline} stages needs as many micro-batches, "
-            f"there are {plan.micro_batches}",
-        )
-        rounds = max(1, plan.micro_batches // plan.mesh.pipeline)
-        _require(
-            not looped or plan.micro_batches % rounds == 0,
-            f"micro_batch: {plan.micro_batches} micro-batches are no whole rounds of "
-            f"{plan.mesh.pipeline} stages",
-        )
 
 
-def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], ...]:
+def _stages(given: Any) -> tuple[tuple[int, tuple[Held, ...]], ...]:
     _require(is_a(given, list) and bool(given), "stages must list what each stage holds")
-    _require(
-        len(given) == pipeline * chunks,
-        f"stages: there are {len(given)}, but {pipeline} groups x {chunks} chunks",
-    )
-    found: list[tuple[Held, ...]] = []
+    found: list[tuple[int, tuple[Held, ...]]] = []
     for place, stage in enumerate(given):
         where = f"stages[{place}]"
         _require(
             is_a(stage, dict) and set(stage) == {"group", "holds"},
             f"{where} must have group and holds",
         )
-        _require(
-            stage["group"] == place % pipeline,
-            f"{where}.group must be {place % pipeline}: stages follow each other along the groups",
-        )
+        _require(_whole(stage["group"], 0), f"{where}.group must be a whole number")
         _require(is_a(stage["holds"], list), f"{where}.holds must be a list")
         held: list[Held] = []
         for one in stage["holds"]:
@@ -276,12 +217,11 @@ def _stages(given: Any, pipeline: int, chunks: int) -> tuple[tuple[Held, ...], .
                 and set(one) == {"block", "first", "last"}
                 and isinstance(one["block"], str)
                 and _whole(one["first"], 0)
-                and _whole(one["last"], 0)
-                and one["first"] <= one["last"],
-                f"{where}.holds: each has block, first and last, first not after last",
+                and _whole(one["last"], 0),
+                f"{where}.holds: each has block, first and last",
             )
             held.append(Held(one["block"], one["first"], one["last"]))
-        found.append(tuple(held))
+        found.append((stage["group"], tuple(held)))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""What a plan must hold to so that it can run: one set of rules for `vlmc plan` and for train.py."""
+"""What a plan must hold to so that it can run: rules that `vlmc plan` and train.py share."""
 
 from __future__ import annotations
 

@@ -12,11 +12,10 @@ from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.stage import Cut, Stage
 
 
-def borders(
-    parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data, dtype: torch.dtype
-) -> list[State]:
+def borders(parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data) -> list[State]:
     """What leaves each stage, on the meta device, by name in order; `model` is the whole one on the
-    meta device, `data` a micro-batch of the step's shapes."""
+    meta device, in the number format that is computed in, `data` a micro-batch of the step's
+    shapes."""
     empty = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in data.items()}
     found: list[State] = []
     state: State = {}
@@ -24,6 +23,6 @@ def borders(
         for cut in all_cuts:
             stage = Stage(parts, model, cut)
             state = stage.run(state, stage.informed(empty))
-            state = {name: state[name].to(dtype) for name in sorted(state)}
+            state = {name: state[name] for name in sorted(state)}
             found.append(state)
     return found

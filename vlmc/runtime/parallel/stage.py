@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.chain import Data, State, Step
 from vlmc.runtime.parallel.parts import Parts, role_of
-from vlmc.runtime.parallel.plan_file import Held, Plan
+from vlmc.runtime.parallel.plan_file import Plan
+from vlmc.runtime.parallel.plan_rules import Held
 from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.untyped import RECOMPUTATION
 from vlmc.runtime.parallel.words import context_of
@@ -67,7 +68,7 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
         fed = reached
         flags: list[bool] = []
         for step in own:
-            reached = reached or any(role_of(n) in plan.trained for n in _owned(step, names))
+            reached = reached or any(role_of(n) in plan.trained for n in owned(step, names))
             flags.append(reached)
         last = index == len(plan.stages) - 1
         found.append(Cut(index=index, steps=own, reached=tuple(flags), fed=fed, last=last))
@@ -76,7 +77,23 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     return found
 
 
-def _owned(step: Step, names: Sequence[str]) -> list[str]:
+def unread(model: Any, steps: Sequence[Step]) -> list[nn.Module]:
+    """Blocks of stacks that no step reads: the last one of an encoder whose features are taken
+    before it."""
+    names = [name for name, _ in model.named_parameters()]
+    read = [name for step in steps for name in owned(step, names)]
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    return [
+        block
+        for path, stack in modules.items()
+        if isinstance(stack, nn.ModuleList)
+        for number, block in enumerate(stack)
+        if not any(name.startswith(f"{path}.{number}.") for name in read)
+    ]
+
+
+def owned(step: Step, names: Sequence[str]) -> list[str]:
+    """Those of the parameters that a step reads."""
     return [n for n in names if any(n == path or n.startswith(f"{path}.") for path in step.owns)]
 
 
@@ -113,8 +130,8 @@ def prune(model: nn.Module, cut: Cut, all_cuts: Sequence[Cut]) -> None:
     """Takes out the parameters of other stages. Those that no step reads go with the last step of
     their part."""
     names = [name for name, _ in model.named_parameters()]
-    kept = {name for step in cut.steps for name in _owned(step, names)}
-    read = {name for one in all_cuts for step in one.steps for name in _owned(step, names)}
+    kept = {name for step in cut.steps for name in owned(step, names)}
+    read = {name for one in all_cuts for step in one.steps for name in owned(step, names)}
     for name in names:
         if name in kept:
             continue
