@@ -10,13 +10,14 @@ import pytest
 
 from vlmc.analysis.analyse import analyse
 from vlmc.analysis.fit import Fit, NotPolynomial
-from vlmc.analysis.memory import States, peak
+from vlmc.analysis.memory import CUDA_QUANTUM, States, peak
 from vlmc.analysis.polynomial import Polynomial
 from vlmc.analysis.report import GraphReport, Sizes
 from vlmc.analysis.shrink import shrink
 from vlmc.analysis.steps import SEQUENCE, monomials
 from vlmc.diagnostics import UsageError
 from vlmc.ir import Arch
+from vlmc.partition.chain import RESERVE
 from vlmc.pipeline import load_spec
 from vlmc.resolver import resolve
 
@@ -161,6 +162,51 @@ def test_a_peak_holds_the_states_of_what_is_trained(llava: GraphReport) -> None:
     assert held.optimiser == 8 * trained
     assert held.gradients == 4 * trained, "the optimiser's step comes when all are there"
     assert held.at == "optimiser"
+
+
+def test_weights_that_are_gathered_count_where_they_are_held(flamingo: GraphReport) -> None:
+    sizes = Sizes(batch=2, text=16, images=2, tokens=flamingo.tokens)
+    alone = peak(flamingo, sizes, States())
+    everywhere = [10**9] * len(flamingo.timeline)
+    beside = peak(flamingo, sizes, States(), gathered=everywhere)
+    assert alone.at == beside.at != "optimiser"
+    assert (beside.gathered, beside.total) == (10**9, alone.total + 10**9)
+    last = flamingo.visits[flamingo.timeline[-1]]
+    late = peak(flamingo, sizes, States(), gathered=[*[0] * len(everywhere[1:]), 10**9])
+    assert late.at == flamingo.blocks[last.block].name
+    assert late.gradients > alone.gradients
+
+
+def test_a_cuda_device_gives_each_tensor_whole_pieces_of_512_bytes(flamingo: GraphReport) -> None:
+    def rounded(numbers: int, each: int) -> int:
+        return (numbers * each + 511) // 512 * 512
+
+    sizes = Sizes(batch=2, text=16, images=2, tokens=flamingo.tokens)
+    exact, held = (peak(flamingo, sizes, States(quantum=q)) for q in (1, CUDA_QUANTUM))
+    blocks = [flamingo.blocks[place] for place in flamingo.order]
+    weights = [number for block in blocks for number in block.tensors]
+    trained = [n for block in blocks if block.trained for n in block.tensors]
+    assert sum(weights) == flamingo.parameters
+    assert held.weights == sum(rounded(number, 4) for number in weights) > exact.weights
+    assert held.optimiser == 2 * sum(rounded(number, 4) for number in trained) > exact.optimiser
+    assert held.activations == exact.activations
+    at_the_end = [*[0] * len(flamingo.timeline[1:]), 10**9]
+    late = [
+        peak(flamingo, sizes, States(quantum=q), gathered=at_the_end) for q in (1, CUDA_QUANTUM)
+    ]
+    assert late[0].gradients < late[1].gradients <= sum(rounded(n, 4) for n in trained)
+
+
+@pytest.mark.parametrize("ranks", [3, 64])
+def test_what_rounding_loses_is_far_within_the_reserve_of_a_plan(
+    llava: GraphReport, ranks: int
+) -> None:
+    """With ZeRO-3 every state of every tensor is one piece of a rank's."""
+    states = States(quantum=CUDA_QUANTUM)
+    shards = [-(-n // ranks) for place in llava.order for n in llava.blocks[place].tensors]
+    held = 4 * states.held(shards, 4)
+    lost = held - 4 * States().held(shards, 4)
+    assert 0 < lost < 0.05 * RESERVE * held
 
 
 @pytest.mark.parametrize("system", GENERATING)

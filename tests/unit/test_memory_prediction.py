@@ -34,6 +34,8 @@ STEPS: list[dict[str, Any]] = [
     {"system": "blip2", "layers": 6, "trained": "adapter"},
     {"system": "blip2-flan-t5", "trained": "all"},
     {"system": "flamingo-3b", "images": 2},
+    {"system": "visualbert", "layers": 4, "trained": "all", "zero": 2},
+    {"system": "visualbert", "layers": 5, "text": 64, "zero": 3},
 ]
 
 

@@ -18,8 +18,8 @@ def cache(
     ] = "show",
     as_json: Json = False,
 ) -> None:
-    """Where finished graphs of earlier builds are kept, and how much that is. `clear` removes them;
-    they are then made again when they are wanted."""
+    """Where finished graphs of earlier builds and costs for plans are kept, and how much that is.
+    `clear` removes them; they are then made again when they are wanted."""
     style: Format = "json" if as_json else "text"
     with guarded(style):
         from vlmc.emit.store import store

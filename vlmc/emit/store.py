@@ -1,4 +1,5 @@
-"""The store: finished graphs of earlier builds, by the hash of all that they follow from.
+"""The store: finished graphs of earlier builds, and what was read off graphs for plans, by the hash
+of all that they follow from.
 
 It is a cache beside all builds and may vanish at any time: whatever is missing or damaged is made
 again, and where the folder cannot be used, builds go on without it. It holds no weights of a build:

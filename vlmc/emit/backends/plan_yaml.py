@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from vlmc.emit.artifact import Build, Deferred, Text
 from vlmc.emit.parallel import deepspeed
+from vlmc.emit.reports import kept_reports
 from vlmc.planning.asked import asked
 from vlmc.planning.document import NAME, text_of
-from vlmc.planning.made import Made, make
+from vlmc.planning.made import Made, Reports, make
 
 
 def made(build: Build) -> Made | None:
@@ -16,7 +17,8 @@ def made(build: Build) -> Made | None:
     if "plan" not in build.spec.artifacts or build.spec.target is None:
         return None
     build.progress("planning")
-    return make(asked(build.spec, build.arch), source=build.spec.source)
+    reports = Reports(kept_reports(build.note))
+    return make(asked(build.spec, build.arch), source=build.spec.source, reports=reports)
 
 
 def emit(build: Build) -> list[Text]:
