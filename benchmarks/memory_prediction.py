@@ -358,9 +358,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def main(
-    systems: Sequence[str] = (), say: Callable[[str], None] = partial(print, flush=True)
-) -> int:
+AT_ONCE = partial(print, flush=True)
+
+
+def main(systems: Sequence[str] = (), say: Callable[[str], None] = AT_ONCE) -> int:
     """Runs the cases of some systems, or all of them; the exit status."""
     chosen = [case for case in cases() if not systems or case.system in systems]
     results: list[Result] = []
