@@ -91,7 +91,9 @@ def built(root: Path, folder: Path, name: str) -> Twin:
     path = root / f"specs/{name}.yaml"
     build = pipeline.plan(path, folder, (), True)
     for text in catalog.texts(build):
-        (folder / text.path).write_bytes(text.data)
+        path_of = folder / text.path
+        path_of.parent.mkdir(exist_ok=True)
+        path_of.write_bytes(text.data)
     (folder / "manifest.json").write_text('{"artifacts": {"weights": {"source": "seed 0"}}}')
     (folder / "weights").mkdir()
     save_weights(valued(build.arch, seed=0), folder / "weights")
