@@ -373,3 +373,33 @@ def test_degrees_that_are_fixed_are_kept_while_auto_is_solved() -> None:
     assert solved.value % 2 == 0
     asked = replace(SERVE, token_limit=0.2, data=2, micro_batch=3)
     assert solve_batch(prompts, a100(8), asked, decode=tokens).value % 6 == 0
+
+
+@pytest.mark.parametrize(
+    ("zero", "frozen", "weights", "gradients", "optimiser"),
+    [(0, 2, 4, 4, 8), (2, 2, 4 / 2 + 2, 4 / 2, 8 / 2), (3, 2 / 2, 4 / 2, 4 / 2, 8 / 2)],
+)
+def test_states_by_what_is_sharded(
+    zero: Any, frozen: float, weights: float, gradients: float, optimiser: float
+) -> None:
+    """Bytes for each parameter over two replicas, as FSDP2 keeps them: masters in fp32 and copies
+    in bf16 at ZeRO 2 (else a copy lives while its block is at work, among the buffers), frozen
+    weights whole but at ZeRO 3 (Rajbhandari et al., 2020)."""
+    random = Random(7)
+    report = next(r for r in iter(lambda: random_report(random), None) if mixed(r))
+    asked = Request(mode="train", batch=8, text=8, data=2, zero=zero, micro_batch=1)
+    plan = find(report, cluster(small_device(1000.0), 2), asked).plan
+    assert plan.predicted is not None
+    (memory,) = plan.predicted.memory
+    blocks = [report.blocks[number] for number in report.order]
+    trained = sum(one.parameters for one in blocks if one.trained)
+    held = frozen * (sum(one.parameters for one in blocks) - trained) + weights * trained
+    assert memory.weights == pytest.approx(held, rel=1e-6)
+    assert memory.gradients == pytest.approx(gradients * trained, rel=1e-6)
+    assert memory.optimiser == pytest.approx(optimiser * trained, rel=1e-6)
+
+
+def mixed(report: GraphReport) -> bool:
+    """Whether a report has frozen and trained blocks, all of them in stacks."""
+    kinds = {block.trained for block in report.blocks}
+    return kinds == {True, False} and all("*" in block.name for block in report.blocks)
