@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from math import inf
 
 from vlmc.hardware.device import BYTES
-from vlmc.partition.chain import RESERVE, Part, held
+from vlmc.partition.chain import RESERVE, held
 from vlmc.partition.costs import Rooflines
+from vlmc.partition.part import Part
 from vlmc.partition.plan import Schedule
 from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.setting import Setting

@@ -1,60 +1,23 @@
-"""What each block of the chain takes under a setting, ready to be summed over stretches of it."""
+"""What the blocks of the chain take under a setting, summed over stretches of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import accumulate, compress
-from typing import NamedTuple
 
-from vlmc.analysis.report import Block
-from vlmc.hardware.device import BYTES
-from vlmc.partition.costs import ENCODER_SIDE, OVERLAP, BlockCost, Rooflines
-from vlmc.partition.plan import Checkpointing, Memory
-from vlmc.partition.request import OPTIMISERS
+from vlmc.partition.costs import ENCODER_SIDE, Rooflines
+from vlmc.partition.part import Part, looped, parts
+from vlmc.partition.plan import Memory
 from vlmc.partition.schedule import most_held
 from vlmc.partition.setting import Setting
-from vlmc.runtime.parallel.plan_rules import whole_weights
 
 RESERVE = 0.04
 """Share of what is held that is lost between blocks of the allocator. Assumed."""
 CONTEXT = 0.75e9
 """Bytes that the driver, its libraries and its communicators take. Assumed; at most a hundredth of
 the device's memory."""
-_MASTER = 4
-"""Bytes of a trained parameter, and of its gradient."""
-_BUFFERS = 4
-"""Copies of a block at one time: its own, the next one's, and what both are sent in."""
-_KEEPS = {"none": 0, "selective": 1, "full": 2}
-
 Levels = tuple[tuple[float, float, tuple[int, ...]], ...]
-
-
-class Part(NamedTuple):
-    """A block under a setting, on one device: seconds of a micro-batch, then bytes."""
-
-    forward: float
-    backward: float
-    weights_late: float
-    """Of `backward`, gradients of weights that zero-bubble puts off."""
-    tail: float
-    """Seconds once a step: gradients between replicas, the optimiser."""
-    update: float
-    """Of `tail`, the optimiser."""
-    gathered: float
-    """Of `forward` and `backward`, seconds that wait for weights and gradients of replicas."""
-    weights: float
-    gradients: float
-    optimiser: float
-    saved: float
-    """Of a micro-batch."""
-    forward_peak: float
-    """Over what is saved."""
-    backward_peak: float
-    """Over what is saved."""
-    buffers: float
-    cache: float
-    output: float
 
 
 class Chain:
@@ -161,7 +124,7 @@ class Chain:
         hold differently."""
         twin = copy(self)
         twin.setting = setting
-        if _looped(setting) or _looped(self.setting):
+        if looped(setting) or looped(self.setting):
             twin.parts = parts(self.lines, setting)
             twin._states()
         twin.held = [twin._held(group) for group in range(setting.pipeline)]
@@ -248,13 +211,6 @@ class Chain:
         ]
 
 
-def keeps(setting: Setting, block: Block) -> Checkpointing:
-    """Checkpointing of a block. What stands beside the stacks is never computed again."""
-    if not block.reached or "*" not in block.name:
-        return "none"
-    return setting.encoder_keeps if block.role in ENCODER_SIDE else setting.language_keeps
-
-
 def held(setting: Setting, group: int) -> float:
     """The most micro-batches of one of its stages that a group holds, when training."""
     most = most_held(
@@ -282,103 +238,3 @@ def encoder_length(lines: Rooflines) -> int:
     report = lines.report
     roles = [report.blocks[block].role for block in report.order]
     return next((at for at, role in enumerate(roles) if role not in ENCODER_SIDE), len(roles))
-
-
-def parts(lines: Rooflines, setting: Setting) -> tuple[Part, ...]:
-    """By distinct block."""
-    costs = lines.blocks(
-        setting.micro_batch,
-        setting.tensor,
-        setting.sequence_parallel,
-        setting.placement == "replicated",
-    )
-    return tuple(_part(lines, setting, number, cost) for number, cost in enumerate(costs))
-
-
-def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> Part:
-    block, request = lines.report.blocks[number], lines.request
-    data, zero = setting.data, setting.zero
-    size = BYTES[request.precision]
-    if request.mode == "serve":
-        return Part(
-            cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
-            cost.saved[0] + cost.peak_forward, 0.0, cost.exchanged and cost.output, cost.cache,
-            cost.output,
-        )  # fmt: skip
-    trained = cost.parameters if block.trained else 0
-    state = OPTIMISERS[request.optimiser]
-    kept = _KEEPS[keeps(setting, block)]
-    again = (0.0, cost.again_selective, cost.again_full)[kept]
-    backward = cost.backward_input + cost.backward_weight + again
-    span = data * setting.tensor
-    gather = lines.gather(cost.parameters * size, data, span) if zero >= 2 else 0.0
-    scatter = lines.gather(trained * 4, data, span)
-    update = trained / (data if zero else 1)
-    updating = lines.cluster.device.moving_seconds(update * (12 + 2 * state))
-    tail = updating
-    late_forward, late_backward = 0.0, 0.0
-    if zero == 0:
-        tail += max(0.0, 2 * scatter - OVERLAP * backward)
-    elif zero == 1:
-        tail += max(0.0, scatter - OVERLAP * backward) + scatter
-    elif zero == 2:
-        tail += max(0.0, (gather if trained else 0.0) - OVERLAP * cost.forward)
-        late_backward = max(0.0, scatter - OVERLAP * backward)
-    else:
-        late_forward = max(0.0, gather - OVERLAP * cost.forward)
-        if block.reached:
-            late_backward = max(0.0, gather + scatter - OVERLAP * backward)
-    saved = cost.saved[kept]
-    weights, gradients, buffers = _held_states(setting, block, cost.parameters, size)
-    return Part(
-        forward=cost.forward + late_forward,
-        backward=backward + late_backward,
-        weights_late=cost.backward_weight,
-        tail=tail,
-        update=updating,
-        gathered=late_forward + late_backward,
-        weights=weights,
-        gradients=gradients,
-        optimiser=trained * state / (data if zero else 1),
-        saved=saved,
-        forward_peak=cost.peak_forward,
-        backward_peak=cost.peak_backward + cost.saved[0] - saved if block.reached else 0.0,
-        buffers=buffers + (cost.output if cost.exchanged else 0.0),
-        cache=0.0,
-        output=cost.output,
-    )
-
-
-def _held_states(
-    setting: Setting, block: Block, parameters: int, size: float
-) -> tuple[float, float, float]:
-    """Bytes of a block's weights, of their gradients, and beside them while the block is at work.
-
-    As train.py has it: FSDP2 keeps masters of trained weights in fp32, sharded from ZeRO 2 on, and
-    copies of them in the number format that is computed in: from the first forward pass to the end
-    of the step (ZeRO 2; schedules that gather whole stages; what stands beside the stacks, which is
-    gathered with its stage) or while a block is at work. Frozen weights are copied where they are
-    sharded, at ZeRO 3.
-    """
-    data, zero = setting.data, setting.zero
-    trained = parameters if block.trained else 0
-    copied = parameters if zero == 3 else trained
-    if data == 1 and size == _MASTER:
-        copied = 0
-    whole = zero == 2 or _looped(setting) or "*" not in block.name
-    weights = (trained * _MASTER or parameters * size) / (
-        data if zero == 3 or (zero == 2 and trained) else 1
-    )
-    delayed = setting.schedule == "zero_bubble" and setting.pipeline > 1
-    gradients = trained * _MASTER / (data if zero >= 2 and not delayed else 1)
-    if delayed and copied and size < _MASTER:
-        gradients += trained * size  # not yet added to those in fp32
-    return (
-        weights + (copied * size if whole else 0.0),
-        gradients,
-        (_BUFFERS - 1 if whole else _BUFFERS) * copied * size,
-    )
-
-
-def _looped(setting: Setting) -> bool:
-    return whole_weights(setting.schedule, setting.pipeline)

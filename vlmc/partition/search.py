@@ -11,9 +11,10 @@ from math import inf
 from vlmc.analysis.report import GraphReport
 from vlmc.hardware.cluster import Cluster
 from vlmc.partition.bounds import Bounds
-from vlmc.partition.chain import Chain, Part, parts
+from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.leaf import Leaf, best_cuts
+from vlmc.partition.part import Part, parts
 from vlmc.partition.plan import ParallelPlan
 from vlmc.partition.request import Request, check
 from vlmc.partition.setting import Setting

@@ -8,9 +8,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 from vlmc.hardware.device import BYTES
-from vlmc.partition.chain import RESERVE, Chain, keeps
+from vlmc.partition.chain import RESERVE, Chain
 from vlmc.partition.leaf import Leaf
 from vlmc.partition.pace import pace
+from vlmc.partition.part import keeps
 from vlmc.partition.plan import (
     Checkpointing,
     Collective,
