@@ -10,23 +10,21 @@ validated in a fraction of the time that importing torch takes.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmc.call import as_options, check_compatible, command, listed, origin, to_folder, wanted
 from vlmc.diagnostics import SpecError, UsageError
-from vlmc.diagnostics.nearest import listing
 from vlmc.ir import Arch
 from vlmc.ir import verify as verified
 from vlmc.resolver import check as broken_rules
 from vlmc.resolver import flow
 from vlmc.resolver import resolve as infer
-from vlmc.spec.document import ARTIFACTS, ModelSpec
+from vlmc.spec.document import ModelSpec
 from vlmc.spec.loader import load
-from vlmc.spec.problems import planned
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +47,7 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> ModelSpec:
     Raises SpecError with every diagnostic of the file at once, those of its text, its types and
     the rules across its parts; UsageError where there is no such file or an override is malformed.
     """
-    path, overrides = Path(path), _overrides(overrides)
+    path, overrides = Path(path), listed(overrides)
     if path.is_dir() and not (path / RESOLVED).exists():
         raise UsageError(
             f"{path} is a folder, but no build: there is no {RESOLVED} in it; name a spec file"
@@ -119,8 +117,8 @@ def plan(
     from vlmc.emit.artifact import Build, silent, unheard
     from vlmc.emit.manifest import Manifest
 
-    path, overrides, stage = Path(path), _overrides(overrides), progress or silent
-    _compatible(mini, checkpoint, seed)
+    path, overrides, stage = Path(path), listed(overrides), progress or silent
+    check_compatible(mini, checkpoint, seed)
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise UsageError(f"{checkpoint}: there is no such folder")
     again = Manifest.read(path) if path.is_dir() else None
@@ -148,7 +146,7 @@ def plan(
     return Build(
         spec=spec_of_build,
         arch=arch,
-        origin=" ".join((_origin(path) if again is None else again.origin, *_sets(overrides))),
+        origin=" ".join((origin(path) if again is None else again.origin, *as_options(overrides))),
         mini=mini,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         seed=seed,
@@ -195,7 +193,7 @@ def build(
     from vlmc.emit.fresh import current, remember
     from vlmc.emit.store import store
 
-    overrides = (*_overrides(overrides), *_artifacts(artifacts))
+    overrides = (*listed(overrides), *wanted(artifacts))
     this = plan(
         path,
         output,
@@ -208,8 +206,6 @@ def build(
         tell=tell,
         note=note,
     )
-    words = ("vlmc build", shlex.quote(str(path)), *_sets(overrides))
-    to = "" if output is None else f" --output {shlex.quote(str(output))}"
     kept = store(this.note)
     standing = current(this, kept)
     if standing is None:
@@ -217,7 +213,7 @@ def build(
         if settled:
             remember(this, standing, kept)
             kept.trim()
-    return standing.called(" ".join(words), to)
+    return standing.called(command(path, overrides), to_folder(output))
 
 
 def _made(this: Build) -> tuple[Manifest, bool]:
@@ -268,10 +264,9 @@ def check(
     """
     from vlmc.emit.check import compare
 
-    overrides = (*_overrides(overrides), *_artifacts(artifacts))
-    words = ["vlmc build", shlex.quote(str(path)), *(["--mini"] if mini else []), *_sets(overrides)]
-    words += ["--output", shlex.quote(str(output))] if output is not None else []
-    return compare(plan(path, output, overrides, mini), " ".join(words))
+    overrides = (*listed(overrides), *wanted(artifacts))
+    refreshed = command(path, overrides, mini=mini) + to_folder(output)
+    return compare(plan(path, output, overrides, mini), refreshed)
 
 
 def verify(
@@ -294,71 +289,9 @@ def verify(
     )
 
 
-def _overrides(given: Iterable[str]) -> tuple[str, ...]:
-    """The overrides as a tuple. Raises UsageError for a single text, whose characters would pass
-    for overrides."""
-    if isinstance(given, str):
-        raise UsageError(f"overrides are a list of texts, such as [{given[:60]!r}], and not a text")
-    return tuple(given)
-
-
-def _artifacts(given: Iterable[str] | None) -> tuple[str, ...]:
-    """The artifacts that a call asks for, as an override. Raises UsageError for an unknown one."""
-    if given is None:
-        return ()
-    words = [given] if isinstance(given, str) else list(given)
-    for word in words:
-        if word in ARTIFACTS:
-            continue
-        about = planned()["words"]["artifacts"].get(word)
-        why = f"this release cannot make it ({about})" if about else "there is no such artifact"
-        raise UsageError(
-            f"--artifacts {word[:60]}: {why}; {listing(word, ARTIFACTS)} is expected, several of "
-            "them with commas between"
-        )
-    wanted = {"model", *words}
-    return (f"artifacts=[{','.join(name for name in ARTIFACTS if name in wanted)}]",)
-
-
-def _sets(overrides: Iterable[str]) -> list[str]:
-    """Overrides as options in a line of a shell."""
-    return [f"--set {_quoted(override)}" for override in overrides]
-
-
-def _quoted(word: str) -> str:
-    """A word for a shell, without line breaks: a command stands in a comment, too."""
-    if word.isprintable():
-        return shlex.quote(word)
-    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + "".join(c if c.isprintable() else rf"\U{ord(c):08x}" for c in escaped) + "'"
-
-
 def _seed(manifest: Manifest) -> int | None:
     """The seed that a build's weights were drawn from, alone or beside checkpoints of parts."""
     weights = manifest.artifacts.get("weights")
     source = "" if weights is None else weights.source or ""
     found = re.search(r"(?:^|, )seed (\d+)", source)
     return None if found is None else int(found[1])
-
-
-def _compatible(mini: bool, checkpoint: str | Path | None, seed: int | None) -> None:
-    """Raises UsageError where options contradict each other."""
-    if checkpoint is None:
-        return
-    if mini:
-        raise UsageError(
-            "--mini builds the laptop-size twin with seeded weights, --checkpoint the design "
-            "itself with published ones: give one of them"
-        )
-    if seed is not None:
-        raise UsageError(
-            "--seed draws the weights, --checkpoint brings published ones: give one of them"
-        )
-
-
-def _origin(path: Path) -> str:
-    """The spec file for a command that stands in committed text: as it is called within a checkout,
-    and nothing of where that is."""
-    absolute = path.absolute()
-    name = shlex.quote("".join(c if c.isprintable() else "?" for c in absolute.name))
-    return f"specs/{name}" if absolute.parent.name == "specs" else name
