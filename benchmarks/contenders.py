@@ -220,12 +220,25 @@ class TransformersOnnx:
 
 def export_transformers(system: System, folder: Path, fusions: str | None) -> dict[str, Any]:
     """Writes what transformers' exporter can make of a checkpoint: by graph, the seconds that it
-    took or the error. `model` is the whole prompt with its image, `vision` the tower alone,
-    `decode` a further token."""
-    from transformers import AutoModelForImageTextToText
+    took or the error. `model` is the whole prompt with its image, `vision` encoder and adapter, for
+    which the exporter is given a module around them, `decode` a further token."""
+    from transformers import PreTrainedModel
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder / "checkpoint").eval()
+    owner = TransformersEager(system, folder, torch.float32)
+    model = owner.model
+
+    class Seeing(PreTrainedModel):
+        _supports_sdpa = True
+        _supports_attention_backend = True
+
+        def __init__(self) -> None:
+            super().__init__(model.config)
+            self.inner = model
+
+        def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+            return {"visual": owner.features(pixel_values)}
+
     target = folder / "transformers-onnx"
     target.mkdir(exist_ok=True)
     ids, pixels = system.ids(), system.pixels(1)
@@ -238,11 +251,10 @@ def export_transformers(system: System, folder: Path, fusions: str | None) -> di
         inputs["image_attention_mask"] = torch.ones(1, ids.shape[1], 1, dtype=torch.long)
     exporter = OnnxExporter()
     config = OnnxConfig(dynamic=True, ort_fusions=fusions)
-    inner = getattr(model, "model", model)
-    tower = getattr(inner, "vision_model", None) or inner.vision_tower
+    seeing = Seeing().eval()
     makes: dict[str, Any] = {
         "model": lambda: exporter.export(model, inputs, config).program,
-        "vision": lambda: exporter.export(tower, {"pixel_values": pixels}, config).program,
+        "vision": lambda: exporter.export(seeing, {"pixel_values": pixels}, config).program,
         "decode": lambda: (
             exporter.export_for_generation(model, inputs, config).components["decode"].program
         ),
