@@ -2,10 +2,8 @@
 
 torch hands products of fp32 matrices to MKL, which takes its short paths on CPUs of Intel alone.
 oneDNN, which torch brings too, chooses by what a CPU can do. Both read weights as they lie in
-memory: 200 rows by 768 x 3072 on two cores of an AMD EPYC of the fifth generation take 6.4 ms in
-MKL (160 GFLOP/s) and 2.8 ms in oneDNN (370 GFLOP/s; weights reordered for it beforehand: 400).
-Inductor lowers its product over constants alone: ahead of time that is what weights are, in
-torch.compile they are inputs.
+memory. Inductor lowers its product over constants alone: ahead of time that is what weights are,
+in torch.compile they are inputs.
 """
 
 from __future__ import annotations
