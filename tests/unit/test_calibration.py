@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from vlmc import calibration
+from vlmc.analysis.operators import Memory
+from vlmc.calibration import calibrate, calls, curves, timing
 from vlmc.commands import app
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.hardware import device
@@ -19,9 +21,12 @@ from vlmc.hardware import device
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that are measured in a moment."""
-    monkeypatch.setattr(calibration, "SIDES", (16, 32, 64))
-    monkeypatch.setattr(calibration, "SIZES", (2**12, 2**16, 2**20))
-    monkeypatch.setattr(calibration, "LEAST_SECONDS", 1e-4)
+    monkeypatch.setattr(curves, "SIDES", (16, 32, 64))
+    monkeypatch.setattr(curves, "SIZES", (2**12, 2**16, 2**20))
+    monkeypatch.setattr(curves, "LENGTHS", (16, 32))
+    monkeypatch.setattr(curves, "PARAMETERS", (2**8, 2**12))
+    monkeypatch.setattr(curves, "AROUND", 2**20)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 1e-4)
 
 
 def test_a_calibration_is_a_device_file(tmp_path: Path) -> None:
@@ -29,21 +34,36 @@ def test_a_calibration_is_a_device_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["bench", "--calibrate", "--output", str(path)])
     assert result.exit_code == 0, result.output
     card = device(str(path))
-    curves = card.efficiency
-    assert curves.measured
-    assert f"on cpu, {torch.get_num_threads()} threads" in curves.source
-    assert [flops for flops, _ in curves.matmul] == pytest.approx(
+    found = card.efficiency
+    assert found.measured
+    assert f"on cpu, {torch.get_num_threads()} threads" in found.source
+    assert [flops for flops, _ in found.matmul] == pytest.approx(
         [2 * side**3 for side in (16, 32, 64)], rel=1e-3
     )
-    assert [size for size, _ in curves.memory] == pytest.approx(
+    assert [size for size, _ in found.memory] == pytest.approx(
         [3 * 2**power for power in (12, 16, 20)], rel=1e-3
     )
     assert set(card.formats) == {"fp32", "bf16"}
-    assert max(share for _, share in curves.matmul) == 1
-    assert max(share for _, share in curves.formats["bf16"]) == 1
+    assert max(share for _, share in found.matmul) == 1
+    assert max(share for _, share in found.formats["bf16"]) == 1
     assert card.seconds(1e9, 0, "fp32") > card.seconds(1e6, 0, "fp32") > 0
     assert card.memory_gb > 1
-    assert all(one < two for (one, _), (two, _) in pairwise(curves.memory))
+    assert all(one < two for (one, _), (two, _) in pairwise(found.memory))
+    assert found.attention is not None
+    assert found.attention_backward is not None
+    products = [4 * 8 * 2 * length**2 * 64 for length in (16, 32)]
+    assert [flops for flops, _ in found.attention] == pytest.approx(
+        [2 * one for one in products], rel=1e-3
+    )
+    assert [flops for flops, _ in found.attention_backward] == pytest.approx(
+        [5 * one for one in products], rel=1e-3
+    )
+    assert found.functions is not None
+    assert [size for size, _ in found.functions] == pytest.approx(
+        [2 * 2**power for power in (12, 16, 20)], rel=1e-3
+    )
+    assert found.adamw is not None
+    assert [size for size, _ in found.adamw] == [2**8, 2**12]
 
 
 def test_json_and_file_say_the_same(tmp_path: Path) -> None:
@@ -60,7 +80,7 @@ def test_json_and_file_say_the_same(tmp_path: Path) -> None:
 
 def test_threads_are_as_they_were() -> None:
     before = torch.get_num_threads()
-    calibration.calibrate(threads=2)
+    calibrate(threads=2)
     assert torch.get_num_threads() == before
 
 
@@ -82,4 +102,52 @@ def test_what_cannot_be_meant_is_refused(words: list[str], said: str) -> None:
 def test_no_cuda_device_is_a_fault_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EnvironmentFault, match="no CUDA device"):
-        calibration.calibrate("cuda")
+        calibrate("cuda")
+
+
+def test_outputs_stay_alive_while_others_are_made() -> None:
+    alive: set[int] = set()
+    most = 0
+
+    class Output:
+        def __init__(self) -> None:
+            nonlocal most
+            alive.add(id(self))
+            most = max(most, len(alive))
+
+        def __del__(self) -> None:
+            alive.discard(id(self))
+
+    timing.seconds(lambda _: Output(), "cpu", held=5)
+    assert most == 6
+    assert not alive
+
+
+def test_work_is_told_its_turn() -> None:
+    turns: list[int] = []
+    timing.seconds(turns.append, "cpu", held=3)
+    assert turns[:4] == [0, 1, 2, 3]
+
+
+def test_calls_of_operators_are_counted_without_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a step over the operators in it, as the analysis of designs counts them."""
+    monkeypatch.setattr(calls, "seconds", lambda *_: 1.0)
+    operators = 1 / calls.call_seconds()
+    monkeypatch.setattr(Memory, "is_view", lambda *_: False)
+    with_views = 1 / calls.call_seconds()
+    assert 100 < operators < with_views
+
+
+def test_an_update_is_timed_by_the_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates are of one parameter, not of all that are updated together."""
+    found: list[int] = []
+
+    def taken(work: Any, *_: object) -> float:
+        optimiser = work.__defaults__[0]
+        found.append(sum(len(group["params"]) for group in optimiser.param_groups))
+        return float(found[-1])
+
+    monkeypatch.setattr(curves, "seconds", taken)
+    bench = curves.Bench("cpu", 2**30, lambda *_: None)
+    assert bench.adamw() == ((2**8, 2**8), (2**12, 2**12))
+    assert found[0] > found[1] > 1

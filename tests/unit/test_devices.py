@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from vlmc.hardware import BYTES, BadDevice, device, names
+from vlmc.hardware.device import UPDATED, Device
+from vlmc.hardware.efficiency import Kind
+from vlmc.partition.request import OPTIMISERS
 
 PUBLISHED = {
     "a100-40gb": (40, 1555, 312, None, 624, 600),
@@ -68,7 +71,7 @@ def test_a_device_says_what_of_its_peak_is_reached(name: str) -> None:
     card = device(name)
     assert card.node
     assert card.efficiency.source.startswith("assumed") != card.efficiency.measured
-    large, small = card.efficiency.matmul_share(1e15), card.efficiency.matmul_share(1e6)
+    large, small = card.efficiency.compute_share(1e15), card.efficiency.compute_share(1e6)
     assert 0 < small < large < 1
     assert card.seconds(1e6, 0, "fp16") == pytest.approx(card.seconds(1e3, 0, "fp16"))
     assert card.seconds(1e3, 1e12, "fp16") == card.moving_seconds(1e12) > 1 / card.memory_gbps
@@ -97,12 +100,68 @@ def test_a_file_is_a_device(tmp_path: Path) -> None:
     path.write_text(SOUND, encoding="utf-8")
     card = device(str(path))
     assert (card.name, card.per_node, card.link_gbps, card.network_gbps) == ("mine", 1, None, None)
-    assert card.efficiency.matmul_share(31.6227766e6) == pytest.approx(0.75)
+    assert card.efficiency.compute_share(31.6227766e6) == pytest.approx(0.75)
+
+
+def _card(more: str, tmp_path: Path) -> Device:
+    """SOUND with more in its efficiency."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(SOUND.replace("measured: true", f"{more}measured: true"), encoding="utf-8")
+    return device(str(path))
+
+
+def test_without_curves_of_their_own_kinds_of_work_are_products_and_moves(tmp_path: Path) -> None:
+    card = _card("", tmp_path)
+    product = card.seconds(1e8, 0, "fp32")
+    assert card.seconds(1e8, 0, "fp32", "attention") == product > 0
+    assert card.seconds(1e8, 0, "fp32", "attention_backward") == product
+    assert card.seconds(1e8, 8e6, "fp32", "function") == card.moving_seconds(8e6) > 0
+    assert card.update_seconds(1e5, "adamw") == card.moving_seconds(80e5)
+    assert card.update_seconds(1e5, "sgd") == card.moving_seconds(12e5)
+    assert card.efficiency.call_us == 0
+
+
+def test_each_kind_of_work_has_a_curve_of_its_own(tmp_path: Path) -> None:
+    card = _card(
+        "attention: [[1e6, 0.25]], attention_backward: [[1e6, 0.125]], functions: [[1e6, 0.5]], "
+        "adamw: [[1e4, 0.5], [1e6, 2.0]], call_us: 7, ",
+        tmp_path,
+    )
+    assert card.seconds(1e9, 0, "fp32", "attention") == pytest.approx(1e9 / 0.25 / 0.2e12)
+    assert card.seconds(1e9, 0, "fp32", "attention_backward") == pytest.approx(1e9 / 0.125 / 0.2e12)
+    assert card.seconds(1e9, 0, "fp32") == pytest.approx(1e9 / 0.2e12)
+    assert card.seconds(0, 4e9, "fp32", "function") == pytest.approx(4 / 0.5 / 40)
+    assert card.seconds(0, 4e9, "fp32", "elementwise") == pytest.approx(4 / 40)
+    # A product that moves much is held to the bandwidth of moves.
+    assert card.seconds(1, 4e9, "fp32", "attention") == pytest.approx(4 / 40)
+    assert card.update_seconds(1e8, "adamw") == pytest.approx(80e8 / 2 / 40e9)
+    assert card.update_seconds(1e8, "sgd") == pytest.approx(12e8 / 40e9)
+    # Below the first point a call takes as long as there.
+    assert card.update_seconds(10, "adamw") == pytest.approx(card.update_seconds(1e4, "adamw"))
+
+
+@pytest.mark.parametrize("kind", ["matmul", "attention", "function", "elementwise"])
+def test_more_work_takes_longer_and_none_no_time(kind: Kind, tmp_path: Path) -> None:
+    curves = "attention: [[1e6, 0.25], [1e8, 0.6]], functions: [[1e5, 0.1], [1e7, 0.5]], "
+    card = _card(curves, tmp_path)
+    taken = [card.seconds(10**size, 10**size, "fp32", kind) for size in range(5, 13)]
+    assert taken == sorted(taken)
+    assert taken[0] < taken[-1]
+    assert card.seconds(0, 0, "fp32", kind) == 0
+    assert card.update_seconds(0, "adamw") == 0
+
+
+def test_each_optimiser_that_a_plan_may_name_moves_bytes() -> None:
+    assert set(UPDATED) == set(OPTIMISERS)
+    assert all(UPDATED[name] >= 12 + 2 * state for name, state in OPTIMISERS.items() if state)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
+        ("measured: true", "measured: true, attention: [[2, 1], [1, 1]]", "sizes must rise"),
+        ("measured: true", "measured: true, adamw: []", "efficiency.adamw"),
+        ("measured: true", "measured: true, call_us: -1", "efficiency.call_us: input should be"),
         ("memory_gbps: 40", "memory_gbps: 0", "memory_gbps: input should be greater than 0"),
         ("{fp32: 0.2}", "{fp32: 0}", "tflops.fp32: input should be greater than 0"),
         ("source: measured\n", "", "source: field required"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlmc.hardware.efficiency import Efficiency
+from vlmc.hardware.efficiency import Efficiency, Kind, share
 
 BYTES: dict[str, float] = {
     "fp32": 4,
@@ -22,6 +22,10 @@ BYTES: dict[str, float] = {
     "int4": 0.5,
 }
 """Bytes of a number in each format."""
+
+UPDATED: dict[str, float] = {"adamw": 80, "adam": 72, "lion": 40, "momentum": 32, "sgd": 12}
+"""Bytes that an optimiser reads and writes for each parameter in fp32, one operator after the other
+as torch.optim runs them (AdamW: eight that take a tensor in place or make one)."""
 
 FOLDER = Path(__file__).with_name("devices")
 SUFFIXES = (".yaml", ".yml")
@@ -71,17 +75,28 @@ class Device(BaseModel):
         """Memory in bytes."""
         return int(self.memory_gb * 1e9)
 
-    def seconds(self, flops: float, size: float, number: str) -> float:
-        """The roofline: what a product of `flops` FLOPs that moves `size` bytes takes. Raises
-        KeyError where the device does not compute in the format `number`."""
+    def seconds(self, flops: float, size: float, number: str, kind: Kind = "matmul") -> float:
+        """The roofline: what one call of `flops` FLOPs that moves `size` bytes takes; only products
+        and attention are held to the peak rate. Raises KeyError where the device does not compute
+        in the format `number`."""
+        if kind in ("function", "elementwise"):
+            return self.moving_seconds(size, kind)
         compute = flops and flops / (
-            self.tflops[number] * 1e12 * self.efficiency.matmul_share(flops, number)
+            self.tflops[number] * 1e12 * self.efficiency.compute_share(flops, number, kind)
         )
         return max(compute, self.moving_seconds(size))
 
-    def moving_seconds(self, size: float) -> float:
+    def moving_seconds(self, size: float, kind: Kind = "elementwise") -> float:
         """What reading and writing `size` bytes of memory takes."""
-        return size and size / (self.memory_gbps * 1e9 * self.efficiency.memory_share(size))
+        return size and size / (self.memory_gbps * 1e9 * self.efficiency.memory_share(size, kind))
+
+    def update_seconds(self, numbers: float, optimiser: str) -> float:
+        """What the optimiser takes for a parameter of `numbers` numbers in fp32."""
+        size = numbers * UPDATED[optimiser]
+        curve = self.efficiency.adamw
+        if optimiser != "adamw" or curve is None:
+            return self.moving_seconds(size)
+        return size and size / (self.memory_gbps * 1e9 * share(curve, numbers))
 
 
 @cache

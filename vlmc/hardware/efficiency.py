@@ -1,17 +1,21 @@
-"""What of a device's peak rates is reached, by the size of the work."""
+"""What of a device's peak rates is reached, by the kind of work and its size."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Point = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0, le=100)]]
 """A size of work, and the share of the peak that is reached there (above 1 in a cache)."""
 
 Curve = Annotated[tuple[Point, ...], Field(min_length=1)]
+
+Kind = Literal["matmul", "attention", "attention_backward", "function", "elementwise"]
+"""Products; fused attention and its backward pass; functions and reductions, which compute more
+than they move; what moves numbers alone."""
 
 
 class Efficiency(BaseModel):
@@ -25,31 +29,52 @@ class Efficiency(BaseModel):
     formats: dict[str, Curve] = Field(
         default_factory=dict, description="Number formats whose products have a curve of their own."
     )
+    attention: Curve | None = Field(
+        default=None,
+        description="[FLOPs of a fused attention, share of the peak rate], ...: by default as a "
+        "product.",
+    )
+    attention_backward: Curve | None = Field(
+        default=None, description="Likewise of its backward pass."
+    )
+    functions: Curve | None = Field(
+        default=None,
+        description="[bytes that an activation function, softmax or norm moves, share of the "
+        "bandwidth], ...: by default as `memory`.",
+    )
+    adamw: Curve | None = Field(
+        default=None,
+        description="[numbers of a parameter, share of the bandwidth at which AdamW updates it, "
+        "28 bytes for each], ...: by default as `memory`.",
+    )
+    call_us: float = Field(
+        default=0,
+        ge=0,
+        le=1e6,
+        description="What a call of an operator in a model takes over the curves (Python, "
+        "autograd, views), in 10^-6 seconds; 0 where the device works meanwhile.",
+    )
     measured: bool = Field(description="Whether the curves were measured; otherwise assumed.")
     source: str = Field(description="Where and how, or what the assumption is.")
 
-    @field_validator("matmul", "memory")
-    @classmethod
-    def _rising(cls, curve: tuple[Point, ...]) -> tuple[Point, ...]:
-        sizes = [size for size, _ in curve]
-        if any(one >= two for one, two in pairwise(sizes)):
-            raise ValueError("sizes must rise from point to point")
-        return curve
+    @model_validator(mode="after")
+    def _rising(self) -> Efficiency:
+        own = (self.matmul, self.memory, self.attention, self.attention_backward)
+        for curve in (*own, self.functions, self.adamw, *self.formats.values()):
+            if any(one[0] >= two[0] for one, two in pairwise(curve or ())):
+                raise ValueError("sizes must rise from point to point")
+        return self
 
-    @field_validator("formats")
-    @classmethod
-    def _all_rising(cls, curves: dict[str, tuple[Point, ...]]) -> dict[str, tuple[Point, ...]]:
-        for curve in curves.values():
-            cls._rising(curve)
-        return curves
+    def compute_share(
+        self, flops: float, number: str | None = None, kind: Kind = "matmul"
+    ) -> float:
+        """The share of the peak rate that one call of `flops` FLOPs reaches."""
+        own = {"attention": self.attention, "attention_backward": self.attention_backward}
+        return share(own.get(kind) or self.formats.get(number or "", self.matmul), flops)
 
-    def matmul_share(self, flops: float, number: str | None = None) -> float:
-        """The share of the peak rate that a product of `flops` FLOPs reaches."""
-        return share(self.formats.get(number or "", self.matmul), flops)
-
-    def memory_share(self, size: float) -> float:
+    def memory_share(self, size: float, kind: Kind = "elementwise") -> float:
         """The share of the bandwidth that moving `size` bytes reaches."""
-        return share(self.memory, size)
+        return share((kind == "function" and self.functions) or self.memory, size)
 
 
 def share(curve: tuple[Point, ...], size: float) -> float:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, gcd, log2
 
-from vlmc.analysis.report import Block, GraphReport, Phase
+from vlmc.analysis.report import Block, GraphReport, Operator, Phase
 from vlmc.hardware.cluster import Cluster
+from vlmc.hardware.efficiency import Kind
 from vlmc.ir import Role
 from vlmc.partition.request import Request
 
@@ -21,6 +22,11 @@ OVERLAP = 0.9
 for memory and for a few multiprocessors. Assumed."""
 _ATTENTION = ("attention", "softmax", "bmm", "baddbmm")
 """What an operator is called that selective checkpointing runs again."""
+_FUNCTIONS = (
+    "gelu", "silu", "sigmoid", "tanh", "exp", "erf", "sin", "cos", "pow", "sqrt", "softmax", "norm",
+    "sum", "mean",
+)  # fmt: skip
+"""What an operator is called that computes more than it moves: functions and reductions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +75,7 @@ class Rooflines:
         whether the encoder is replicated: see Chain.levels."""
         self._read: dict[int, list[_Work]] = {}
         self._costs: dict[tuple[int, int, bool, bool], tuple[BlockCost, ...]] = {}
+        self._updates: dict[tuple[int, float], float] = {}
 
     def blocks(
         self, micro_batch: int, tensor: int, sequence_parallel: bool, replicated: bool
@@ -96,6 +103,16 @@ class Rooflines:
         self.blocks(micro_batch, 1, False, False)
         each = [sum(call.flops for call in work.calls) for work in self._read[micro_batch]]
         return sum(each[block] for block in self.report.order)
+
+    def update(self, number: int, share: float) -> float:
+        """Seconds in which the optimiser updates `share` of each parameter of a distinct block."""
+        if (number, share) not in self._updates:
+            block, device = self.report.blocks[number], self.cluster.device
+            self._updates[number, share] = sum(
+                device.update_seconds(size * share, self.request.optimiser)
+                for size in block.tensors or (block.parameters,)
+            )
+        return self._updates[number, share]
 
     def sizes(self, micro_batch: int) -> dict[str, int]:
         """What the polynomials are evaluated at."""
@@ -125,9 +142,8 @@ class Rooflines:
         again = 0.0
         for call in work.calls:
             by = (degree if call.split else whole) / share
-            seconds = call.count * self._roofline(
-                call.flops / by / call.count, call.bytes / by / call.count, call.matmul
-            )
+            flops, size = call.flops / by / call.count, call.bytes / by / call.count
+            seconds = call.count * self._roofline(flops, size, call.kind)
             phases[call.phase] = phases.get(call.phase, 0.0) + seconds
             if call.phase == "forward" and call.attention:
                 again += seconds
@@ -163,9 +179,10 @@ class Rooflines:
             cache=work.cache / degree,
         )
 
-    def _roofline(self, flops: float, size: float, matmul: bool) -> float:
+    def _roofline(self, flops: float, size: float, kind: Kind) -> float:
         device = self.cluster.device
-        return device.seconds(flops, size, self.number) if matmul else device.moving_seconds(size)
+        work = device.seconds(flops, size, self.number, kind)
+        return work + device.efficiency.call_us * 1e-6
 
     def all_reduce(self, size: float, ranks: int, span: int) -> float:
         """Seconds until each of `ranks` has the sum of all their tensors of `size` bytes."""
@@ -201,13 +218,22 @@ def splits(blocks: tuple[Block, ...]) -> int:
     return gcd(*limits) if limits else 0
 
 
+def kind_of(operator: Operator) -> Kind:
+    """By which curve of a device an operator is timed."""
+    if operator.matmul:
+        if "scaled_dot_product" not in operator.name:
+            return "matmul"
+        return "attention_backward" if "backward" in operator.name else "attention"
+    return "function" if any(word in operator.name for word in _FUNCTIONS) else "elementwise"
+
+
 @dataclass(frozen=True, slots=True)
 class _Calls:
     phase: Phase
     count: int
     flops: float
     bytes: float
-    matmul: bool
+    kind: Kind
     split: bool
     attention: bool
 
@@ -233,7 +259,7 @@ def _work(block: Block, sizes: dict[str, int], whole_text: int) -> _Work:
                 max(1, one.calls),
                 float(one.flops(**sizes)),
                 float(one.bytes(**sizes)),
-                one.matmul,
+                kind_of(one),
                 one.split,
                 any(word in one.name for word in _ATTENTION),
             )

@@ -82,8 +82,8 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     span = data * setting.tensor
     gather = lines.gather(cost.parameters * size, data, span) if zero >= 2 else 0.0
     scatter = lines.gather(trained * 4, data, span)
-    update = trained / (data if zero else 1)
-    updating = lines.cluster.device.moving_seconds(update * (12 + 2 * state))
+    share = trained / max(1, block.parameters) / (data if zero else 1)
+    updating = lines.update(number, share) if trained else 0.0
     tail = updating
     late_forward, late_backward = 0.0, 0.0
     if zero == 0:

@@ -1,0 +1,99 @@
+"""What a block takes: which curve times an operator, calls, updates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from graph_reports import TEXT, block, cluster, small_device
+
+from vlmc.analysis.polynomial import Polynomial
+from vlmc.analysis.report import GraphReport, Operator
+from vlmc.hardware.device import Device
+from vlmc.hardware.efficiency import Kind
+from vlmc.partition.chain import Chain
+from vlmc.partition.costs import Rooflines, kind_of
+from vlmc.partition.request import Request
+from vlmc.partition.setting import Setting
+
+ONE = Polynomial.constant(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "matmul", "kind"),
+    [
+        ("aten.mm", True, "matmul"),
+        ("aten.convolution_backward", True, "matmul"),
+        ("aten._scaled_dot_product_flash_attention_for_cpu", True, "attention"),
+        ("aten._scaled_dot_product_flash_attention_for_cpu_backward", True, "attention_backward"),
+        ("aten.gelu_backward", False, "function"),
+        ("aten._log_softmax", False, "function"),
+        ("aten.native_layer_norm", False, "function"),
+        ("aten.add", False, "elementwise"),
+        ("aten._to_copy", False, "elementwise"),
+        ("aten.embedding_dense_backward", False, "elementwise"),
+    ],
+)
+def test_an_operator_is_timed_by_the_curve_of_its_kind(name: str, matmul: bool, kind: Kind) -> None:
+    operator = Operator(name=name, phase="forward", calls=1, flops=ONE, bytes=ONE, matmul=matmul)
+    assert kind_of(operator) == kind
+
+
+def _device(**efficiency: Any) -> Device:
+    card = small_device(10)
+    return card.model_copy(update={"efficiency": card.efficiency.model_copy(update=efficiency)})
+
+
+def _lines(card: Device, **request: Any) -> Rooflines:
+    """A design of one trained block: four products and two additions a phase."""
+    only = block("language.0", "language", 1, 10_000, TEXT, 64, trained=True, reached=True)
+    only = replace(only, tensors=(1_000, 9_000))
+    report = GraphReport(
+        design="one",
+        mode="train",
+        trained=("language",),
+        number_bytes=2,
+        blocks=(only,),
+        order=(0,),
+    )
+    asked = Request(mode="train", batch=4, text=32, **request)
+    return Rooflines(report, cluster(card, 1), asked)
+
+
+def test_each_call_takes_a_time_of_its_own() -> None:
+    before = _lines(_device()).blocks(1, 1, False, False)[0]
+    after = _lines(_device(call_us=5.0)).blocks(1, 1, False, False)[0]
+    for phase in ("forward", "backward_input", "backward_weight"):
+        assert getattr(after, phase) - getattr(before, phase) == pytest.approx(6 * 5e-6)
+
+
+def test_each_parameter_is_updated_by_itself() -> None:
+    """Small parameters take as long as the first point of the curve."""
+    lines = _lines(_device(adamw=((4_000.0, 0.1), (8_000.0, 0.4))))
+    card = lines.cluster.device
+    least = 80 * 4_000 / (20e9 * 0.1)
+    assert lines.update(0, 1.0) == pytest.approx(least + 80 * 9_000 / (20e9 * 0.4))
+    assert lines.update(0, 0.1) == pytest.approx(2 * least)
+    assert card.update_seconds(9_000, "adamw") < lines.update(0, 1.0)
+
+
+def test_a_block_of_unknown_parameters_is_updated_as_one() -> None:
+    lines = _lines(_device())
+    lines.report = replace(lines.report, blocks=(replace(lines.report.blocks[0], tensors=()),))
+    assert lines.update(0, 1.0) == lines.cluster.device.update_seconds(10_000, "adamw")
+
+
+def test_sharded_states_are_updated_by_their_replica() -> None:
+    """What a step takes once is the update of a device's own part."""
+    whole = Chain(_lines(_device()), Setting(micro_batch=4))
+    lines = _lines(_device())
+    lines.cluster = cluster(_device(), 2)
+    shared = Chain(lines, Setting(data=2, zero=2, micro_batch=2))
+    assert whole.parts[0].update == lines.update(0, 1.0)
+    assert shared.parts[0].update == lines.update(0, 0.5) < lines.update(0, 1.0)
+
+
+def test_plain_descent_moves_less_than_adamw() -> None:
+    adamw, sgd = (_lines(_device(), optimiser=name).update(0, 1.0) for name in ("adamw", "sgd"))
+    assert 0 < sgd < adamw

@@ -1,0 +1,41 @@
+"""How long work takes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+REPEATS = 7
+LONG_REPEATS = 3
+"""Of work that takes over a quarter of LONGEST_SECONDS."""
+LEAST_SECONDS = 2e-3
+"""Of one repetition: shorter work is done several times in it."""
+LONGEST_SECONDS = 0.2
+"""Of one repetition: sizes above the first that would take longer are left out."""
+
+
+def seconds(work: Callable[[int], object], device: str, held: int = 1) -> float:
+    """The best time of `work`, which is told how often it ran before: what else the machine does
+    only adds to it. The last `held` results stay alive, as what a backward pass needs does, so that
+    outputs lie in memory that was used a while ago."""
+    kept: deque[object] = deque(maxlen=held)
+    for turn in range(held + 1):  # until memory comes from what was freed
+        kept.append(work(turn))
+    once = _timed(work, 1, kept, device)
+    rounds = max(1, int(LEAST_SECONDS / max(once, 1e-9)))
+    repeats = REPEATS if once < LONGEST_SECONDS / 4 else LONG_REPEATS
+    return min(_timed(work, rounds, kept, device) for _ in range(repeats))
+
+
+def _timed(work: Callable[[int], object], rounds: int, kept: deque[object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for turn in range(rounds):
+        kept.append(work(turn))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begun) / rounds
