@@ -44,6 +44,9 @@ TWO: dict[str, Made] = {
         t, mesh={"tensor": 2}, micro_batch=4, placement="replicated", trained=everything(t)
     ),
     "sharded": lambda t: plan(t, mesh={"data": 2}, zero=3, micro_batch=2),
+    "optimiser sharded, micro-batches": lambda t: plan(
+        t, mesh={"data": 2}, zero=1, micro_batch=1, trained=everything(t)
+    ),
     "replicated": lambda t: plan(t, mesh={"data": 2}, zero=0, micro_batch=4),
     "1F1B, encoder first": lambda t: plan(t, (after(t, 0.3),), mesh=PIPELINE, micro_batch=2),
     "1F1B, encoder apart": lambda t: plan(
@@ -72,6 +75,12 @@ TWO: dict[str, Made] = {
 FOUR: dict[str, Made] = {
     "data x tensor": lambda t: plan(t, mesh={"data": 2, "tensor": 2}, micro_batch=2),
     "sharded x tensor": lambda t: plan(t, mesh={"data": 2, "tensor": 2}, zero=3, micro_batch=4),
+    "optimiser sharded x tensor": lambda t: plan(
+        t, mesh={"data": 2, "tensor": 2}, zero=1, micro_batch=2
+    ),
+    "pipeline x optimiser sharded": lambda t: plan(
+        t, (after(t, 0.3),), mesh=BOTH, zero=1, micro_batch=1
+    ),
     "pipeline x sharded": lambda t: plan(t, (after(t, 0.3),), mesh=BOTH, zero=2, micro_batch=2),
     "pipeline x sharded, spread": lambda t: plan(
         t, across(t, 1), mesh=BOTH, zero=3, micro_batch=2, placement="spread"

@@ -137,7 +137,7 @@ def test_vlmc_train_runs_a_build_on_as_many_processes(made: Twin, tmp_path: Path
     ("changed", "words", "code", "reason"),
     [
         ({"mode": "serve"}, (), 2, "serves"),
-        ({"zero": 1}, (), 1, "VLMC012"),
+        ({"zero": 4}, (), 1, "VLMC011"),
         ({"precision": "fp16"}, (), 1, "VLMC012"),
         ({"sequence_parallel": True}, (), 1, "VLMC012"),
         ({"per_node": 1}, (), 2, "2 nodes of 1 devices"),

@@ -19,6 +19,7 @@ from vlmc.partition.request import Request
 from vlmc.partition.setting import Setting
 
 VISION = ("encoder", "select", "adapter")
+MOST_ZERO = {"interleaved": 2, "zero_bubble": 1}
 
 
 def fastest(
@@ -92,7 +93,7 @@ def every_setting(
                 continue
             for sequence, zero, way, keeps, placement in product(
                 (False,),
-                (0,) if data == 1 or serve else (0, 2, 3),
+                (0,) if data == 1 or serve else (0, 1, 2, 3),
                 [("gpipe", 1)] if serve else ways(pipeline, request.batch // data // micro_batch),
                 [("none", "none")] if serve else every_checkpointing(report),
                 ("stage_0", "own_group", "replicated", "spread"),
@@ -103,7 +104,7 @@ def every_setting(
                     continue
                 if placement == "own_group" and way[0] == "interleaved":
                     continue
-                if zero == 3 and pipeline > 1 and way[0] in ("interleaved", "zero_bubble"):
+                if pipeline > 1 and zero > MOST_ZERO.get(way[0], 3):
                     continue
                 if wrong(request, pipeline, data, tensor, zero, way[0], placement):
                     continue

@@ -377,14 +377,19 @@ def test_degrees_that_are_fixed_are_kept_while_auto_is_solved() -> None:
 
 @pytest.mark.parametrize(
     ("zero", "frozen", "weights", "gradients", "optimiser"),
-    [(0, 2, 4, 4, 8), (2, 2, 4 / 2 + 2, 4 / 2, 8 / 2), (3, 2 / 2, 4 / 2, 4 / 2, 8 / 2)],
+    [
+        (0, 2, 4, 4, 8),
+        (1, 2, 4 / 2 + 2, 4, 8 / 2),
+        (2, 2, 4 / 2 + 2, 4 / 2, 8 / 2),
+        (3, 2 / 2, 4 / 2, 4 / 2, 8 / 2),
+    ],
 )
 def test_states_by_what_is_sharded(
     zero: Any, frozen: float, weights: float, gradients: float, optimiser: float
 ) -> None:
     """Bytes for each parameter over two replicas, as FSDP2 keeps them: masters in fp32 and copies
-    in bf16 at ZeRO 2 (else a copy lives while its block is at work, among the buffers), frozen
-    weights whole but at ZeRO 3 (Rajbhandari et al., 2020)."""
+    in bf16 at ZeRO 1 and 2 (else a copy lives while its block is at work, among the buffers),
+    frozen weights whole but at ZeRO 3 (Rajbhandari et al., 2020)."""
     random = Random(7)
     report = next(r for r in iter(lambda: random_report(random), None) if mixed(r))
     asked = Request(mode="train", batch=8, text=8, data=2, zero=zero, micro_batch=1)
@@ -397,6 +402,38 @@ def test_states_by_what_is_sharded(
     assert memory.weights == pytest.approx(held, rel=1e-6)
     assert memory.gradients == pytest.approx(gradients * trained, rel=1e-6)
     assert memory.optimiser == pytest.approx(optimiser * trained, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "zero"), [("interleaved", 2), ("zero_bubble", 1), ("gpipe", 3), ("1f1b", 3)]
+)
+def test_what_needs_the_least_is_a_plan_that_runs(schedule: Any, zero: int) -> None:
+    """The arithmetic of what is too large is that of a combination that could be asked for."""
+    asked = replace(TRAIN, batch=64, pipeline=4, data=2, tensor=2, schedule=schedule)
+    with pytest.raises(Infeasible, match=f"{schedule}.*ZeRO {zero}") as caught:
+        find(flamingo_80b(), replace(a100(16), device=small_device(4.0)), asked)
+    assert "the fullest device needs at least" in caught.value.constraint
+
+
+@pytest.mark.parametrize(("schedule", "most"), [("zero_bubble", 1), ("interleaved", 2)])
+def test_a_zero_stage_that_a_schedule_cannot_have_is_refused(schedule: Any, most: int) -> None:
+    asked = replace(TRAIN, pipeline=2, zero=most + 1, schedule=schedule)
+    with pytest.raises(UsageError, match=f"zero {most + 1} cannot be with .*whole stages: {most}"):
+        find(flamingo_80b(), a100(8), asked)
+
+
+def test_gradients_are_reduced_once_a_step_at_zero_1() -> None:
+    """Replicas on other nodes: with four micro-batches, ZeRO 2 scatters four times as much."""
+    report = flamingo_80b()
+    fixed: dict[str, Any] = {"tensor": 8, "pipeline": 1, "micro_batch": 1, "placement": "stage_0"}
+    moved: dict[int, dict[str, int]] = {}
+    for zero in (1, 2):
+        asked = replace(TRAIN, batch=64, zero=zero, **fixed)
+        known = find(report, replace(a100(128), device=device("h200")), asked).plan.predicted
+        assert known is not None
+        moved[zero] = {one.kind: one.bytes for one in known.collectives}
+    assert moved[2]["all_gather"] == moved[1]["all_gather"]
+    assert moved[2]["reduce_scatter"] == 4 * moved[1]["reduce_scatter"]
 
 
 def mixed(report: GraphReport) -> bool:

@@ -103,8 +103,7 @@ class Bounds:
                 each = 8 + OPTIMISERS[request.optimiser]
             shards = base.data if request.mode == "train" and request.zero in (None, 3) else 1
             if request.mode == "train" and request.zero in (1, 2) and block.trained:
-                shards = 1
-                each = 4.0 if request.zero == 1 else min(size, 4.0)
+                shards, each = 1, size  # what is computed with; all else may be shared out
             sizes.append(cost.parameters * each / shards)
         return self._sum(sizes) / base.pipeline
 

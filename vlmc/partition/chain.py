@@ -107,6 +107,7 @@ class Chain:
         """What is held of weights, gradients and the optimiser."""
         self.weights = self._sums(lambda part: part.weights)
         self.gradients = self._sums(lambda part: part.gradients)
+        self.waiting = self._sums(lambda part: part.waiting)
         self.optimiser = self._sums(lambda part: part.optimiser)
         self.first_peaks = [
             peak - made for peak, made in zip(self.backward_peaks, self.gradients, strict=False)
@@ -144,6 +145,8 @@ class Chain:
             sum(row[end] - row[first] for first, end in stretches)
             for row in (self.weights, self.gradients, self.optimiser, self.cache, self.saved)
         ]
+        if group:  # the first stage gives no gradient to another, and puts none off
+            sums[1] += sum(self.waiting[end] - self.waiting[first] for first, end in stretches)
         over = max(self._over(held, first, end) for first, end in stretches)
         looked = any(self.looks[end] > self.looks[first] for first, end in stretches)
         buffers = max(max(self.buffers[first:end]) for first, end in stretches) + self.message
@@ -181,7 +184,8 @@ class Chain:
         has to have room for as many as large as this one, beside what any block needs while it
         runs, so that stages can be looked at one by one."""
         chunks = self.setting.chunks
-        held = self.held[stage % self.setting.pipeline]
+        group = stage % self.setting.pipeline
+        held = self.held[group]
         total = (
             self.weights[end]
             - self.weights[first]
@@ -193,6 +197,8 @@ class Chain:
             - self.cache[first]
             + held * (self.saved[end] - self.saved[first])
         )
+        if group:
+            total += self.waiting[end] - self.waiting[first]
         if self.looks[end] > self.looks[first]:
             total += self.features * held
         if chunks > 1:

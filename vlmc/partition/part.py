@@ -34,6 +34,8 @@ class Part(NamedTuple):
     """Of `forward` and `backward`, seconds that wait for weights and gradients of replicas."""
     weights: float
     gradients: float
+    waiting: float
+    """Gradients of weights that zero-bubble has put off, before they are added to the others."""
     optimiser: float
     saved: float
     """Of a micro-batch."""
@@ -71,7 +73,7 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     if request.mode == "serve":
         return Part(
             cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
-            cost.saved[0] + cost.peak_forward, 0.0, cost.exchanged and cost.output, cost.cache,
+            0.0, cost.saved[0] + cost.peak_forward, 0.0, cost.exchanged and cost.output, cost.cache,
             cost.output,
         )  # fmt: skip
     trained = cost.parameters if block.trained else 0
@@ -80,25 +82,28 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     again = (0.0, cost.again_selective, cost.again_full)[kept]
     backward = cost.backward_input + cost.backward_weight + again
     span = data * setting.tensor
-    gather = lines.gather(cost.parameters * size, data, span) if zero >= 2 else 0.0
+    gather = lines.gather((cost.parameters if zero == 3 else trained) * size, data, span)
     scatter = lines.gather(trained * 4, data, span)
     share = trained / max(1, block.parameters) / (data if zero else 1)
     updating = lines.update(number, share) if trained else 0.0
     tail = updating
     late_forward, late_backward = 0.0, 0.0
+    # A pipeline reduces what is reduced once a step when its last backward pass is done.
+    beside = OVERLAP * backward if setting.pipeline == 1 else 0.0
     if zero == 0:
-        tail += max(0.0, 2 * scatter - OVERLAP * backward)
-    elif zero == 1:
-        tail += max(0.0, scatter - OVERLAP * backward) + scatter
-    elif zero == 2:
-        tail += max(0.0, (gather if trained else 0.0) - OVERLAP * cost.forward)
-        late_backward = max(0.0, scatter - OVERLAP * backward)
+        tail += max(0.0, 2 * scatter - beside)
+    elif zero < 3:
+        tail += max(0.0, gather - OVERLAP * cost.forward)
+        if zero == 1:
+            tail += max(0.0, scatter - beside)
+        else:
+            late_backward = max(0.0, scatter - OVERLAP * backward)
     else:
         late_forward = max(0.0, gather - OVERLAP * cost.forward)
         if block.reached:
             late_backward = max(0.0, gather + scatter - OVERLAP * backward)
     saved = cost.saved[kept]
-    weights, gradients, buffers = _held_states(setting, block, cost.parameters, size)
+    states = _held_states(setting, block, cost.parameters, size)
     return Part(
         forward=cost.forward + late_forward,
         backward=backward + late_backward,
@@ -106,46 +111,51 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         tail=tail,
         update=updating,
         gathered=late_forward + late_backward,
-        weights=weights,
-        gradients=gradients,
+        weights=states.weights,
+        gradients=states.gradients,
+        waiting=states.waiting,
         optimiser=trained * state / (data if zero else 1),
         saved=saved,
         forward_peak=cost.peak_forward,
         backward_peak=cost.peak_backward + cost.saved[0] - saved if block.reached else 0.0,
-        buffers=buffers + (cost.output if cost.exchanged else 0.0),
+        buffers=states.buffers + (cost.output if cost.exchanged else 0.0),
         cache=0.0,
         output=cost.output,
     )
 
 
-def _held_states(
-    setting: Setting, block: Block, parameters: int, size: float
-) -> tuple[float, float, float]:
-    """Bytes of a block's weights, of their gradients, and beside them while the block is at work.
+class _States(NamedTuple):
+    """Bytes of a block's weights and of their gradients, and beside them while it is at work."""
 
-    As train.py has it: FSDP2 keeps masters of trained weights in fp32, sharded from ZeRO 2 on, and
-    copies of them in the number format that is computed in: from the first forward pass to the end
-    of the step (ZeRO 2; schedules that gather whole stages; what stands beside the stacks, which is
-    gathered with its stage) or while a block is at work. Frozen weights are copied where they are
-    sharded, at ZeRO 3.
+    weights: float
+    gradients: float
+    waiting: float
+    buffers: float
+
+
+def _held_states(setting: Setting, block: Block, parameters: int, size: float) -> _States:
+    """As train.py has it: FSDP2 keeps masters of trained weights in fp32, sharded from ZeRO 1 on,
+    and copies of them in the number format that is computed in: from the first forward pass to the
+    end of the step (ZeRO 1 and 2; schedules that gather whole stages; what stands beside the
+    stacks, which is gathered with its stage) or while a block is at work. Frozen weights are copied
+    where they are sharded, at ZeRO 3. Gradients are whole in fp32 until they are reduced: with each
+    backward pass from ZeRO 2 on, else with the last, or after it in a pipeline.
     """
     data, zero = setting.data, setting.zero
     trained = parameters if block.trained else 0
     copied = parameters if zero == 3 else trained
     if data == 1 and size == _MASTER:
         copied = 0
-    whole = zero == 2 or looped(setting) or "*" not in block.name
-    weights = (trained * _MASTER or parameters * size) / (
-        data if zero == 3 or (zero == 2 and trained) else 1
-    )
-    delayed = setting.schedule == "zero_bubble" and setting.pipeline > 1
-    gradients = trained * _MASTER / (data if zero >= 2 and not delayed else 1)
-    if delayed and copied and size < _MASTER:
-        gradients += trained * size  # not yet added to those in fp32
-    return (
-        weights + (copied * size if whole else 0.0),
-        gradients,
-        (_BUFFERS - 1 if whole else _BUFFERS) * copied * size,
+    whole = zero in (1, 2) or looped(setting) or "*" not in block.name
+    once = setting.pipeline == 1 and setting.micro_batches == 1
+    delayed = setting.schedule == "zero_bubble" and setting.pipeline > 1 and size < _MASTER
+    return _States(
+        weights=(trained * _MASTER or parameters * size)
+        / (data if zero == 3 or (zero and trained) else 1)
+        + (copied * size if whole else 0.0),
+        gradients=trained * _MASTER / (data if zero >= 2 or (zero == 1 and once) else 1),
+        waiting=copied * size if delayed else 0.0,
+        buffers=(_BUFFERS - 1 if whole else _BUFFERS) * copied * size,
     )
 
 

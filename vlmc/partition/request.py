@@ -9,7 +9,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import BYTES
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
-from vlmc.runtime.parallel.plan_rules import LOOPED, TRAINED_IN
+from vlmc.runtime.parallel.plan_rules import TRAINED_IN, zero_stages
 
 OPTIMISERS: dict[str, int] = {
     "adamw": 8,
@@ -47,7 +47,6 @@ class Request:
     sequence_parallel: bool | None = None
     """True: priced; train.py does not run it, so that it is not searched unless asked for."""
     zero: Literal[0, 1, 2, 3] | None = None
-    """1: likewise."""
     micro_batch: int | None = None
     schedule: Schedule | None = None
     chunks: int | None = None
@@ -128,8 +127,12 @@ def _check_degrees(request: Request, cluster: Cluster) -> None:
             raise UsageError(f"{name} {degree} does not divide {cluster.count} devices")
     if cluster.count % product:
         raise UsageError(f"the degrees' product {product} does not divide {cluster.count} devices")
-    if request.zero == 3 and request.schedule in LOOPED and request.pipeline not in (None, 1):
-        raise UsageError(f"zero 3 cannot be with {request.schedule}, which needs whole stages: 2")
+    schedule = request.schedule or "1f1b"
+    stages = zero_stages(schedule, request.pipeline or 1)
+    if request.zero not in (None, *stages):
+        raise UsageError(
+            f"zero {request.zero} cannot be with {schedule}, which needs whole stages: {stages[-1]}"
+        )
     if request.data is not None and request.batch % request.data:
         less = "is smaller than" if request.batch < request.data else "is not divisible by"
         raise UsageError(f"batch {request.batch} {less} data {request.data}")

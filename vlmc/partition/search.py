@@ -22,7 +22,7 @@ from vlmc.partition.shortage import infeasible
 from vlmc.partition.space import bases, completions, schedules
 from vlmc.partition.why import why
 from vlmc.partition.writing import write
-from vlmc.runtime.parallel.plan_rules import whole_weights
+from vlmc.runtime.parallel.plan_rules import zero_stages
 
 NEXT = 3
 """Alternatives that a plan is compared with."""
@@ -151,8 +151,8 @@ class _Search:
                 continue
             tokens = parts(self.tokens, kept) if self.tokens else None
             for schedule, chunks in ways:
-                if zero == 3 and whole_weights(schedule, base.pipeline):
-                    continue  # nothing less is held than at 2
+                if zero not in zero_stages(schedule, base.pipeline):
+                    continue
                 setting = replace(kept, schedule=schedule, chunks=chunks)
                 self._push(self.bounds.setting(setting, costs, tokens), setting, costs)
 

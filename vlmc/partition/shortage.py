@@ -15,6 +15,7 @@ from vlmc.partition.request import Infeasible
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import bases, completions, schedules
 from vlmc.partition.why import named, seconds
+from vlmc.runtime.parallel.plan_rules import zero_stages
 
 _FIXED = (
     "pipeline", "data", "tensor", "zero", "micro_batch", "schedule", "chunks", "placement",
@@ -50,15 +51,18 @@ def _leasts(lines: Rooflines, starts: list[Setting]) -> Iterator[_Least]:
     seen: set[tuple[int, int, int, str]] = set()
     for base in sorted(starts, key=lambda one: (one.micro_batch, not one.sequence_parallel)):
         key = (base.pipeline, base.data, base.tensor, base.placement)
-        ways = [way for way in schedules(lines, base) if way[1] == 1]
+        ways = schedules(lines, base)
         if key in seen or not ways:
             continue
         seen.add(key)
-        for zero, encoder, language in list(completions(lines, base))[-1:]:
-            schedule = "1f1b" if ("1f1b", 1) in ways else ways[0][0]
+        schedule, chunks = ("1f1b", 1) if ("1f1b", 1) in ways else ways[0]
+        allowed = zero_stages(schedule, base.pipeline)
+        chosen = [one for one in completions(lines, base) if one[0] in allowed]
+        for zero, encoder, language in chosen[-1:]:
             setting = replace(
-                base, zero=zero, encoder_keeps=encoder, language_keeps=language, schedule=schedule
-            )
+                base, zero=zero, encoder_keeps=encoder, language_keeps=language, schedule=schedule,
+                chunks=chunks,
+            )  # fmt: skip
             memory = _least_memory(Chain(lines, setting))
             if memory:
                 yield _Least(setting, memory)

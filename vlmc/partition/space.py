@@ -114,6 +114,8 @@ def completions(
         yield 0, "none", "none"
         return
     stages = ZERO_STAGES if base.data > 1 else (0,)
+    if base.pipeline == base.micro_batches == 1:
+        stages = tuple(one for one in stages if one != 1)  # gradients are reduced as they are made
     if request.zero is not None and base.data > 1:
         stages = (request.zero,)
     sides: list[tuple[Checkpointing, ...]] = [

@@ -260,7 +260,7 @@ def _replicas(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
         times * chain.parts[one].gathered + chain.parts[one].tail - chain.parts[one].update
         for one in blocks
     )
-    gathers = {0: 0.0, 1: trained * 4, 2: trained * number}.get(setting.zero)
+    gathers = {0: 0.0, 1: trained * number, 2: trained * number}.get(setting.zero)
     if gathers is None:
         reached = sum(costs[one].parameters for one in blocks if report.blocks[one].reached)
         gathers = times * number * (sum(kept) + reached)

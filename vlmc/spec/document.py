@@ -99,10 +99,10 @@ class Parallel(Degrees):
         default="auto",
         description="In which order pipeline groups work on micro-batches, in training.",
     )
-    zero: Literal[0, 2, 3] | Auto = Field(
+    zero: Literal[0, 1, 2, 3] | Auto = Field(
         default="auto",
-        description="What replicas share out in training: 0 nothing, 2 gradients and the "
-        "optimiser's state, 3 weights, too.",
+        description="What replicas share out in training: 0 nothing, 1 the optimiser's state, "
+        "2 gradients, too, 3 weights, too.",
     )
     checkpointing: CheckpointingName | Auto = Field(
         default="auto",

@@ -130,16 +130,16 @@ class Engine:
         fully_shard(stage, **options)
         if self.plan.mesh.pipeline > 1:
             # A pipeline would keep all that a backward pass gathered, and whole gradients, until
-            # the end of the step.
+            # the end of the step; the latter is what ZeRO 1 and 0 mean.
             if not self._keeps_whole:
                 stage.__dict__["set_reshard_after_backward"] = _as_it_is
-            if zero >= 2 and self.plan.schedule != "zero_bubble":
+            if zero >= 2:
                 stage.__dict__["set_requires_gradient_sync"] = _as_it_is
 
     @property
     def _keeps_whole(self) -> bool:
         """Whether weights stay gathered from a step's first forward pass to its end."""
-        return self.plan.zero == 2 or self.looped
+        return self.plan.zero in (1, 2) or self.looped
 
     def step(self, rows: Sequence[Row]) -> float:
         """Gradients of the mean loss over the sequences of a step, and that loss. They are added to

@@ -9,8 +9,9 @@ from difflib import get_close_matches
 OPTIMISERS = ("adamw", "sgd")
 TRAINED_IN = ("bf16", "fp32")
 """fp16 overflows in training unless losses are scaled, which this executor does not do."""
-ZERO_STAGES = (0, 2, 3)
-"""Not 1: FSDP2 shards gradients wherever it shards the state of the optimiser."""
+ZERO_STAGES = (0, 1, 2, 3)
+"""What replicas share out (Rajbhandari et al., 2020): 1 the optimiser's state and the weights in
+fp32 that it updates, 2 gradients, too, 3 the weights that are computed with, too."""
 LOOPED = ("interleaved", "zero_bubble")
 """Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
 it computes on them, and gradients of weights that are put off need them to stay."""
@@ -91,6 +92,14 @@ class Broken:
 def whole_weights(schedule: str, groups: int) -> bool:
     """Whether a schedule keeps the weights of whole stages gathered, whatever is sharded."""
     return groups > 1 and schedule in LOOPED
+
+
+def zero_stages(schedule: str, groups: int) -> tuple[int, ...]:
+    """Those that a schedule can run with. Where weights stay gathered, 3 would share out nothing
+    more; gradients that are put off are whole until the end of a step."""
+    if groups == 1 or schedule not in LOOPED:
+        return ZERO_STAGES
+    return ZERO_STAGES[:2] if schedule == "zero_bubble" else ZERO_STAGES[:3]
 
 
 def refusal(schedule: str, ranks: int, micro_batches: int, chunks: int = 1) -> str | None:
@@ -308,22 +317,17 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
                 key, f"`{key}` cannot be {word[:60]!r} in training", ", ".join(words), word[:60],
                 near[0],
             )  # fmt: skip
-    if plan.zero not in ZERO_STAGES:
+    stages = zero_stages(plan.schedule, plan.mesh.pipeline)
+    if plan.zero not in stages:
+        needs = "the weights" if plan.zero == 3 else "the gradients"
+        known = plan.zero in ZERO_STAGES
+        why = f" with {plan.schedule}, which needs {needs} of whole stages" if known else ""
         yield _not_run(
             "zero",
-            f"`zero` cannot be {plan.zero}: gradients are sharded wherever the optimiser's state "
-            "is",
-            ", ".join(map(str, ZERO_STAGES)),
+            f"`zero` cannot be {plan.zero}{why}",
+            ", ".join(map(str, stages)) + (", or schedule gpipe or 1f1b" if known else ""),
             str(plan.zero),
-            "2",
-        )
-    elif plan.zero == 3 and whole_weights(plan.schedule, plan.mesh.pipeline):
-        yield _not_run(
-            "zero",
-            f"`zero` cannot be 3 with {plan.schedule}, which needs the weights of whole stages",
-            "0 or 2, or schedule gpipe or 1f1b",
-            "3",
-            "2",
+            str(stages[-1]),
         )
     if plan.sequence_parallel:
         yield _not_run(
