@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,17 @@ class Engine:
             fully_shard(block, **options)
             if step.look is not None:
                 register_fsdp_forward_method(block, "look")
-        for block in reversed(unread(stage.model, stage.cut.steps)):
-            # Units of their own are never gathered.
-            if not all(parameter in ignored for parameter in block.parameters()):
-                fully_shard(block, **options)
+        apart = [
+            block
+            for block in reversed(unread(stage.model, stage.cut.steps))
+            if not all(parameter in ignored for parameter in block.parameters())
+        ]
+        for block in apart:
+            fully_shard(block, **options)  # a unit of its own is never gathered
         fully_shard(stage, **options)
+        stage.__dict__["set_requires_gradient_sync"] = partial(
+            _hold_back, stage.set_requires_gradient_sync, apart
+        )
         if self.plan.mesh.pipeline > 1:
             # A pipeline would keep all that a backward pass gathered, and whole gradients, until
             # the end of the step; the latter is what ZeRO 1 and 0 mean.
@@ -288,6 +295,14 @@ class Engine:
 
 def _as_it_is(*given: Any, **named: Any) -> None:
     """In place of a setting that a pipeline would change."""
+
+
+def _hold_back(others: Callable[[bool], None], apart: Sequence[Any], sync: bool) -> None:
+    """Whether gradients are reduced with the next backward pass. FSDP2 looks for those that it is
+    to hold back, and fails on blocks that were never gathered, which have none."""
+    others(sync)
+    for block in apart:
+        block.set_requires_gradient_sync(True)
 
 
 def _asking(meta: Tensor) -> Tensor:
