@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 
+from tests.distributed.held import read_again, size_of, watched
+from tests.distributed.moved import Moved
 from tests.distributed.one_process import gradients, loaded
 from vlmc.runtime.parallel.engine import Engine
 from vlmc.runtime.parallel.plan_file import read_plan
@@ -62,6 +63,8 @@ def compare(work: dict[str, Any]) -> dict[str, Any]:
     engine = engine_of(work)
     loss = engine.step(work["rows"])
     found = whole_gradients(engine)
+    if dist.get_rank():  # the first one answers
+        return {}
     wanted_loss, wanted = gradients(work)
     worst, where = 0.0, ""
     exact: dict[str, Tensor] = {}
@@ -106,8 +109,10 @@ def rounded(work: dict[str, Any]) -> dict[str, Any]:
         most()
 
     PipelineStage.backward_weight_one_chunk = then
+    moved = Moved()
     try:
-        loss = engine.step(work["rows"])
+        with moved:
+            loss = engine.step(work["rows"])
     finally:
         PipelineStage.backward_weight_one_chunk = later
     found = whole_gradients(engine)
@@ -119,9 +124,12 @@ def rounded(work: dict[str, Any]) -> dict[str, Any]:
         **most(),
         "optimiser": sum(size_of(one) for one in kept if one.ndim),
         "again": read_again(engine),
+        "moved": moved.bytes,
     }
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, own)
+    if dist.get_rank():
+        return {}
     wanted_loss, wanted = gradients(work)
     _, alone = gradients(work, torch.bfloat16)
     return {
@@ -132,72 +140,11 @@ def rounded(work: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_again(engine: Engine) -> int:
-    """Bytes of frozen weights that an earlier stage of the model holds, too: a tied embedding."""
-    names: set[str] = set()
-    found = 0
-    for cut in engine.cuts:
-        own = {name for step in cut.steps for name in step.owns}
-        for stage in engine.stages:
-            if stage.cut is cut:
-                for name, parameter in stage.model.named_parameters():
-                    of = name.removesuffix(".weight")
-                    if of in own & names and not parameter.requires_grad:
-                        found += size_of(parameter)
-                        gathered = isinstance(parameter, DTensor)  # with its stage, in bf16
-                        found += 2 * parameter.numel() if gathered else 0
-        names |= own
-    return found
-
-
 def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """Between all gradients, taken as one vector, relative to the length of `wanted`."""
     pairs = [(found.get(name, torch.zeros_like(one)).float(), one) for name, one in wanted.items()]
     error = sum(float((got - one).square().sum()) for got, one in pairs)
     return (error / sum(float(one.square().sum()) for _, one in pairs)) ** 0.5
-
-
-def watched(engine: Engine) -> Callable[[], dict[str, int]]:
-    """Looks at what an engine holds after each forward pass of a stage, and when it is called; the
-    most bytes of weights and of their gradients so far."""
-    most = {"weights": 0, "gradients": 0}
-
-    def look(*given: Any) -> dict[str, int]:
-        weights, grads = 0, 0
-        for stage in engine.stages:
-            sharded = {id(p): p for p in stage.parameters()}
-            for module in stage.modules():
-                for group in getattr(fully_shard.state(module), "_fsdp_param_groups", ()):  # type: ignore[attr-defined]
-                    for one in group.fsdp_params:
-                        gathered = getattr(one, "_unsharded_param", None)
-                        sharded.pop(id(gathered), None)
-                        sharded[id(one.sharded_param)] = one.sharded_param
-                        copies = [t.untyped_storage().nbytes() for t in one.all_gather_outputs]
-                        weights += sum(copies)
-                        late = one.unsharded_accumulated_grad
-                        for grad in (late, None if gathered is None else gathered.grad):
-                            grads += 0 if grad is None else size_of(grad)
-            weights += sum(size_of(p) for p in sharded.values())
-            grads += sum(size_of(p.grad) for p in sharded.values() if p.grad is not None)
-        most["weights"] = max(most["weights"], weights)
-        most["gradients"] = max(most["gradients"], grads)
-        return most
-
-    for stage in engine.stages:
-        run = stage.run
-
-        def then(*given: Any, run: Any = run) -> Any:
-            made = run(*given)
-            look()
-            return made
-
-        stage.run = then  # type: ignore[method-assign]
-    return look
-
-
-def size_of(tensor: Tensor) -> int:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.numel() * local.element_size()
 
 
 def lengths(work: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +153,8 @@ def lengths(work: dict[str, Any]) -> dict[str, Any]:
     engine.step(work["before"])
     for stage in engine.stages:
         stage.zero_grad()
-    loss, (wanted, _) = engine.step(work["rows"]), gradients(work)
+    loss = engine.step(work["rows"])
+    wanted, _ = gradients(work)
     return {"loss": abs(loss - wanted) / abs(wanted)}
 
 

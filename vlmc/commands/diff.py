@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +10,12 @@ import typer
 
 from vlmc.commands.guard import Format, guarded
 from vlmc.commands.options import Json, Mini, Overrides
+from vlmc.commands.plan_output import print_tables
 from vlmc.commands.progress import shown
 from vlmc.diagnostics import SpecError
 
 if TYPE_CHECKING:
     from vlmc.planning.compare import Line, Side
-
-WIDTH = 120
-"""Of tables where there is no terminal."""
 
 
 def diff(
@@ -53,7 +50,8 @@ def _side(path: Path, overrides: tuple[str, ...], mini: bool) -> Side:
     from vlmc.pipeline import load_spec, resolve
     from vlmc.planning.asked import asked
     from vlmc.planning.compare import Side
-    from vlmc.planning.made import Reports, make
+    from vlmc.planning.made import make
+    from vlmc.planning.reports import Reports
     from vlmc.planning.twin import load_for_twin, twin_of
 
     spec = (load_for_twin if mini and path.is_file() else load_spec)(path, overrides)
@@ -87,11 +85,8 @@ def _document(one: Path, two: Path, lines: list[Line]) -> dict[str, object]:
 
 
 def _print(one: Path, two: Path, lines: list[Line], every: bool) -> None:
-    from rich.console import Console
-
     from vlmc.planning.show import difference_table
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(difference_table(one.stem, two.stem, lines, every=every))
+    print_tables([difference_table(one.stem, two.stem, lines, every=every)])
     alike = sum(not line.differs for line in lines)
     typer.echo(f"{len(lines) - alike} figures differ, {alike} are alike")

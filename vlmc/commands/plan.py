@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmc.commands.guard import Format, guarded
 from vlmc.commands.options import Json, Mini, Overrides
+from vlmc.commands.plan_output import (
+    check_writable,
+    print_plan,
+    print_tables,
+    refused,
+    write,
+)
 from vlmc.commands.progress import shown
 from vlmc.diagnostics import SpecError, UsageError
 
 if TYPE_CHECKING:
     from vlmc.planning.asked import Asked
-    from vlmc.planning.made import Made, Reports
-    from vlmc.planning.risks import Risks
+    from vlmc.planning.made import Made
+    from vlmc.planning.reports import Reports
     from vlmc.spec.document import ModelSpec
-
-WIDTH = 120
-"""Of tables where there is no terminal."""
 
 
 def plan(
@@ -136,7 +139,7 @@ class _Session:
     def reports(self) -> Reports:
         """What is read off graphs, and was in earlier calls."""
         from vlmc.emit.reports import kept_reports
-        from vlmc.planning.made import Reports
+        from vlmc.planning.reports import Reports
 
         return Reports(kept_reports())
 
@@ -177,21 +180,21 @@ class _Session:
         named = () if simulate is None else kinds(simulate)
         written = output or (None if as_json else Path("plan.yaml"))
         if written is not None:
-            _writable(written)
+            check_writable(written)
         if named and self.asked()[0].request.mode != "train":
             raise UsageError("--simulate is about training: give mode: train in target.workload")
         made = self.made()
         risks = simulate_risks(made, named, slow, mtbf_hours) if named else None
-        files = [] if written is None else _write(made, written)
-        refused = None if written is None else _refused(made)
+        files = [] if written is None else write(made, written)
+        reason = None if written is None else refused(made)
         if as_json:
             document = made.to_json() | ({"risks": risks.to_json()} if risks else {})
             typer.echo(json.dumps(document))
             return
-        _print(made, why, risks)
+        print_plan(made, why, risks)
         typer.echo(f"written: {', '.join(str(file) for file in files)}")
-        if refused is not None:
-            typer.echo(refused)
+        if reason is not None:
+            typer.echo(reason)
 
     def check(self, path: Path, *, as_json: bool) -> None:
         """Ends with 1 where a plan is not one of the spec's."""
@@ -244,58 +247,8 @@ class _Session:
             return
         from vlmc.planning.show import sweep_table
 
-        _tables([sweep_table(values, rows)])
+        print_tables([sweep_table(values, rows)])
         for row in rows:
             if row.fault:
                 typer.echo(f"no plan for {', '.join(row.chosen)}: {row.fault}")
         typer.echo(f"written: {', '.join(str(file) for file in files)}")
-
-
-def _writable(path: Path) -> None:
-    if path.suffix not in (".yaml", ".yml") or not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"--output {path}: a file that ends in .yaml, in a folder, is expected")
-
-
-def _write(made: Made, path: Path) -> list[Path]:
-    """plan.yaml; beside it, where there is a pipeline, its picture, and where DeepSpeed can run the
-    plan, its config."""
-    from vlmc.emit.parallel import deepspeed
-    from vlmc.planning.document import text_of
-    from vlmc.planning.made import picture
-
-    texts = {path: text_of(made.plan), path.with_suffix(".svg"): picture(made)}
-    if deepspeed.refusal(made.plan) is None:
-        texts[path.with_name(deepspeed.FILE)] = deepspeed.text_of(made.plan)
-    found = {file: text for file, text in texts.items() if text is not None}
-    for file, text in found.items():
-        file.write_text(text, encoding="utf-8")
-    return list(found)
-
-
-def _refused(made: Made) -> str | None:
-    """Why there is no config for DeepSpeed; None where there is one, or nothing is trained."""
-    from vlmc.emit.parallel import deepspeed
-
-    reason = deepspeed.refusal(made.plan) if made.plan.mode == "train" else None
-    return None if reason is None else f"no {deepspeed.FILE} for this plan: {reason}"
-
-
-def _print(made: Made, why: bool, risks: Risks | None) -> None:
-    from vlmc.planning import show
-
-    typer.echo(show.headline(made))
-    _tables(list(show.tables(made)))
-    if why:
-        _tables([show.alternatives(made)])
-    for line in made.found.why if why else made.found.why[:3]:
-        typer.echo(line)
-    for line in [] if risks is None else risks.lines():
-        typer.echo(line)
-
-
-def _tables(tables: list[Any]) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    for table in tables:
-        console.print(table)

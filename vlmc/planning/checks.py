@@ -10,16 +10,9 @@ from vlmc.components.contract import nearest_divisor
 from vlmc.diagnostics import Path, Problem
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.partition.plan import Mesh, ParallelPlan
-from vlmc.runtime.parallel.plan_rules import (
-    Broken,
-    Degrees,
-    Held,
-    Ruled,
-    blocks_named,
-    broken_range,
-    broken_rules,
-    places_of,
-)
+from vlmc.runtime.parallel.plan_rules import broken_rules
+from vlmc.runtime.parallel.ruled import Broken, Degrees, Held, Ruled
+from vlmc.runtime.parallel.stage_rules import blocks_named, broken_range, places_of
 
 NAMED = 4
 """Blocks that a message names one by one."""

@@ -10,7 +10,8 @@ from vlmc.diagnostics.nearest import listing
 from vlmc.partition.reliability import Goodput, Straggling, factor, goodput, stragglers
 from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.schedule.orders import orders_of
-from vlmc.planning.made import Made, pipeline
+from vlmc.planning.made import Made
+from vlmc.planning.played import pipeline
 
 SLOW_PERCENT = 20.0
 KINDS = ("stragglers", "failures")

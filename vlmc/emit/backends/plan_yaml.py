@@ -7,7 +7,8 @@ from vlmc.emit.parallel import deepspeed
 from vlmc.emit.reports import kept_reports
 from vlmc.planning.asked import asked
 from vlmc.planning.document import NAME, text_of
-from vlmc.planning.made import Made, Reports, make
+from vlmc.planning.made import Made, make
+from vlmc.planning.reports import Reports
 
 
 def made(build: Build) -> Made | None:

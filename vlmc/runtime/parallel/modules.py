@@ -4,6 +4,8 @@ TRAINING = (
     "vlmc.diagnostics.faults",
     "vlmc.runtime.parallel.untyped",
     "vlmc.runtime.parallel.parts",
+    "vlmc.runtime.parallel.ruled",
+    "vlmc.runtime.parallel.stage_rules",
     "vlmc.runtime.parallel.plan_rules",
     "vlmc.runtime.parallel.plan_file",
     "vlmc.runtime.parallel.chain",

@@ -10,7 +10,8 @@ import yaml
 
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.parts import Parts
-from vlmc.runtime.parallel.plan_rules import Broken, Degrees, Held, Ruled, broken_rules
+from vlmc.runtime.parallel.plan_rules import broken_rules
+from vlmc.runtime.parallel.ruled import Broken, Degrees, Held, Ruled
 
 _ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
 _WORDS: dict[str, tuple[str, ...]] = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from difflib import get_close_matches
+
+from vlmc.runtime.parallel.ruled import Broken, Degrees, Ruled
+from vlmc.runtime.parallel.stage_rules import broken_ranges, broken_stages
 
 OPTIMISERS = ("adamw", "sgd")
 TRAINED_IN = ("bf16", "fp32")
@@ -15,78 +17,6 @@ fp32 that it updates, 2 gradients, too, 3 the weights that are computed with, to
 LOOPED = ("interleaved", "zero_bubble")
 """Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
 it computes on them, and gradients of weights that are put off need them to stay."""
-
-
-@dataclass(frozen=True, slots=True)
-class Degrees:
-    """Ranks = pipeline x data x tensor; tensor neighbours are adjacent."""
-
-    pipeline: int
-    data: int
-    tensor: int
-
-    @property
-    def ranks(self) -> int:
-        """All of them."""
-        return self.pipeline * self.data * self.tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Blocks of one stack that a stage holds, `last` included."""
-
-    block: str
-    first: int
-    last: int
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Paths of its modules."""
-        if "*" not in self.block:
-            return (self.block,)
-        return tuple(self.block.replace("*", str(n)) for n in range(self.first, self.last + 1))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruled:
-    """Those fields of a plan that rules bind together, each of its own kind already."""
-
-    trains: bool
-    count: int
-    per_node: int
-    trained: tuple[str, ...]
-    precision: str
-    optimiser: str
-    mesh: Degrees
-    encoder: Degrees | None
-    placement: str
-    sequence_parallel: bool
-    zero: int
-    batch: int
-    micro_batch: int
-    schedule: str
-    chunks: int
-    stages: tuple[tuple[int, tuple[Held, ...]], ...]
-    """Group, and what is held."""
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of a step in each replica."""
-        return self.batch // (self.mesh.data * self.micro_batch)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Broken:
-    """A rule that a plan does not hold to."""
-
-    code: str
-    """Of the diagnostic."""
-    path: tuple[str | int, ...]
-    message: str
-    expected: str
-    got: str
-    help: str
-    related: tuple[tuple[str | int, ...], ...] = ()
 
 
 def whole_weights(schedule: str, groups: int) -> bool:
@@ -125,8 +55,8 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
     yield from _broken_degrees(plan)
     if plan.trains:
         yield from _broken_batch(plan)
-    yield from _broken_stages(plan)
-    yield from _broken_ranges(plan)
+    yield from broken_stages(plan)
+    yield from broken_ranges(plan)
     if plan.trains:
         yield from _broken_training(plan)
 
@@ -200,109 +130,6 @@ def _broken_batch(plan: Ruled) -> Iterator[Broken]:
             got=why,
             help="schedule: gpipe" if plan.chunks == 1 else "chunks: 1",
         )
-
-
-def _broken_stages(plan: Ruled) -> Iterator[Broken]:
-    groups, found = plan.mesh.pipeline, len(plan.stages)
-    wanted = groups * plan.chunks
-    if groups == 1 and plan.chunks > 1:
-        yield Broken(
-            code="VLMC161",
-            path=("chunks",),
-            related=(("mesh", "pipeline"),),
-            message="one pipeline group holds the whole model as one stage",
-            expected="1, or more groups",
-            got=str(plan.chunks),
-            help="chunks: 1",
-        )
-        return
-    if found != wanted:
-        yield Broken(
-            code="VLMC161",
-            path=("stages",),
-            message=f"{wanted} stages are needed",
-            expected=f"pipeline x chunks = {groups} x {plan.chunks} = {wanted}",
-            got=f"{found}",
-            help="chunks: 1" if found == groups else f"pipeline: {found}",
-        )
-        return
-    for index, (group, held) in enumerate(plan.stages):
-        if group != index % groups:
-            yield Broken(
-                code="VLMC161",
-                path=("stages", index, "group"),
-                message=f"stage {index} belongs to another group",
-                expected=f"{index} mod {groups} = {index % groups}",
-                got=str(group),
-                help=f"group: {index % groups}",
-            )
-        if not held:
-            yield Broken(
-                code="VLMC162",
-                path=("stages", index, "holds"),
-                message=f"stage {index} holds nothing",
-                expected="at least one block",
-                got="none",
-                help="move blocks of a neighbour to it",
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """Where a range of blocks of one name is held."""
-
-    path: tuple[str | int, ...]
-    first: int
-    last: int
-
-
-def places_of(stages: Sequence[tuple[int, Sequence[Held]]]) -> dict[str, list[Placed]]:
-    """By block, where it is held, by number."""
-    found: dict[str, list[Placed]] = {}
-    for index, (_, holds) in enumerate(stages):
-        for number, held in enumerate(holds):
-            path = ("stages", index, "holds", number)
-            found.setdefault(held.block, []).append(Placed(path, held.first, held.last))
-    return {name: sorted(places, key=lambda p: (p.first, p.last)) for name, places in found.items()}
-
-
-def _broken_ranges(plan: Ruled) -> Iterator[Broken]:
-    """Ranges that end before they begin, overlap, or leave a gap between them."""
-    for name, places in places_of(plan.stages).items():
-        following = 0
-        for place in places:
-            if place.last < place.first:
-                yield broken_range(place, name, f"from {place.first} to {place.last}",
-                                   "a last block that is no earlier than the first",
-                                   f"last: {place.first}")  # fmt: skip
-                continue
-            if place.first < following:
-                again = blocks_named(place.first, min(place.last, following - 1))
-                yield broken_range(place, name, f"{again} again",
-                                   f"each block once, next {following}",
-                                   f"first: {following}")  # fmt: skip
-            elif place.first > following:
-                lost = blocks_named(following, place.first - 1)
-                yield broken_range(place, name, f"nothing holds {lost}", f"first: {following}",
-                                   f"first: {following}")  # fmt: skip
-            following = max(following, place.last + 1)
-
-
-def broken_range(place: Placed, name: str, got: str, expected: str, help_: str) -> Broken:
-    """A range of blocks that is not what it should be; `help_` begins with the key at fault."""
-    return Broken(
-        code="VLMC162",
-        path=(*place.path, help_.partition(":")[0]),
-        message=f"`{name[:60]}` is not held as it should be",
-        expected=expected,
-        got=got,
-        help=help_,
-    )
-
-
-def blocks_named(first: int, last: int) -> str:
-    """A range of blocks in words."""
-    return f"block {first}" if first == last else f"blocks {first} to {last}"
 
 
 def _broken_training(plan: Ruled) -> Iterator[Broken]:

@@ -16,7 +16,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.chain import Data, State, Step
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Plan
-from vlmc.runtime.parallel.plan_rules import Held
+from vlmc.runtime.parallel.ruled import Held
 from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.untyped import RECOMPUTATION
 from vlmc.runtime.parallel.words import context_of

@@ -1,0 +1,112 @@
+"""The pipeline of a training plan, played by the simulator: what each stage takes, when each group
+does what, and the picture of that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vlmc.analysis.report import GraphReport
+from vlmc.partition.chain import Chain
+from vlmc.partition.costs import ENCODER_SIDE, Rooflines
+from vlmc.partition.plan import Checkpointing, ParallelPlan
+from vlmc.partition.schedule.orders import Op, orders_of
+from vlmc.partition.schedule.picture import timeline_svg
+from vlmc.partition.schedule.simulation import Durations, Transfer, simulate
+from vlmc.partition.schedule.timeline import Timeline
+from vlmc.partition.setting import Setting
+from vlmc.planning.made import Made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """A training plan's stages as the schedule runs them."""
+
+    durations: Durations
+    transfer: Transfer
+    first_backward: int
+
+
+def pipeline(made: Made) -> Pipeline:
+    """What each stage of a training plan takes, by what `find` reckoned with."""
+    plan, asked = made.plan, made.asked
+    chain = Chain(Rooflines(made.report, asked.cluster, asked.request), setting(plan, made.report))
+    ends = [0]
+    for stage in plan.stages:
+        ends.append(ends[-1] + sum(held.last - held.first + 1 for held in stage.holds))
+    stages = list(pairwise(ends))
+
+    def of(sums: list[float]) -> list[float]:
+        return [sums[end] - sums[first] for first, end in stages]
+
+    forward, backward, late = of(chain.forward), of(chain.backward), of(chain.late)
+    split = plan.schedule == "zero_bubble"
+
+    def durations(stage: int, op: Op, micro_batch: int) -> float:
+        if op == "F":
+            return forward[stage]
+        if op == "B" or not split:
+            return backward[stage]
+        inputs = 0.0 if stage == 0 else backward[stage] - late[stage]
+        return inputs if op == "I" else backward[stage] - inputs
+
+    def transfer(one: int, two: int) -> float:
+        return chain.send(ends[max(one, two)])
+
+    reached = [stage for stage, seconds in enumerate(backward) if seconds > 0]
+    return Pipeline(
+        durations=durations,
+        transfer=transfer,
+        first_backward=reached[0] if reached else len(stages),
+    )
+
+
+def setting(plan: ParallelPlan, report: GraphReport) -> Setting:
+    """The point of the search's space that a plan stands for."""
+
+    def keeps(encoder: bool) -> Checkpointing:
+        names = [one.name for one in report.blocks if (one.role in ENCODER_SIDE) == encoder]
+        for name in names:
+            if name in plan.checkpointing:
+                return plan.checkpointing[name]
+        return "none"
+
+    return Setting(
+        pipeline=plan.mesh.pipeline,
+        data=plan.mesh.data,
+        tensor=plan.mesh.tensor,
+        sequence_parallel=plan.sequence_parallel,
+        zero=plan.zero,
+        micro_batch=plan.micro_batch,
+        micro_batches=plan.micro_batches,
+        schedule=plan.schedule,
+        chunks=plan.chunks,
+        encoder_keeps=keeps(True),
+        language_keeps=keeps(False),
+        placement=plan.placement,
+    )
+
+
+def timeline(made: Made) -> Timeline | None:
+    """When each pipeline group does what in one step; None where there is no pipeline."""
+    if made.plan.mode != "train" or made.plan.mesh.pipeline == 1:
+        return None
+    parts = pipeline(made)
+    return simulate(
+        orders_of(made.plan),
+        parts.durations,
+        parts.transfer,
+        first_backward=parts.first_backward,
+    )
+
+
+def picture(made: Made) -> str | None:
+    """The pipeline's timeline as SVG; None where there is no pipeline."""
+    plan, times = made.plan, timeline(made)
+    if times is None:
+        return None
+    title = (
+        f"{plan.design}: {plan.schedule}, {plan.mesh.pipeline} groups, "
+        f"{plan.micro_batches} micro-batches of {plan.micro_batch}"
+    )
+    return timeline_svg(times, title=title)
