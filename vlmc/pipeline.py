@@ -146,6 +146,7 @@ def plan(
     return Build(
         spec=spec_of_build,
         arch=arch,
+        design=spec,
         origin=" ".join((origin(path) if again is None else again.origin, *as_options(overrides))),
         mini=mini,
         checkpoint=None if checkpoint is None else Path(checkpoint),

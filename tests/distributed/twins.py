@@ -32,6 +32,8 @@ from vlmc.spec.loader import load
 
 RANK = Path(__file__).with_name("rank.py")
 Document = dict[str, Any]
+HANGS = 1500
+"""Seconds after which ranks wait for each other in vain, and not for a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,12 @@ def run_ranks(count: int, folder: Path, work: list[Document]) -> list[Any]:
     texts: list[str] = []
     try:
         for one in ranks:
-            texts.append(one.communicate(timeout=400)[0])
+            texts.append(one.communicate(timeout=HANGS)[0])
     finally:
         for one in ranks:
             one.kill()
+            with one:  # until it has ended
+                pass
     failed = [(r, t) for r, (one, t) in enumerate(zip(ranks, texts, strict=True)) if one.returncode]
     assert not failed, "\n".join(f"rank {r}: {t[-3000:]}" for r, t in failed)
     return json.loads((folder / "answers.json").read_text())

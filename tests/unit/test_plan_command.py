@@ -159,7 +159,7 @@ def test_risks_are_simulated() -> None:
     out = done(SPEC, *TRAIN, *PIPELINE, "--simulate", "stragglers,failures", "--slow", "50",
                "--mtbf-hours", "1000")  # fmt: skip
     assert "One device 50% slow: the step takes 1." in out
-    assert "A node fails every 1,000 h, some node every 500.0 h." in out
+    assert "A node fails every 1,000 h, some node every 500 h." in out
     assert "Goodput 9" in out
     document = json.loads(done(SPEC, *TRAIN, *FEW, "--simulate", "failures", "--json"))
     risks = document["risks"]
@@ -210,7 +210,23 @@ def test_a_slow_device_costs_at_most_what_it_lacks() -> None:
         ([SPEC, *TRAIN, "--slow", "10"], 2, "--simulate stragglers"),
         ([SPEC, *TRAIN, "--slow", "10", "--simulate", "failures"], 2, "--simulate stragglers"),
         ([SPEC, *TRAIN, "--mtbf-hours", "10"], 2, "--simulate failures"),
-        ([SPEC, *TRAIN, *FEW, "--simulate", "stragglers", "--slow", "100"], 2, "percent slow"),
+        ([SPEC, *TRAIN, "--simulate", "stragglers", "--slow", "nan"], 2, "--slow nan"),
+        ([SPEC, *TRAIN, "--simulate", "stragglers", "--slow", "-1"], 2, "--slow -1"),
+        ([SPEC, *TRAIN, "--simulate", "failures", "--mtbf-hours", "nan"], 2, "--mtbf-hours nan"),
+        ([SPEC, *TRAIN, "--simulate", "failures", "--mtbf-hours", "inf"], 2, "--mtbf-hours inf"),
+        ([SPEC, *TRAIN, *FEW, "--simulate", "failures", "--mtbf-hours", "1e-9"], 2,
+         "nothing would ever be done"),
+        ([SPEC, "--batch", "99999999999"], 2, "2147483647"),
+        ([SPEC, "--batch", "2147483647"], 1, "Memory: the fullest device needs"),
+        ([SPEC, "--set", "target.price=.nan"], 1, "a finite number"),
+        ([SPEC, "--set", "target.price=-1"], 1, "VLMC012"),
+        ([SPEC, "--set", "target.network_gbps=.inf"], 1, "a finite number"),
+        ([SPEC, "--set", "target.workload.latency_ms=.nan"], 1, "a finite number"),
+        ([SPEC, "--count", "99999999999"], 1, "VLMC012"),
+        ([SPEC, "--sweep", "adapter.quieries=32,64"], 1, "VLMC010 unknown key `quieries`"),
+        ([SPEC, "--sweep", "adapter.quieries=32,64"], 1, "help: queries"),
+        ([SPEC, "--sweep", "target.workload.latency_ms=0.001", "--json"], 1, "VLMC157"),
+        ([SPEC, *TRAIN, *FEW, "--simulate", "stragglers", "--slow", "100"], 2, "below 100"),
         ([SPEC, "--set", "target.workload.first_token_ms=0"], 1, "VLMC012"),
         ([SPEC, "--set", "target.parallel.zero=4"], 1, "0, 1, 2 or 3"),
         ([SPEC, "--set", "target.parallel.schedule=dualpipe"], 1, "zero_bubble"),
@@ -430,15 +446,40 @@ def test_a_build_holds_the_plan_that_the_command_finds(
     assert "plan.yaml" in stale.output
 
 
-def test_a_build_puts_off_the_plan_of_a_twin(tmp_path: Path) -> None:
-    made = ["build", LLAVA, "--mini", "--artifacts", "plan", "--output", "out", "--json"]
+def test_a_build_of_a_twin_has_its_plan_on_the_target_of_the_design(tmp_path: Path) -> None:
+    done(LLAVA, "--mini")
+    made = ["build", LLAVA, "--mini", "--artifacts", "plan", "--output", "out"]
     result = CliRunner().invoke(app, made)
+    assert result.exit_code == 0, result.output
+    built = (tmp_path / "out" / "plan.yaml").read_bytes()
+    assert built == (tmp_path / "plan.yaml").read_bytes()
+    assert "`plan.yaml`" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    more = CliRunner().invoke(app, [*made, "--set", "target.count=8"])
+    assert more.exit_code == 0, more.output
+    assert load_plan(tmp_path / "out" / "plan.yaml").plan.count == 8
+
+
+def test_why_a_build_has_no_plan_is_said(tmp_path: Path) -> None:
+    spec = tmp_path / "bare.yaml"
+    spec.write_text("encoder: clip-vit-l-14-336\nadapter: mlp\nlanguage: vicuna-7b-v1.5\n")
+    made = ["build", str(spec), "--mini", "--artifacts", "plan", "--output", "out", "--json"]
+    status = deferred(*made)
+    assert status["reason"].startswith("the spec has no target")
+    assert CliRunner().invoke(app, [*made, "--set", "target.hardware=b200"]).exit_code == 0
+    status = deferred("build", "out", "--artifacts", "plan", "--json")
+    assert status["reason"] == "the folder of a twin does not name the target of its design"
+    assert status["command"].startswith("vlmc plan bare.yaml ")
+    assert status["command"].endswith(" --mini --output plan.yaml")
+
+
+def deferred(*words: str) -> dict[str, Any]:
+    """Of plan.yaml in a build."""
+    result = CliRunner().invoke(app, [*words])
     assert result.exit_code == 0, result.output
     (build,) = json.loads(result.stdout.strip().splitlines()[-1])["builds"]
     status = build["artifacts"]["plan.yaml"]
-    assert (status["status"], status["reason"]) == ("deferred", "the twin has no target")
-    assert status["command"].startswith("vlmc plan specs/llava-1.5.yaml ")
-    assert status["command"].endswith(" --mini --output plan.yaml")
+    assert status["status"] == "deferred"
+    return status
 
 
 def test_a_build_for_which_no_plan_fits_is_refused(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def _document(one: Path, two: Path, lines: list[Line]) -> dict[str, object]:
 def _print(one: Path, two: Path, lines: list[Line], every: bool) -> None:
     from vlmc.planning.show import difference_table
 
-    print_tables([difference_table(one.stem, two.stem, lines, every=every)])
     alike = sum(not line.differs for line in lines)
+    if every or alike < len(lines):
+        print_tables([difference_table(one.stem, two.stem, lines, every=every)])
     typer.echo(f"{len(lines) - alike} figures differ, {alike} are alike")

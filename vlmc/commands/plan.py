@@ -13,7 +13,7 @@ from vlmc.commands.options import Json, Mini, Overrides
 from vlmc.commands.plan_output import (
     check_writable,
     print_plan,
-    print_tables,
+    print_sweep,
     refused,
     write,
 )
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vlmc.planning.reports import Reports
     from vlmc.spec.document import ModelSpec
 
+MOST = 2**31 - 1
+"""Sequences of a batch, as in specs."""
+
 
 def plan(
     words: Annotated[
@@ -37,7 +40,7 @@ def plan(
         int | None, typer.Option(help="Devices, in place of target.count.", min=1)
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Sequences of a step, or answered at once.", min=1)
+        int | None, typer.Option(help="Sequences of a step, or answered at once.", min=1, max=MOST)
     ] = None,
     stage: Annotated[
         str | None, typer.Option(help="Stage of training (default: the first).")
@@ -175,9 +178,10 @@ class _Session:
         as_json: bool,
     ) -> None:
         """Finds, writes and prints one plan."""
-        from vlmc.planning.risks import kinds, simulate_risks
+        from vlmc.planning.risks import check_given, kinds, simulate_risks
 
         named = () if simulate is None else kinds(simulate)
+        check_given(slow, mtbf_hours)
         written = output or (None if as_json else Path("plan.yaml"))
         if written is not None:
             check_writable(written)
@@ -219,7 +223,8 @@ class _Session:
             typer.echo(f"{path}: sound. {plan.design} on {ranks}, {len(plan.stages)} stages")
 
     def sweep(self, swept: list[str], folder: Path | None, *, as_json: bool) -> None:
-        """Plans every combination; writes a table and a picture where there is a folder."""
+        """Plans every combination; writes a table and a picture where there is a folder. Ends with
+        1 where none can be planned."""
         from vlmc.planning import sweep as sweeps
         from vlmc.planning.pareto import pareto_svg
 
@@ -244,11 +249,8 @@ class _Session:
             files[1].write_text(pareto_svg(rows, title=title), encoding="utf-8")
         if as_json:
             typer.echo(json.dumps({"version": 1, "rows": sweeps.as_json(values, rows)}))
-            return
-        from vlmc.planning.show import sweep_table
-
-        print_tables([sweep_table(values, rows)])
-        for row in rows:
-            if row.fault:
-                typer.echo(f"no plan for {', '.join(row.chosen)}: {row.fault}")
-        typer.echo(f"written: {', '.join(str(file) for file in files)}")
+        else:
+            print_sweep(values, rows)
+            typer.echo(f"written: {', '.join(str(file) for file in files)}")
+        if all(row.fault for row in rows):
+            raise typer.Exit(1)

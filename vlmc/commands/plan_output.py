@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from vlmc.diagnostics import UsageError
 if TYPE_CHECKING:
     from vlmc.planning.made import Made
     from vlmc.planning.risks import Risks
+    from vlmc.planning.sweep import Row, Values
 
 WIDTH = 120
 """Of tables where there is no terminal."""
@@ -60,6 +62,16 @@ def print_plan(made: Made, why: bool, risks: Risks | None) -> None:
         typer.echo(line)
     for line in [] if risks is None else risks.lines():
         typer.echo(line)
+
+
+def print_sweep(swept: Sequence[Values], found: Sequence[Row]) -> None:
+    """The table, and why there is no plan for some combinations."""
+    from vlmc.planning.show import sweep_table
+
+    print_tables([sweep_table(swept, found)])
+    for row in found:
+        if row.fault:
+            typer.echo(f"no plan for {', '.join(row.chosen)}: {row.fault}")
 
 
 def print_tables(tables: list[Any]) -> None:

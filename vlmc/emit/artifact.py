@@ -35,6 +35,8 @@ class Build:
     spec: ModelSpec
     """The design that is built: the twin's where `mini`."""
     arch: Arch
+    design: ModelSpec
+    """The design whose twin `spec` is, where `mini`; else the same. It has the target."""
     origin: str
     """The spec file as a command would name it, with the overrides on top (`--set`), quoted for a
     shell; no path of the present machine."""

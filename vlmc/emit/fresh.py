@@ -68,6 +68,7 @@ def _cause(build: Build) -> str:
         versions(*PACKAGES),
         sys.version,
         spec_resolved.source(build),
+        build.design.target,
         build.origin,
         build.mini,
         build.seed,
@@ -82,7 +83,7 @@ def _cause(build: Build) -> str:
 
 def _device(build: Build) -> Device | None:
     """The figures of the target's device, which may stand in a file of the user's."""
-    target = build.spec.target
+    target = build.design.target
     return None if target is None else device(target.hardware)
 
 

@@ -76,7 +76,7 @@ def _least_memory(chain: Chain) -> Memory | None:
         allowed=(*range(1, chain.length), chain.length),
         fits=chain.fits,
     )
-    low, high = 0.0, 1e18
+    low, high = 0.0, 1e24
     ends: tuple[int, ...] | None = None
     for _ in range(2 * _STEPS):
         chain.room = int((low + high) / 2 if low else (high**0.5 if high > 1e12 else high / 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 from vlmc.diagnostics import UsageError
@@ -58,8 +59,8 @@ class Risks:
         if self.failures is not None:
             one = self.failures
             found += [
-                f"A node fails every {self.node_hours:,.0f} h, some node every "
-                f"{one.mtbf_seconds / 3600:,.1f} h.",
+                f"A node fails every {_hours(self.node_hours)}, some node every "
+                f"{_hours(one.mtbf_seconds / 3600)}.",
                 f"A checkpoint of {self.checkpoint_bytes / 1e9:,.1f} GB takes "
                 f"{self.checkpoint_seconds:,.1f} s; best every {one.interval_steps:,} steps "
                 f"({one.interval_seconds / 60:,.1f} min; Young {one.young_seconds / 60:,.1f}, Daly "
@@ -68,6 +69,10 @@ class Risks:
                 f"lost; a step takes {one.step_seconds:.4g} s on the whole.",
             ]
         return found
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.0f} h" if value >= 1000 else f"{value:.4g} h"
 
 
 def kinds(text: str) -> tuple[str, ...]:
@@ -79,13 +84,22 @@ def kinds(text: str) -> tuple[str, ...]:
     return words
 
 
+def check_given(slow: float | None, node_hours: float | None) -> None:
+    """Raises UsageError for what no device or node is."""
+    if slow is not None and not 0 <= slow < 100:
+        raise UsageError(f"--slow {slow:g}: a percentage from 0 to below 100 is expected")
+    if node_hours is not None and not 0 < node_hours < inf:
+        raise UsageError(f"--mtbf-hours {node_hours:g}: a number of hours above 0 is expected")
+
+
 def simulate_risks(
     made: Made, named: tuple[str, ...], slow: float | None, node_hours: float | None
 ) -> Risks:
     """Simulates what is named, of a plan that trains. `slow`: percent of its speed that a device
-    lacks. Raises UsageError for what no device is."""
+    lacks. Raises UsageError where failures leave no time for a step."""
     plan = made.plan
     slow_percent = SLOW_PERCENT if slow is None else slow
+    hours = NODE_HOURS if node_hours is None else node_hours
     longer = factor(slow_percent)
     assert plan.mode == "train"
     assert plan.predicted is not None
@@ -102,7 +116,6 @@ def simulate_risks(
             )
             for group in range(plan.mesh.pipeline)
         )
-    hours = NODE_HOURS if node_hours is None else node_hours
     trained = sum(one.count * one.parameters for one in made.report.blocks if one.trained)
     size = trained * (4 + OPTIMISERS[plan.optimiser])
     nodes = -(-plan.count // plan.per_node)
@@ -116,6 +129,12 @@ def simulate_risks(
             RESTART_SECONDS,
             per_node=plan.per_node,
         )
+        if failures.goodput == 0:
+            raise UsageError(
+                f"--mtbf-hours {hours:g}: some node fails every {failures.mtbf_seconds:.3g} s, and "
+                f"a step with its checkpoint takes {plan.predicted.step_seconds + saving:.3g} s: "
+                "nothing would ever be done"
+            )
     return Risks(
         slow_percent=slow_percent,
         straggling=straggling,

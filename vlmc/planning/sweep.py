@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from vlmc.diagnostics import SpecError, UsageError
+from vlmc.diagnostics import Diagnostic, SpecError, UsageError
 from vlmc.planning.made import Made
 
 MOST = 1000
@@ -116,11 +116,15 @@ def rows(
         try:
             found.append(Row(chosen=chosen, made=plan(chosen)))
         except SpecError as error:
-            first = error.diagnostics[0]
-            found.append(Row(chosen=chosen, fault=f"{first.code} {first.message}: {first.got}"))
+            found.append(Row(chosen=chosen, fault=_sentence(error.diagnostics[0])))
         except UsageError as error:
             found.append(Row(chosen=chosen, fault=str(error)))
     return found
+
+
+def _sentence(fault: Diagnostic) -> str:
+    text = f"{fault.code} {fault.message}: {fault.got}"
+    return f"{text}; help: {fault.help}" if fault.help else text
 
 
 def front(found: Sequence[Row]) -> set[int]:

@@ -15,11 +15,11 @@ def made(build: Build) -> Made | None:
     """The plan of a build that asks for one; None where none is asked for, or nothing says which
     devices it is for. Raises SpecError where none fits, UsageError where what the target asks is
     not planned."""
-    if "plan" not in build.spec.artifacts or build.spec.target is None:
+    if "plan" not in build.spec.artifacts or build.design.target is None:
         return None
     build.progress("planning")
     reports = Reports(kept_reports(build.note))
-    return make(asked(build.spec, build.arch), source=build.spec.source, reports=reports)
+    return make(asked(build.design, build.arch), source=build.design.source, reports=reports)
 
 
 def emit(build: Build) -> list[Text]:
@@ -37,10 +37,13 @@ def emit(build: Build) -> list[Text]:
 
 def absent(build: Build) -> Deferred | None:
     """Why a plan that is asked for is not there."""
-    if "plan" not in build.spec.artifacts or build.spec.target is not None:
+    if "plan" not in build.spec.artifacts or build.design.target is not None:
         return None
+    twin_alone = build.mini and build.design is build.spec
     return Deferred(
         path=NAME,
-        reason="the twin has no target" if build.mini else "the spec has no target",
+        reason="the folder of a twin does not name the target of its design"
+        if twin_alone
+        else "the spec has no target: give one such as {hardware: a100-80gb, count: 8}",
         command=f"vlmc plan {build.origin}{' --mini' * build.mini} --output {NAME}",
     )

@@ -138,7 +138,7 @@ def _folders(build: Build) -> str:
         rows.append(("transformers.js/", LAYOUT))
     if rows:
         rows.append(("verification.json", MEASURED))
-    if "plan" in build.spec.artifacts and build.spec.target is not None:
+    if "plan" in build.spec.artifacts and build.design.target is not None:
         rows.append(("plan.yaml", "how the design is run on its target, for `parallel/train.py`"))
     return "".join(f"| `{name}` | {text} |\n" for name, text in rows)
 
