@@ -42,6 +42,11 @@ def test_the_file_says_what_the_plan_says(stage: int) -> None:
     assert found.bf16.enabled
 
 
+def test_the_learning_rate_is_that_of_the_stage() -> None:
+    found = check(json.loads(text_of(planned(), 3e-4)), planned())
+    assert found.optimizer.params.lr == 3e-4
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

@@ -61,6 +61,7 @@ def test_a_plan_is_printed_and_written(tmp_path: Path) -> None:
     for word in (
         "train adapter, fusion with adamw", "64 sequences", "efficiency of the device: assumed",
         "Devices", "in flight", "language.layers.", "Degrees", "Memory of a device", "activations",
+        "Activations that a stage keeps", "of a micro-batch",
         "bubble", "MFU", "written: plan.yaml, plan.svg",
     ):  # fmt: skip
         assert word in out, word
@@ -130,6 +131,11 @@ def test_a_stage_of_training_says_batch_and_parts(
     done(str(spec), *FEW, "--set", "target.count=16", "--stage", "tune", "--output", "two.yaml")
     assert load_plan(tmp_path / "two.yaml").plan.batch == 64
     assert [one["trained"] for one in asked_for] == [("adapter",), ("adapter", "language")]
+    alone = ["--set", "target={hardware: b200, count: 8, workload: {mode: train}, parallel: "
+             "{pipeline: 1, tensor: 1, checkpointing: none}}"]  # fmt: skip
+    done(str(spec), *alone, "--set", "training.optimiser=adamw")
+    config = json.loads((tmp_path / "deepspeed.json").read_text(encoding="utf-8"))
+    assert config["optimizer"]["params"]["lr"] == 0.001
     result = call(str(spec), "--stage", "tuen")
     assert result.exit_code == 2
     assert "tune, align" in result.output
@@ -325,6 +331,41 @@ def test_a_plan_is_checked(tmp_path: Path) -> None:
     assert {one["code"] for one in json.loads(result.output)["diagnostics"]} == {"VLMC162"}
 
 
+@pytest.mark.parametrize("words", [[*TRAIN, *PIPELINE], FEW])
+def test_a_plan_that_is_checked_is_told_what_it_takes(tmp_path: Path, words: list[str]) -> None:
+    done(SPEC, *words)
+    told = load_plan(tmp_path / "plan.yaml").plan.predicted
+    assert told is not None
+    found = json.loads(done(SPEC, *words, "--check", "plan.yaml", "--json"))["predicted"]
+    assert found["memory"] == [one.model_dump(mode="json") for one in told.memory]
+    for name in ("step_seconds", "bubble_seconds", "mfu", "token_seconds"):
+        wanted = getattr(told, name)
+        assert found[name] == (wanted and pytest.approx(wanted, rel=1e-5))
+    assert " GB on the fullest device" in done(SPEC, *words, "--check", "plan.yaml")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code", "path", "said"),
+    [
+        ("hardware: a100-80gb", "hardware: l4", "VLMC157", "hardware", "GB (weights "),
+        ("hardware: a100-80gb", "hardware: a100-81gb", "VLMC150", "hardware", "a100-81gb"),
+        ("text: 512", "text: 51200", "VLMC157", "hardware", "activations"),
+        ("micro_batch: 1", "micro_batch: 5", "VLMC163", "micro_batch", "64 / "),
+    ],
+)
+def test_an_edited_plan_has_to_fit(
+    tmp_path: Path, before: str, after: str, code: str, path: str, said: str
+) -> None:
+    done(SPEC, *TRAIN, *PIPELINE, "--set", "target.parallel.micro_batch=1")
+    text = (tmp_path / "plan.yaml").read_text(encoding="utf-8")
+    (tmp_path / "plan.yaml").write_text(text.replace(f"\n{before}\n", f"\n{after}\n"))
+    result = call(SPEC, *TRAIN, "--check", "plan.yaml", "--json")
+    assert result.exit_code == 1, result.output
+    (fault,) = json.loads(result.output)["diagnostics"]
+    assert (fault["code"], fault["path"][-1]) == (code, path)
+    assert said in fault["got"]
+
+
 def test_costs_are_read_off_the_graphs_once_for_all_calls(
     asked_for: list[dict[str, Any]],
 ) -> None:
@@ -447,16 +488,17 @@ def test_a_build_holds_the_plan_that_the_command_finds(
 
 
 def test_a_build_of_a_twin_has_its_plan_on_the_target_of_the_design(tmp_path: Path) -> None:
-    done(LLAVA, "--mini")
-    made = ["build", LLAVA, "--mini", "--artifacts", "plan", "--output", "out"]
+    devices = ["--set", "target.count=8"]
+    done(LLAVA, "--mini", *devices)
+    made = ["build", LLAVA, "--mini", *devices, "--artifacts", "plan", "--output", "out"]
     result = CliRunner().invoke(app, made)
     assert result.exit_code == 0, result.output
     built = (tmp_path / "out" / "plan.yaml").read_bytes()
     assert built == (tmp_path / "plan.yaml").read_bytes()
     assert "`plan.yaml`" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    more = CliRunner().invoke(app, [*made, "--set", "target.count=8"])
+    more = CliRunner().invoke(app, [*made, "--set", "target.count=16"])
     assert more.exit_code == 0, more.output
-    assert load_plan(tmp_path / "out" / "plan.yaml").plan.count == 8
+    assert load_plan(tmp_path / "out" / "plan.yaml").plan.count == 16
 
 
 def test_why_a_build_has_no_plan_is_said(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from vlmc.commands.plan_output import (
     print_plan,
     print_sweep,
     refused,
+    sound,
     write,
 )
 from vlmc.commands.progress import shown
-from vlmc.diagnostics import SpecError, UsageError
+from vlmc.diagnostics import Problem, SpecError, UsageError
 
 if TYPE_CHECKING:
     from vlmc.planning.asked import Asked
@@ -201,26 +202,32 @@ class _Session:
             typer.echo(reason)
 
     def check(self, path: Path, *, as_json: bool) -> None:
-        """Ends with 1 where a plan is not one of the spec's."""
+        """Ends with 1 where a plan is not one of the spec's, or does not fit."""
         from vlmc.planning.checks import against
         from vlmc.planning.document import load_plan
+        from vlmc.planning.weighed import meant, too_heavy, unknown_device, weigh
 
         written = load_plan(path)
-        asked, _ = self.asked()
-        plan = written.plan
-        found = list(against(plan, asked.request.spec, None))
-        if not found:
-            with shown(str(path), quiet=self.quiet) as progress:
-                progress("reading costs off the graphs")
-                report, _ = self.reports().of(asked)
-            found = list(against(plan, asked.request.spec, report))
-        if found:
-            raise SpecError(written.diagnostics(found))
-        ranks = f"{plan.mesh.pipeline} x {plan.mesh.data} x {plan.mesh.tensor} ranks"
+        spec, plan = self.asked()[0], written.plan
+
+        def refuse(found: list[Problem]) -> None:
+            if found:
+                raise SpecError(written.diagnostics(found))
+
+        refuse([*against(plan, spec.request.spec, None), *unknown_device(plan, spec)])
+        asked = meant(plan, spec)
+        with shown(str(path), quiet=self.quiet) as progress:
+            progress("reading costs off the graphs")
+            report, decode = self.reports().of(asked)
+        refuse(list(against(plan, plan.spec, report)))
+        predicted = weigh(plan, asked, report, decode)
+        refuse(list(too_heavy(plan, predicted, asked.cluster)))
         if as_json:
-            typer.echo(json.dumps({"version": 1, "diagnostics": [], "design": plan.design}))
+            figures = predicted.model_dump(mode="json")
+            document = {"version": 1, "diagnostics": [], "design": plan.design}
+            typer.echo(json.dumps({**document, "predicted": figures}))
         else:
-            typer.echo(f"{path}: sound. {plan.design} on {ranks}, {len(plan.stages)} stages")
+            typer.echo(f"{path}: {sound(plan, predicted, asked.cluster)}")
 
     def sweep(self, swept: list[str], folder: Path | None, *, as_json: bool) -> None:
         """Plans every combination; writes a table and a picture where there is a folder. Ends with

@@ -12,6 +12,8 @@ import typer
 from vlmc.diagnostics import UsageError
 
 if TYPE_CHECKING:
+    from vlmc.hardware.cluster import Cluster
+    from vlmc.partition.plan import ParallelPlan, Predicted
     from vlmc.planning.made import Made
     from vlmc.planning.risks import Risks
     from vlmc.planning.sweep import Row, Values
@@ -35,7 +37,8 @@ def write(made: Made, path: Path) -> list[Path]:
 
     texts = {path: text_of(made.plan), path.with_suffix(".svg"): picture(made)}
     if deepspeed.refusal(made.plan) is None:
-        texts[path.with_name(deepspeed.FILE)] = deepspeed.text_of(made.plan)
+        text = deepspeed.text_of(made.plan, made.asked.learning_rate)
+        texts[path.with_name(deepspeed.FILE)] = text
     found = {file: text for file, text in texts.items() if text is not None}
     for file, text in found.items():
         file.write_text(text, encoding="utf-8")
@@ -62,6 +65,20 @@ def print_plan(made: Made, why: bool, risks: Risks | None) -> None:
         typer.echo(line)
     for line in [] if risks is None else risks.lines():
         typer.echo(line)
+
+
+def sound(plan: ParallelPlan, predicted: Predicted, cluster: Cluster) -> str:
+    """What is said of an edited plan without a mistake."""
+    from vlmc.partition.why import seconds
+    from vlmc.planning.weighed import fullest
+
+    mesh, room = plan.mesh, cluster.device.memory_bytes
+    what = "a step" if plan.mode == "train" else "all answers"
+    return (
+        f"sound. {plan.design} on {mesh.pipeline} x {mesh.data} x {mesh.tensor} ranks, "
+        f"{len(plan.stages)} stages: {fullest(predicted)[1].total / 1e9:.1f} of "
+        f"{room / 1e9:.1f} GB on the fullest device, {seconds(predicted.step_seconds)} for {what}"
+    )
 
 
 def print_sweep(swept: Sequence[Values], found: Sequence[Row]) -> None:

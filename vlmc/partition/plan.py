@@ -80,10 +80,24 @@ class Collective(Planned):
     seconds: float = Field(ge=0, description="Time of it that nothing hides.")
 
 
+class Kept(Planned):
+    """What a stage keeps for the backward pass."""
+
+    bytes: int = Field(ge=0, description="Of one micro-batch.")
+    in_flight: float = Field(
+        ge=0,
+        description="Micro-batches that it keeps at one time, at most; of a group's chunks, their "
+        "mean.",
+    )
+
+
 class Predicted(Planned):
     """What the plan is expected to take."""
 
     memory: tuple[Memory, ...] = Field(strict=False, description="By pipeline group.")
+    kept: tuple[Kept, ...] = Field(
+        default=(), strict=False, description="Of `activations`, what is kept; by stage, training."
+    )
     compute_seconds: float = Field(ge=0, description="The busiest device at work, in one step.")
     collectives: tuple[Collective, ...] = Field(default=(), strict=False)
     bubble_seconds: float = Field(default=0, ge=0, description="Waiting in the pipeline.")

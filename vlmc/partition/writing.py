@@ -16,6 +16,7 @@ from vlmc.partition.plan import (
     Checkpointing,
     Collective,
     Holding,
+    Kept,
     Mesh,
     ParallelPlan,
     Placement,
@@ -111,6 +112,7 @@ def _predicted(leaf: Leaf) -> Predicted:
     if request.mode == "train":
         return Predicted(
             memory=memory,
+            kept=tuple(_kept(leaf)),
             compute_seconds=max(0.0, hidden),
             collectives=collectives,
             bubble_seconds=max(0.0, found.seconds - found.busy),
@@ -135,6 +137,13 @@ def _predicted(leaf: Leaf) -> Predicted:
         largest_batch=_largest_batch(leaf),
         cost_per_million_tokens=cost,
     )
+
+
+def _kept(leaf: Leaf) -> Iterator[Kept]:
+    chain = leaf.chain
+    for stage, (first, end) in enumerate(pairwise((0, *leaf.ends))):
+        held = chain.held[stage % chain.setting.pipeline]
+        yield Kept(bytes=int(chain.saved[end] - chain.saved[first]), in_flight=held)
 
 
 def _largest_batch(leaf: Leaf) -> int:

@@ -44,6 +44,12 @@ class Asked:
     auto: Unsettled | None = None
     """What is to be found beside the plan; 1 stands in its place."""
 
+    @property
+    def learning_rate(self) -> float | None:
+        """Of the stage of training; None where there is none."""
+        stages = () if self.spec.training is None else self.spec.training.stages
+        return next((one.lr for one in stages if one.name == self.stage), None)
+
 
 def asked(
     spec: ModelSpec,

@@ -4,7 +4,7 @@ does what, and the picture of that."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from vlmc.analysis.report import GraphReport
 from vlmc.partition.chain import Chain
@@ -31,9 +31,7 @@ def pipeline(made: Made) -> Pipeline:
     """What each stage of a training plan takes, by what `find` reckoned with."""
     plan, asked = made.plan, made.asked
     chain = Chain(Rooflines(made.report, asked.cluster, asked.request), setting(plan, made.report))
-    ends = [0]
-    for stage in plan.stages:
-        ends.append(ends[-1] + sum(held.last - held.first + 1 for held in stage.holds))
+    ends = (0, *ends_of(plan))
     stages = list(pairwise(ends))
 
     def of(sums: list[float]) -> list[float]:
@@ -58,6 +56,13 @@ def pipeline(made: Made) -> Pipeline:
         durations=durations,
         transfer=transfer,
         first_backward=reached[0] if reached else len(stages),
+    )
+
+
+def ends_of(plan: ParallelPlan) -> tuple[int, ...]:
+    """Where along the chain of blocks its stages end."""
+    return tuple(
+        accumulate(sum(held.last - held.first + 1 for held in stage.holds) for stage in plan.stages)
     )
 
 

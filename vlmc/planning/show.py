@@ -57,6 +57,8 @@ def tables(made: Made) -> Iterator[Table]:
     yield _groups(made)
     yield _degrees(made.plan)
     yield _memory(made)
+    if made.plan.mode == "train":
+        yield _activations(made.plan)
     yield _time(made)
 
 
@@ -130,6 +132,18 @@ def _memory(made: Made) -> Table:
     for group, one in enumerate(rows):
         sizes = [f"{getattr(one, name) / size:,.2f}" for name in shown]
         table.add_row(str(group), *sizes, f"{one.total / size:,.2f}", f"{one.total / room:.0%}")
+    return table
+
+
+def _activations(plan: ParallelPlan) -> Table:
+    table = Table("stage", "group", title="Activations that a stage keeps")
+    for name in ("of a micro-batch", "in flight", "together"):
+        table.add_column(name, justify="right")
+    for number, one in enumerate(plan.predicted.kept if plan.predicted else ()):
+        table.add_row(
+            str(number), str(plan.stages[number].group), volume(one.bytes), f"{one.in_flight:.4g}",
+            volume(int(one.bytes * one.in_flight)),
+        )  # fmt: skip
     return table
 
 

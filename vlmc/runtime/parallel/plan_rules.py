@@ -53,8 +53,7 @@ def refusal(schedule: str, ranks: int, micro_batches: int, chunks: int = 1) -> s
 def broken_rules(plan: Ruled) -> Iterator[Broken]:
     """What a plan contradicts itself in, and what train.py does not run."""
     yield from _broken_degrees(plan)
-    if plan.trains:
-        yield from _broken_batch(plan)
+    yield from _broken_batch(plan)
     yield from broken_stages(plan)
     yield from broken_ranges(plan)
     if plan.trains:
@@ -118,6 +117,8 @@ def _broken_batch(plan: Ruled) -> Iterator[Broken]:
             if plan.batch % data
             else f"micro_batch: {near}",
         )
+        return
+    if not plan.trains:
         return
     why = refusal(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
     if why is not None:
