@@ -132,10 +132,20 @@ def test_work_is_told_its_turn() -> None:
 def test_calls_of_operators_are_counted_without_views(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of a step over the operators in it, as the analysis of designs counts them."""
     monkeypatch.setattr(calls, "seconds", lambda *_: 1.0)
-    operators = 1 / calls.call_seconds()
+    operators = 1 / calls.call_seconds()[0]
     monkeypatch.setattr(Memory, "is_view", lambda *_: False)
-    with_views = 1 / calls.call_seconds()
+    with_views = 1 / calls.call_seconds()[0]
     assert 100 < operators < with_views
+
+
+def test_what_checkpointing_adds_is_over_a_second_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step of 10 seconds that takes 19 with checkpointing, of which 4 are the forward pass."""
+    taken = iter((10.0, 19.0, 4.0))
+    monkeypatch.setattr(calls, "seconds", lambda *_: next(taken))
+    monkeypatch.setattr(calls, "_count", lambda work: 5 if work.__name__ == "forward" else 20)
+    assert calls.call_seconds() == (10 / 20, 5 / 5)
 
 
 def test_an_update_is_timed_by_the_parameter(monkeypatch: pytest.MonkeyPatch) -> None:

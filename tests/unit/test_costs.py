@@ -68,6 +68,14 @@ def test_each_call_takes_a_time_of_its_own() -> None:
         assert getattr(after, phase) - getattr(before, phase) == pytest.approx(6 * 5e-6)
 
 
+def test_what_runs_again_takes_its_hooks_too() -> None:
+    cost = _lines(_device(call_us=5.0, again_us=40.0)).blocks(1, 1, False, False)[0]
+    assert cost.again_full == pytest.approx(cost.forward + 6 * 40e-6)
+    assert cost.again_selective == 0
+    plain = _lines(_device(call_us=5.0)).blocks(1, 1, False, False)[0]
+    assert plain.again_full == pytest.approx(plain.forward)
+
+
 def test_each_parameter_is_updated_by_itself() -> None:
     """Small parameters take as long as the first point of the curve."""
     lines = _lines(_device(adamw=((4_000.0, 0.1), (8_000.0, 0.4))))

@@ -49,6 +49,8 @@ def _measured(device: str, tell: Progress) -> Measured:
     usual = "bf16" if device == "cuda" else "fp32"
     products = {name: bench.products(name) for name in _formats(device)}
     forward, backward = bench.attention(FORMATS[usual])
+    # On a GPU kernels are queued while others run.
+    call, again = (0.0, 0.0) if device == "cuda" else call_seconds()
     threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
     return Measured(
         about=about,
@@ -63,8 +65,8 @@ def _measured(device: str, tell: Progress) -> Measured:
         attention=forward,
         attention_backward=backward,
         adamw=bench.adamw(),
-        # Kernels are queued while others run.
-        call_seconds=0.0 if device == "cuda" else max(0.0, call_seconds() - bench.least_seconds()),
+        call_seconds=max(0.0, call - bench.least_seconds()),
+        again_seconds=again,
     )
 
 

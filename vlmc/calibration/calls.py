@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmc.analysis.operators import Memory
@@ -30,21 +31,40 @@ class _Counted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def call_seconds() -> float:
+def call_seconds() -> tuple[float, float]:
     """Of a call on the processor: blocks of a transformer so narrow that their work is nothing, run
-    forward and backward, over the calls in them. Views, autograd and Python are in it."""
+    forward and backward, over the calls in them. Views, autograd and Python are in it. Then what
+    a call of the forward pass takes more when checkpointing runs it again, over its own time."""
     with torch.enable_grad():
-        blocks = nn.Sequential(*(_block() for _ in range(BLOCKS)))
+        blocks = [_block() for _ in range(BLOCKS)]
         x = torch.randn(1, 2, WIDTH, requires_grad=True)
+        again_through: Any = getattr(checkpoint, "checkpoint")  # noqa: B009 (untyped)
+        options = {"use_reentrant": False, "preserve_rng_state": False}
 
-        def step(_: int) -> None:
-            blocks.zero_grad()
-            blocks(x).sum().backward()
+        def forward(turn: int) -> Any:
+            hidden: Any = x
+            for block in blocks:
+                hidden = block(hidden)
+            return hidden
 
-        step(0)
-        with _Counted() as counted:
-            step(0)
-        return seconds(step, "cpu") / counted.calls
+        def step(turn: int) -> None:
+            forward(turn).sum().backward()
+
+        def again(_: int) -> None:
+            hidden: Any = x
+            for block in blocks:
+                hidden = again_through(block, hidden, **options)
+            hidden.sum().backward()
+
+        once, twice = seconds(step, "cpu"), seconds(again, "cpu")
+        hooks = (twice - once - seconds(forward, "cpu")) / _count(forward)
+        return once / _count(step), max(0.0, hooks)
+
+
+def _count(work: Callable[[int], object]) -> int:
+    with _Counted() as counted:
+        work(0)
+    return counted.calls
 
 
 def _block() -> TransformerBlock:

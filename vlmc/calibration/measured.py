@@ -37,6 +37,8 @@ class Measured:
     """Numbers of a parameter, and how many are updated a second."""
     call_seconds: float
     """Of a call of an operator in a model, over what is in the rates."""
+    again_seconds: float
+    """Of a call that checkpointing runs again, over that."""
 
     def to_json(self) -> dict[str, Any]:
         """The device file as a mapping."""
@@ -58,6 +60,7 @@ class Measured:
                 "functions": _shares(self.functions, self.bandwidth),
                 "adamw": _shares(self.adamw, self.bandwidth / UPDATED["adamw"]),
                 "call_us": _round(self.call_seconds * 1e6),
+                "again_us": _round(self.again_seconds * 1e6),
                 "measured": True,
                 "source": self.source,
             },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from statistics import median
 
 import torch
 
@@ -18,16 +19,16 @@ LONGEST_SECONDS = 0.2
 
 
 def seconds(work: Callable[[int], object], device: str, held: int = 1) -> float:
-    """The best time of `work`, which is told how often it ran before: what else the machine does
-    only adds to it. The last `held` results stay alive, as what a backward pass needs does, so that
-    outputs lie in memory that was used a while ago."""
+    """The median time of `work`, which is told how often it ran before: what else the machine does
+    is in the time of a step, too. The last `held` results stay alive, as what a backward pass needs
+    does, so that outputs lie in memory that was used a while ago."""
     kept: deque[object] = deque(maxlen=held)
     for turn in range(held + 1):  # until memory comes from what was freed
         kept.append(work(turn))
     once = _timed(work, 1, kept, device)
     rounds = max(1, int(LEAST_SECONDS / max(once, 1e-9)))
     repeats = REPEATS if once < LONGEST_SECONDS / 4 else LONG_REPEATS
-    return min(_timed(work, rounds, kept, device) for _ in range(repeats))
+    return median(_timed(work, rounds, kept, device) for _ in range(repeats))
 
 
 def _timed(work: Callable[[int], object], rounds: int, kept: deque[object], device: str) -> float:

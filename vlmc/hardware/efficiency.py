@@ -54,6 +54,13 @@ class Efficiency(BaseModel):
         description="What a call of an operator in a model takes over the curves (Python, "
         "autograd, views), in 10^-6 seconds; 0 where the device works meanwhile.",
     )
+    again_us: float = Field(
+        default=0,
+        ge=0,
+        le=1e6,
+        description="What a call that checkpointing runs again takes over that (its hooks for what "
+        "is saved), in 10^-6 seconds; likewise 0.",
+    )
     measured: bool = Field(description="Whether the curves were measured; otherwise assumed.")
     source: str = Field(description="Where and how, or what the assumption is.")
 

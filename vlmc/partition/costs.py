@@ -139,14 +139,17 @@ class Rooflines:
         degree = 1 if apart else divided(block, tensor)
         whole = tensor if sequence_parallel and degree > 1 else 1
         phases: dict[Phase, float] = {}
-        again = 0.0
+        again_selective, again_full = 0.0, 0.0
+        hooks = self.cluster.device.efficiency.again_us * 1e-6
         for call in work.calls:
             by = (degree if call.split else whole) / share
             flops, size = call.flops / by / call.count, call.bytes / by / call.count
             seconds = call.count * self._roofline(flops, size, call.kind)
             phases[call.phase] = phases.get(call.phase, 0.0) + seconds
-            if call.phase == "forward" and call.attention:
-                again += seconds
+            if call.phase == "forward":
+                again_full += seconds + call.count * hooks
+                if call.attention:
+                    again_selective += seconds + call.count * hooks
         exchange, exchanged = 0.0, 0.0
         if degree > 1:
             exchanged = work.output * block.all_reduces
@@ -159,8 +162,8 @@ class Rooflines:
             forward=forward,
             backward_input=back + exchange if block.reached else 0.0,
             backward_weight=phases.get("backward_weight", 0.0) if block.trained else 0.0,
-            again_selective=again if block.reached else 0.0,
-            again_full=forward if block.reached else 0.0,
+            again_selective=again_selective if block.reached else 0.0,
+            again_full=again_full + exchange if block.reached else 0.0,
             exchanged=int(exchanged),
             exchange_seconds=exchange,
             parameters=ceil(block.split_parameters / degree)
