@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -85,11 +89,27 @@ def twin(root: Path, name: str, folder: Path, noise: float = 0.05) -> Twin:
 def generated(engine: Engine, rows: list[Row], steps: int = STEPS) -> Any:
     """Greedy tokens [steps + 1, batch] and the logits that they come from."""
     state, logits = engine.prefill(rows)
-    found = [logits]
+    found = [logits.copy()]
     for _ in range(steps):
-        found.append(engine.step(state, found[-1].argmax(-1)))
+        found.append(engine.step(state, found[-1].argmax(-1)).copy())
     scores = np.stack(found)
     return scores.argmax(-1), scores
+
+
+def calls(run: Callable[[], object]) -> Counter[str]:
+    """What Python calls while `run` runs, its own functions and those of extensions, by name."""
+    found: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, called: Any) -> None:
+        if event in ("call", "c_call"):
+            found[frame.f_code.co_name if event == "call" else called.__name__] += 1
+
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return found
 
 
 def assert_same(ours: Engine, reference: Engine, one: Twin, tolerance: float = 1e-4) -> None:

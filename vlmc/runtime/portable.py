@@ -33,6 +33,7 @@ PORTABLE = (
     "vlmc.runtime.engines.graph_files",
     "vlmc.runtime.engines.mapped_weights",
     "vlmc.runtime.engines.eager_engine",
+    "vlmc.runtime.engines.onnx_values",
     "vlmc.runtime.engines.onnx_graph",
     "vlmc.runtime.engines.onnx_engine",
     "vlmc.runtime.engines.paged",

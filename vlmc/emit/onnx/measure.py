@@ -58,14 +58,14 @@ def measure(arch: Arch, folder: Path, variant: str) -> QuantisationError:
     for engine, rows in zip(engines, (plain, packed), strict=True):
         state, found = engine.prefill(rows)
         states.append(state)
-        logits.append(found)
+        logits.append(found.copy())
     pairs = [tuple(logits)]
     room = (engines[0].capacity or 0) - len(prompts[0].ids)
     for _ in range(min(STEPS, room)):
         # Both read what the plain graphs would say, or one other token would be all that is seen.
         tokens = pairs[-1][0].argmax(axis=-1)
-        found = [engine.step(state, tokens) for engine, state in zip(engines, states, strict=True)]
-        pairs.append(tuple(found))
+        steps = zip(engines, states, strict=True)
+        pairs.append(tuple(engine.step(state, tokens).copy() for engine, state in steps))
     return compare(np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs]))
 
 

@@ -53,13 +53,14 @@ class Engine(Protocol):
 
     def prefill(self, rows: Sequence[Row]) -> tuple[Any, Logits]:
         """Reads whole prompts, of unlike lengths as they may be: a state to go on from, and the
-        logits [batch, vocabulary] after the last token of each. An encoder-decoder's decoder has
-        then read its start token. Raises UsageError where a row is longer than the engine's
-        graphs allow."""
+        logits [batch, vocabulary] after the last token of each, which the state's next step may
+        overwrite. An encoder-decoder's decoder has then read its start token. Raises UsageError
+        where a row is longer than the engine's graphs allow."""
         ...
 
     def step(self, state: Any, tokens: Ids) -> Logits:
-        """Appends one token [batch] to each row; the logits [batch, vocabulary] after it."""
+        """Appends one token [batch] to each row; the logits [batch, vocabulary] after it, which the
+        state's next step may overwrite."""
         ...
 
     def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:

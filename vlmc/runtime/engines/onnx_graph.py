@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
 from vlmc.runtime.engines.engine import Ids, Logits
+from vlmc.runtime.engines.onnx_values import OnnxValues
 
 ONNX_RUNTIME = "1.23"
 """The first ONNX Runtime with every operator of opset 23."""
@@ -57,11 +58,11 @@ class OnnxGraph:
 class OnnxState:
     """A generation.
 
-    All that a step reads and writes is allocated before it, and bound to the graphs as long as it
-    stays the same. Where graphs write a cache in place, it is one set of buffers, bound when it is
-    made; elsewhere a step reads one set and writes the other, and each of its tensors is bound with
-    its new length. A cache has `ONNX_ROOM` tokens more room than it needs when it is made or
-    outgrown.
+    All that a step reads and writes is allocated before it. Where graphs write a cache in place, it
+    is one set of buffers, bound when it is made, as is all else that stays the same; elsewhere a
+    step reads one set and writes the other, and all that it reads is handed over in one call, all
+    that it writes in another, since every tensor of the cache has a new length. A cache has
+    `ONNX_ROOM` tokens more room than it needs when it is made or outgrown.
     """
 
     def __init__(self, graph: OnnxGraph, embed: OnnxGraph, seen: NDArray[np.int64], limit: int):
@@ -93,17 +94,21 @@ class OnnxState:
         width = graph.inputs["inputs_embeds"].shape[2]
         self.newest = np.empty((batch, 1, width), np.float32)
         self.logits = np.empty((batch, 1, graph.outputs["logits"].shape[2]), np.float32)
+        self.answer = self.logits[:, 0]
         self.looking: Any = embed.session.io_binding()
         _bind(self.looking.bind_input, "input_ids", self.ids)
         _bind(self.looking.bind_output, "inputs_embeds", self.newest)
         self.binding: Any = graph.session.io_binding()
         _bind(self.binding.bind_output, "logits", self.logits)
         self.bound: NDArray[np.float32] | None = None
+        self.growing: OnnxGrowing | None = None
 
     def look_at(self, name: str, values: NDArray[Any]) -> None:
         """Sets an input from outside the sequence."""
         self.outside[name] = np.ascontiguousarray(values)
-        _bind(self.binding.bind_input, name, self.outside[name])
+        if self.graph.in_place:
+            _bind(self.binding.bind_input, name, self.outside[name])
+        self.growing = None
 
     def step(self, tokens: Ids) -> Logits:
         """Appends a token [batch] to each row."""
@@ -119,20 +124,25 @@ class OnnxState:
             raise UsageError(
                 f"the sequence has {total} tokens, but the graphs are made for {self.limit}"
             )
+        mask = self.mask[: len(self.seen) * total].reshape(-1, total)
+        mask[:] = self.seen[:, :total]
+        if total > self.room:
+            self._grow(min(self.limit, total + ONNX_ROOM))
+        if self.graph.in_place:
+            self._run_bound(embeds, mask)
+        else:
+            self.growing = self.growing or OnnxGrowing(self)
+            self.growing.run(self, embeds, mask)
+            self.turn = 1 - self.turn
+        self.length = total
+        return self.answer
+
+    def _run_bound(self, embeds: NDArray[np.float32], mask: NDArray[np.int64]) -> None:
         if embeds is not self.bound:
             self.bound = embeds
             _bind(self.binding.bind_input, "inputs_embeds", embeds)
-        mask = self.mask[: len(self.seen) * total].reshape(-1, total)
-        mask[:] = self.seen[:, :total]
         _bind(self.binding.bind_input, "attention_mask", mask)
-        if total > self.room:
-            self._grow(min(self.limit, total + ONNX_ROOM))
-        if not self.graph.in_place:
-            self._bind_cache(self.turn, self.length, 1 - self.turn, total)
-            self.turn = 1 - self.turn
         self.graph.session.run_with_iobinding(self.binding)
-        self.length = total
-        return self.logits[:, 0].copy()
 
     def _grow(self, room: int) -> None:
         """Makes room for as many tokens; what the cache holds stays."""
@@ -144,7 +154,7 @@ class OnnxState:
                 new[:, :, : self.length] = old[:, :, : self.length]
             self._keep(0, larger)
             self.room = room
-            self._bind_cache(0, room, 0, room)
+            self._bind_cache(room)
             return
         for turn in range(2):
             held = self.sets[turn] if turn == self.turn and self.length else []
@@ -158,14 +168,51 @@ class OnnxState:
         self.sets[turn] = buffers
         self.places[turn] = [one.ctypes.data for one in buffers]
 
-    def _bind_cache(self, old: int, length: int, new: int, total: int) -> None:
-        """Binds the set `old` with `length` tokens as what is read, `new` as what is written."""
+    def _bind_cache(self, room: int) -> None:
+        """Binds the only set as what is read and as what is written."""
         rows, read, write = len(self.seen), self.binding.bind_input, self.binding.bind_output
-        for (past, present, heads, width), source, goal in zip(
-            self.tensors, self.places[old], self.places[new], strict=True
-        ):
-            read(past, "cpu", 0, np.float32, (rows, heads, length, width), source)
-            write(present, "cpu", 0, np.float32, (rows, heads, total, width), goal)
+        for (past, present, heads, width), place in zip(self.tensors, self.places[0], strict=True):
+            read(past, "cpu", 0, np.float32, (rows, heads, room, width), place)
+            write(present, "cpu", 0, np.float32, (rows, heads, room, width), place)
+
+
+class OnnxGrowing:
+    """How a generation hands its tensors to a graph that gives its cache back longer: the same
+    calls whatever the depth."""
+
+    def __init__(self, state: OnnxState) -> None:
+        self.options: Any = onnx_runtime().RunOptions()
+        outside = list(state.outside.values())
+        self.places = [one.ctypes.data for one in outside]
+        self.shapes = [one.shape for one in outside]
+        _, _, heads, width = state.tensors[0]
+        assert all((own, wide) == (heads, width) for _, _, own, wide in state.tensors)
+        self.heads, self.width = heads, width
+        floats, number = np.float32, {name: one.dtype.type for name, one in state.outside.items()}
+        past = {name: floats for name, _, _, _ in state.tensors}
+        own = {"inputs_embeds": floats, "attention_mask": np.int64}
+        self.read = OnnxValues({**own, **number, **past})
+        self.write = OnnxValues(
+            {"logits": floats, **{name: floats for _, name, _, _ in state.tensors}}
+        )
+
+    def run(self, state: OnnxState, embeds: NDArray[np.float32], mask: NDArray[np.int64]) -> None:
+        """Reads the set whose turn it is and writes the other."""
+        read, write = self.read, self.write
+        rows, layers = len(state.seen), len(state.tensors)
+        before = (rows, self.heads, state.length, self.width)
+        after = (rows, self.heads, mask.shape[1], self.width)
+        given = read.at(
+            [embeds.ctypes.data, mask.ctypes.data, *self.places, *state.places[state.turn]],
+            [embeds.shape, mask.shape, *self.shapes, *[before] * layers],
+        )
+        made = write.at(
+            [state.logits.ctypes.data, *state.places[1 - state.turn]],
+            [state.logits.shape, *[after] * layers],
+        )
+        state.graph.session.run_with_ortvaluevector(
+            self.options, read.names, given, write.names, made, write.devices
+        )
 
 
 def _bind(bind: Any, name: str, values: NDArray[Any]) -> None:
