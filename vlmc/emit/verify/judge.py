@@ -11,15 +11,19 @@ from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.artifact import Build
 from vlmc.emit.manifest import Manifest
 from vlmc.emit.options import Dtype
-from vlmc.emit.recipe import digest
+from vlmc.emit.recipe import digest, source, versions
 from vlmc.emit.verify.engines import ENGINES, Runtime, opened
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
 from vlmc.emit.verify.subject import Subject, measurable, number_format, threads
 from vlmc.hardware.processor import processor_says
+from vlmc.runtime.describe import describe
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """The largest error of an engine, relative to eager fp32, by the number format of its weights."""
+
+SOURCES = ("emit/verify", "runtime")
+"""The parts of vlmc that measure, beside those that an artifact is made by."""
 
 
 class Unsound(EnvironmentFault):
@@ -28,14 +32,16 @@ class Unsound(EnvironmentFault):
 
 def verifier(build: Build) -> Callable[[Path, Manifest, bytes | None], bytes | None]:
     """What the writer asks about a new build before it takes the place of the old one. What was
-    measured of an artifact that is the same still is not measured again."""
+    measured here of an artifact that is the same still, as is all that figures follow from, is not
+    measured again."""
 
     def judge(folder: Path, manifest: Manifest, before: bytes | None) -> bytes | None:
         former = Verification.parse(before)
+        here = former is not None and former.host == _host()
         known: dict[str, Verified] = {}
         for name in _present(folder, manifest):
-            found = None if former is None else former.engines.get(name)
-            if found is not None and _holds(found, ENGINES[name], folder, manifest):
+            found = former.engines.get(name) if former is not None and here else None
+            if found is not None and _holds(found, ENGINES[name], build, folder, manifest):
                 known[name] = found
         measured = verify(build, folder, manifest, known)
         for name, found in measured.engines.items():
@@ -83,7 +89,7 @@ def verify(
                 found = _measure(name, subject, expected, build)
                 engines[name] = Verified(
                     artifact=runtime.artifact,
-                    files=_files(manifest, runtime.artifact),
+                    follows_from=_cause(runtime, build, manifest),
                     measured=subject.measured,
                     judged=runtime.judged,
                     tolerance=_tolerance(runtime, folder, subject.dtype),
@@ -98,10 +104,18 @@ def verify(
     return Verification(host=_host(), engines=ordered)
 
 
-def _files(manifest: Manifest, artifact: str) -> str:
-    status = manifest.artifacts.get(artifact)
-    names = () if status is None else sorted(status.files)
-    return digest(*(f"{name} {manifest.files[name].sha256}" for name in names))
+def _cause(runtime: Runtime, build: Build, manifest: Manifest) -> str:
+    """The hash of all that the figures of an artifact follow from. Its own files are not enough:
+    graphs hold no weights, and the same bytes may compute something else in another version of what
+    executes them, or be compared with something else in another version of torch."""
+    status = manifest.artifacts[runtime.artifact]
+    return digest(
+        status.inputs,
+        [f"{name} {manifest.files[name].sha256}" for name in sorted(status.files)],
+        describe(build.spec, build.arch),
+        source(*SOURCES),
+        versions("torch", "numpy", runtime.package),
+    )
 
 
 def _present(folder: Path, manifest: Manifest) -> list[str]:
@@ -131,12 +145,15 @@ def _tolerance(runtime: Runtime, folder: Path, dtype: Dtype) -> float:
         ) from None
 
 
-def _holds(found: Verified, runtime: Runtime, folder: Path, manifest: Manifest) -> bool:
-    """Whether something sound was measured of the same files, and by the same bound: nobody vouches
-    for what verification.json says is allowed."""
+def _holds(
+    found: Verified, runtime: Runtime, build: Build, folder: Path, manifest: Manifest
+) -> bool:
+    """Whether something sound was measured of the same, in the same way, and by the same bound:
+    nobody vouches for what verification.json says is allowed."""
     return (
         found.sound
-        and found.files == _files(manifest, runtime.artifact)
+        and found.follows_from == _cause(runtime, build, manifest)
+        and found.runtime == runtime.executed
         and found.judged == runtime.judged
         and found.tolerance == _tolerance(runtime, folder, number_format(folder))
     )

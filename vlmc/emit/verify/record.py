@@ -51,8 +51,9 @@ class Verified(Record, ser_json_inf_nan="strings"):
     """One engine of one artifact."""
 
     artifact: str
-    files: str
-    """The hash of the names and hashes of the artifact's files."""
+    follows_from: str
+    """The hash of the artifact's files and of all else that the figures follow from: what the
+    artifact was made of, weights included, what measured it, and in which versions."""
     measured: Literal["full", "twin"]
     judged: Literal["max_relative", "mean_relative"]
     """The error that must be within the tolerance."""
