@@ -161,6 +161,7 @@ def test_each_optimiser_that_a_plan_may_name_moves_bytes() -> None:
     [
         ("measured: true", "measured: true, attention: [[2, 1], [1, 1]]", "sizes must rise"),
         ("measured: true", "measured: true, adamw: []", "efficiency.adamw"),
+        ("measured: true", "measured: true, formats: {bf16: [[2, 1], [1, 1]]}", "sizes must rise"),
         ("measured: true", "measured: true, call_us: -1", "efficiency.call_us: input should be"),
         ("memory_gbps: 40", "memory_gbps: 0", "memory_gbps: input should be greater than 0"),
         ("{fp32: 0.2}", "{fp32: 0}", "tflops.fp32: input should be greater than 0"),
