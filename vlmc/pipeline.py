@@ -191,6 +191,7 @@ def build(
     machine cannot, or an artifact is not what it should be; what stood at `output` stands there
     still).
     """
+    from vlmc.emit.compiling import compiling_in
     from vlmc.emit.fresh import current, remember
     from vlmc.emit.store import store
 
@@ -210,7 +211,8 @@ def build(
     kept = store(this.note)
     standing = current(this, kept)
     if standing is None:
-        standing, settled = _made(this)
+        with compiling_in(kept):
+            standing, settled = _made(this)
         if settled:
             remember(this, standing, kept)
             kept.trim()

@@ -14,12 +14,12 @@ from vlmc.diagnostics.amount import volume
 
 def cache(
     action: Annotated[
-        Literal["show", "clear"], typer.Argument(help="clear removes everything in it.")
+        Literal["show", "clear"], typer.Argument(help="clear removes all that vlmc put there.")
     ] = "show",
     as_json: Json = False,
 ) -> None:
-    """Where finished graphs of earlier builds and costs for plans are kept, and how much that is.
-    `clear` removes them; they are then made again when they are wanted."""
+    """Where finished graphs of earlier builds, costs for plans and what torch's compiler made are
+    kept, and how much that is. `clear` removes them; they are made again when they are wanted."""
     style: Format = "json" if as_json else "text"
     with guarded(style):
         from vlmc.emit.store import store

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,7 +88,7 @@ def run(
     """Answer about images: with published weights (--checkpoint), or at once as the laptop-size
     twin (--mini), whose seeded weights have learnt nothing."""
     style: Format = "json" if as_json else "text"
-    with guarded(style):
+    with guarded(style), _compiling(engine):
         from vlmc.runtime.command import printable
         from vlmc.sessions import load
 
@@ -126,3 +128,16 @@ def run(
         for choice in stream.answer.choices:
             typer.echo(printable(str(choice)))
         typer.echo(stream.answer.summary(), err=True)
+
+
+@contextmanager
+def _compiling(engine: str) -> Generator[None]:
+    """Within, what torch's compiler makes for an engine is kept in the store."""
+    if engine != "compile":
+        yield
+        return
+    from vlmc.emit.compiling import compiling_in
+    from vlmc.emit.store import store
+
+    with compiling_in(store()):
+        yield

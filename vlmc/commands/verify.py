@@ -27,8 +27,10 @@ def verify(
     style: Format = "json" if as_json else "text"
     with guarded(style):
         from vlmc import pipeline
+        from vlmc.emit.compiling import compiling_in
+        from vlmc.emit.store import store
 
-        with shown(str(folder), quiet=as_json) as progress:
+        with compiling_in(store(_note)), shown(str(folder), quiet=as_json) as progress:
             verdict = pipeline.verify(folder, progress=progress, note=_note)
         if as_json:
             typer.echo(json.dumps({"version": 1, **verdict.to_json()}))

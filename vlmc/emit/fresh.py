@@ -49,14 +49,15 @@ def remember(build: Build, manifest: Manifest, store: Store) -> None:
         files = _files(build.folder, (*manifest.files, NAME, MEASURED))
         text = json.dumps({"follows_from": _cause(build), "files": files})
         note.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=note.parent)
+        store.unfinished.mkdir(exist_ok=True)
+        handle, draft = tempfile.mkstemp(prefix="vlmc-", dir=store.unfinished)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(draft, note)
 
 
 def _note(build: Build, store: Store) -> Path:
-    return store.root / "builds" / f"{digest(os.path.realpath(build.folder))}.json"
+    return store.builds / f"{digest(os.path.realpath(build.folder))}.json"
 
 
 def _cause(build: Build) -> str:

@@ -13,9 +13,8 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,27 +23,30 @@ from typing import Any
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.emit.artifact import unheard
 from vlmc.emit.carry import link
+from vlmc.emit.entries import (
+    ENTRY,
+    KEY,
+    NOTE,
+    UNFINISHED,
+    Entry,
+    children,
+    draft,
+    entry_of,
+    erase,
+    remove,
+    size_of,
+)
+from vlmc.emit.recipe import digest, versions
 from vlmc.emit.record import File, hashed, inside
 
 FOLDER = "VLMC_CACHE"
 BYTES = "VLMC_CACHE_BYTES"
 LIMIT = 10_000_000_000
-ENTRY = "entry.json"
 ABANDONED = 86_400
 """Seconds after which a half-made entry is nobody's."""
-UNREADABLE = "unreadable"
-"""What is known of an entry whose own words are damaged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One artifact in the store."""
-
-    folder: Path
-    about: str
-    size: int
-    used: float
-    """When it was used last, in seconds since 1970."""
+IN_USE = 3_600
+"""Seconds for which a folder that torch's compiler was given is taken to be in use."""
+COMPILED = "what torch's compiler keeps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,22 @@ class Store:
     def builds(self) -> Path:
         """Where notes on builds that stand lie, a file each."""
         return self.root / "builds"
+
+    @property
+    def unfinished(self) -> Path:
+        """Where all that is written or removed lies meanwhile."""
+        return self.root / "unfinished"
+
+    def compiler(self) -> Path | None:
+        """A folder for what torch's compiler keeps, a different one for each torch; None where it
+        cannot be written."""
+        place = self.root / "compiler" / digest(versions("torch"))
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            os.utime(place)
+        except OSError:
+            return None
+        return place
 
     def fetch(self, key: str, target: Path, weights: Mapping[str, Path]) -> bool:
         """Fills the empty folder `target` from the entry `key`; False where there is none that is
@@ -132,10 +150,8 @@ class Store:
         size = sum(path.stat().st_size for path in names if same[path] is None)
         if size > self.limit or (self.graphs / key).exists():
             return
-        halves = self.root / "unfinished"
-        halves.mkdir(parents=True, exist_ok=True)
-        self.graphs.mkdir(exist_ok=True)
-        half = Path(tempfile.mkdtemp(dir=halves))
+        self.graphs.mkdir(parents=True, exist_ok=True)
+        half = draft(self.unfinished)
         try:
             files: dict[str, object] = {}
             for path in names:
@@ -159,17 +175,21 @@ class Store:
         self.trim()
 
     def entries(self) -> list[Entry]:
-        """The artifacts that are there, least recently used first."""
+        """The artifacts that are there, and what torch's compiler keeps, least recently used
+        first."""
         found: list[Entry] = []
-        for folder in _children(self.graphs):
+        for folder in children(self.graphs, KEY):
             with suppress(OSError):  # another process may have taken it away
-                found.append(_entry(folder))
+                found.append(entry_of(folder))
+        for folder in children(self.root / "compiler", KEY):
+            with suppress(OSError):
+                found.append(Entry(folder, COMPILED, size_of(folder), folder.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.used)
 
     def notes(self) -> list[Entry]:
         """The notes on builds, least recently written first."""
         found: list[Entry] = []
-        for path in _children(self.builds):
+        for path in children(self.builds, NOTE):
             with suppress(OSError):
                 found.append(Entry(path, "a build", path.stat().st_size, path.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.used)
@@ -179,33 +199,39 @@ class Store:
         killed processes left."""
         entries = sorted((*self.entries(), *self.notes()), key=lambda entry: entry.used)
         over = sum(entry.size for entry in entries) - self.limit
+        now = time.time()
         for entry in entries:
             if over <= 0:
                 break
-            _remove(entry.folder, self.root)
+            if entry.about == COMPILED and entry.used > now - IN_USE:
+                continue  # a compiler that writes there would fail
+            remove(entry.folder, self.root)
             over -= entry.size
-        for half in _children(self.root / "unfinished"):
+        for half in children(self.unfinished, UNFINISHED):
             with suppress(OSError):
-                if half.stat().st_mtime < time.time() - ABANDONED:
-                    shutil.rmtree(half, ignore_errors=True)
+                if half.stat().st_mtime < now - ABANDONED:
+                    erase(half)
 
     def clear(self) -> tuple[int, int]:
-        """Removes everything; the number of artifacts and of all bytes that were there. Raises
-        EnvironmentFault where the system refuses."""
+        """Removes everything that is vlmc's; the number of artifacts and of all bytes that were
+        there. Raises EnvironmentFault where the system refuses."""
         entries, notes = self.entries(), self.notes()
-        for place in ("graphs", "builds", "unfinished"):
-            try:
-                if (self.root / place).exists():
-                    shutil.rmtree(self.root / place)
-            except OSError as error:
-                raise EnvironmentFault(
-                    f"{self.root} was not cleared: {error.strerror} (at {error.filename})"
-                ) from None
+        halves = children(self.unfinished, UNFINISHED)
+        try:
+            for path in (*(entry.folder for entry in (*entries, *notes)), *halves):
+                erase(path)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{self.root} was not cleared: {error.strerror} (at {error.filename})"
+            ) from None
+        for place in ("graphs", "builds", "compiler", "unfinished"):
+            with suppress(OSError):  # what is left in it is somebody else's
+                (self.root / place).rmdir()
         return len(entries), sum(entry.size for entry in (*entries, *notes))
 
     def _drop(self, entry: Path, why: str) -> None:
         self.note(f"a cached artifact is made again: {why}")
-        _remove(entry, self.root)
+        remove(entry, self.root)
 
 
 def store(note: Callable[[str], None] = unheard) -> Store:
@@ -219,19 +245,6 @@ def store(note: Callable[[str], None] = unheard) -> Store:
     if text and not text.isdecimal():
         raise UsageError(f"${BYTES} is {text[:40]!r}: a whole number of bytes is expected")
     return Store(root=root.absolute(), limit=int(text) if text else LIMIT, note=note)
-
-
-def _entry(folder: Path) -> Entry:
-    """What an entry says of itself; the sizes of its files where it says nothing that can be read.
-    Raises OSError where it is gone."""
-    try:
-        document: Any = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-        used = (folder / ENTRY).stat().st_mtime
-        return Entry(folder, str(document["about"]), int(document["bytes"]), used)
-    except (OSError, ValueError, KeyError, TypeError):
-        files = [path.stat() for path in (folder, *folder.rglob("*")) if path.is_file()]
-        size = sum(found.st_size for found in files)
-        return Entry(folder, UNREADABLE, size, folder.stat().st_mtime)
 
 
 def _files(entry: Path) -> dict[str, File | str]:
@@ -254,17 +267,3 @@ def _weights_of(path: Path, weights: Mapping[str, Path]) -> str | None:
         if size == other.stat().st_size and hashed(path) == hashed(other):
             return name
     return None
-
-
-def _children(folder: Path) -> Iterator[Path]:
-    with suppress(OSError):
-        yield from sorted(folder.iterdir())
-
-
-def _remove(entry: Path, root: Path) -> None:
-    """Takes an entry away in one step, so that nobody finds half of it."""
-    with suppress(OSError):
-        (root / "unfinished").mkdir(exist_ok=True)
-        gone = Path(tempfile.mkdtemp(dir=root / "unfinished"))
-        os.rename(entry, gone / "entry")
-        shutil.rmtree(gone, ignore_errors=True)
