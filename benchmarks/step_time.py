@@ -166,7 +166,8 @@ def predicted(case: Case, arch: Arch, report: GraphReport, card: Device) -> floa
         precision="fp32",
     )
     kept = case.checkpointing
-    setting = Setting(micro_batch=size.batch, encoder_keeps=kept, language_keeps=kept)
+    stacks = dict.fromkeys(one.name for one in report.blocks if "*" in one.name)
+    setting = Setting(micro_batch=size.batch, keeps=tuple((one, kept) for one in stacks))
     chain = Chain(Rooflines(report, cluster, request), setting)
     return pace(chain, (chain.length,)).seconds
 

@@ -4,6 +4,7 @@ a setting with given cuts takes in time and memory."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, pairwise, product
 from random import Random
 from typing import Any
@@ -31,17 +32,21 @@ def fastest(
     tokens = Rooflines(decode, devices, request) if decode else None
     for within in (True, False):
         best: float | None = None
-        for setting in every_setting(report, devices, request, within):
-            chain = Chain(lines, setting, tokens)
-            for ends in every_cut(report, setting):
-                if not fits(chain, ends):
-                    continue
+        chains: dict[Setting, Chain] = {}
+        for setting, cuts in every_setting(report, devices, request, within):
+            alike = replace(setting, schedule="gpipe", chunks=1)
+            if alike not in chains:
+                chains[alike] = Chain(lines, alike, tokens)
+            chain = chains[alike].scheduled(setting)
+            for ends in cuts:
                 found = pace(chain, ends)
+                if best is not None and found.seconds >= best:
+                    continue
                 if request.first_token_limit and found.first_token > request.first_token_limit:  # type: ignore[operator]
                     continue
                 if request.token_limit and found.token > request.token_limit:  # type: ignore[operator]
                     continue
-                if best is None or found.seconds < best:
+                if fits(chain, ends):
                     best = found.seconds
         if best is not None:
             return best
@@ -49,33 +54,44 @@ def fastest(
 
 
 def fits(chain: Chain, ends: tuple[int, ...]) -> bool:
-    """Memory: of each device; with several stages a device, as if all were like each of them."""
-    if chain.setting.chunks > 1:
-        stages = enumerate(pairwise((0, *ends)))
-        return all(chain.fits(stage, first, end) for stage, (first, end) in stages)
-    return all(
+    """Whether there is memory for all that each device holds. With several stages to a device the
+    space has only plans where each stage has room beside others of its size; that rule must not let
+    in what there is no memory for."""
+    room = all(
         chain.memory(group, held).total <= chain.room
         for group, held in enumerate(chain.groups(ends))
     )
+    if chain.setting.chunks == 1:
+        return room
+    stages = enumerate(pairwise((0, *ends)))
+    meant = all(chain.fits(stage, first, end) for stage, (first, end) in stages)
+    assert room or not meant
+    return meant
 
 
-def every_cut(report: GraphReport, setting: Setting) -> Iterator[tuple[int, ...]]:
-    """All ways to cut the chain that suit the encoder's placement."""
+def every_cut(report: GraphReport, stages: int, placements: set[str]) -> list[tuple[int, ...]]:
+    """All ways to cut the chain that suit any of the encoder's placements."""
     length = len(report.order)
     roles = [report.blocks[block].role for block in report.order]
     vision = sum(role in VISION for role in roles)
-    for cuts in combinations(range(1, length), setting.pipeline * setting.chunks - 1):
-        if setting.placement in ("stage_0", "replicated") and cuts and cuts[0] < vision:
-            continue
-        if setting.placement == "own_group" and vision not in cuts:
-            continue
-        yield (*cuts, length)
+    found: list[tuple[int, ...]] = []
+    for cuts in combinations(range(1, length), stages - 1):
+        suits = {
+            "spread": True,
+            "stage_0": not cuts or cuts[0] >= vision,
+            "replicated": not cuts or cuts[0] >= vision,
+            "own_group": vision in cuts,
+        }
+        if any(suits[placement] for placement in placements):
+            found.append((*cuts, length))
+    return found
 
 
 def every_setting(
     report: GraphReport, devices: Cluster, request: Request, within: bool
-) -> Iterator[Setting]:
-    """All degrees and choices whose divisions come out even."""
+) -> Iterator[tuple[Setting, list[tuple[int, ...]]]]:
+    """All degrees and choices whose divisions come out even, with all cuts. Placements of the
+    encoder at which the same cuts cost the same are looked at together."""
     count = devices.count
     vision = [block for block in report.blocks if block.role in VISION]
     language = [block for block in report.blocks if block.role not in VISION]
@@ -91,37 +107,36 @@ def every_setting(
         for micro_batch in range(1, request.batch // data + 1):
             if request.batch // data % micro_batch:
                 continue
-            for sequence, zero, way, keeps, placement in product(
-                (False,),
+            for zero, way, alike in product(
                 (0,) if data == 1 or serve else (0, 1, 2, 3),
                 [("gpipe", 1)] if serve else ways(pipeline, request.batch // data // micro_batch),
-                [("none", "none")] if serve else every_checkpointing(report),
-                ("stage_0", "own_group", "replicated", "spread"),
+                [("stage_0", "own_group", "spread"), ("replicated",)],
             ):
-                if placement in ("own_group", "replicated") and not vision:
-                    continue
-                if placement != "replicated" and not divides(tensor, vision):
-                    continue
-                if placement == "own_group" and way[0] == "interleaved":
-                    continue
+                placements = {
+                    placement
+                    for placement in alike
+                    if (vision or placement not in ("own_group", "replicated"))
+                    and (placement == "replicated" or divides(tensor, vision))
+                    and not (placement == "own_group" and way[0] == "interleaved")
+                    and not wrong(request, pipeline, data, tensor, zero, way[0], placement)
+                }
                 if pipeline > 1 and zero > MOST_ZERO.get(way[0], 3):
                     continue
-                if wrong(request, pipeline, data, tensor, zero, way[0], placement):
-                    continue
-                yield Setting(
-                    pipeline=pipeline,
-                    data=data,
-                    tensor=tensor,
-                    sequence_parallel=sequence,
-                    zero=zero,
-                    micro_batch=micro_batch,
-                    micro_batches=request.batch // data // micro_batch,
-                    schedule=way[0],
-                    chunks=way[1],
-                    encoder_keeps=keeps[0],
-                    language_keeps=keeps[1],
-                    placement=placement,
-                )
+                cuts = every_cut(report, pipeline * way[1], placements)
+                for keeps in [()] if serve or not cuts else every_checkpointing(report, request):
+                    setting = Setting(
+                        pipeline=pipeline,
+                        data=data,
+                        tensor=tensor,
+                        zero=zero,
+                        micro_batch=micro_batch,
+                        micro_batches=request.batch // data // micro_batch,
+                        schedule=way[0],
+                        chunks=way[1],
+                        keeps=keeps,
+                        placement=alike[-1],
+                    )
+                    yield setting, cuts
 
 
 def wrong(request: Request, *chosen: Any) -> bool:
@@ -147,13 +162,16 @@ def ways(pipeline: int, times: int) -> Iterator[tuple[Any, int]]:
             yield "interleaved", chunks
 
 
-def every_checkpointing(report: GraphReport) -> list[tuple[Any, Any]]:
-    """Of the encoder's side and of the rest; where no stack saves anything, all are the same."""
-    words = ("none", "selective", "full")
-    stacks = [block for block in report.blocks if block.reached and "*" in block.name]
-    vision = any(block.role in VISION for block in stacks)
-    language = any(block.role not in VISION for block in stacks)
-    return list(product(words if vision else words[:1], words if language else words[:1]))
+def every_checkpointing(report: GraphReport, request: Request) -> list[tuple[tuple[str, Any], ...]]:
+    """Every word for every stack that saves anything, unless one is asked for."""
+    stacks = sorted({one.name for one in report.blocks if one.reached and "*" in one.name})
+    said = request.checkpointing
+    words = [
+        said if isinstance(said, str) else (said or {}).get(stack, ("none", "selective", "full"))
+        for stack in stacks
+    ]
+    every = product(*((one,) if isinstance(one, str) else one for one in words))
+    return [tuple(zip(stacks, each, strict=True)) for each in every]
 
 
 def divides(tensor: int, blocks: list[Any]) -> bool:
@@ -193,6 +211,10 @@ def instance(seed: int) -> tuple[GraphReport, Cluster, Request, GraphReport | No
         fixed["placement"] = random.choice(["stage_0", "own_group", "replicated", "spread"])
     if serve and random.random() < 0.5:
         fixed["token_limit"] = random.choice([1e-3, 3e-3, 1e-2])
+    if not serve and random.random() < 0.2:
+        word = random.choice(["none", "selective", "full"])
+        stack = random.choice(report.blocks).name
+        fixed["checkpointing"] = random.choice([word, {stack: word}])
     request = Request(
         mode="serve" if serve else "train",
         batch=random.choice([1, 2, 4, 6, 8]),

@@ -131,7 +131,8 @@ def flamingo_80b(mode: Mode = "train") -> GraphReport:
 
 
 def random_report(random: Random, mode: Mode = "train") -> GraphReport:
-    """Two to four blocks of an encoder's side, two to four of a language model's, all unlike."""
+    """Two to four blocks of an encoder's side, two to four of a language model's, all unlike;
+    some of them are of one kind."""
     blocks: list[Block] = []
     reached = False
     for role, least in (("encoder", 0), ("adapter", 0), ("language", 1), ("fusion", 0)):
@@ -141,7 +142,7 @@ def random_report(random: Random, mode: Mode = "train") -> GraphReport:
             positions = BATCH * (IMAGES * TOKENS if role in ("encoder", "adapter") else TEXT)
             blocks.append(
                 block(
-                    f"{role}.{number}" + random.choice(["", ".*"]),
+                    random.choice([f"{role}.{number}", f"{role}.*"]),
                     role, 1, random.randint(1, 40) * 100_000,
                     positions * random.randint(1, 3), random.choice([64, 128, 256]), mode=mode,
                     trained=trained, reached=reached and mode == "train",

@@ -237,6 +237,10 @@ def test_a_slow_device_costs_at_most_what_it_lacks() -> None:
         ([SPEC, "--set", "target.parallel.zero=4"], 1, "0, 1, 2 or 3"),
         ([SPEC, "--set", "target.parallel.schedule=dualpipe"], 1, "zero_bubble"),
         ([SPEC, "--set", "target.parallel.checkpointing=some"], 1, "selective"),
+        ([SPEC, "--set", "target.parallel.checkpointing={language.layers.*: some}"], 1,
+         "selective"),
+        ([SPEC, *TRAIN, "--set", "target.parallel={schedule: 1f1b, chunks: 2}"], 2,
+         "of the interleaved schedule, not of 1f1b"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(words: list[str], code: int, said: str) -> None:
@@ -271,7 +275,13 @@ def test_a_batch_that_does_not_come_out_even_is_told_what_would(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("schedule", "gpipe"), ("micro_batch", "2"), ("zero", "3"), ("checkpointing", "full")],
+    [
+        ("schedule", "gpipe"),
+        ("micro_batch", "2"),
+        ("zero", "3"),
+        ("checkpointing", "full"),
+        ("chunks", "3"),
+    ],
 )
 def test_what_a_spec_fixes_is_not_chosen(key: str, value: str) -> None:
     words = [*PIPELINE[:1], "target.parallel={pipeline: 4, tensor: 2}"]
@@ -282,6 +292,20 @@ def test_what_a_spec_fixes_is_not_chosen(key: str, value: str) -> None:
     assert fixed[key] != free[key]
     times = [one["predicted"]["step_seconds"] for one in (free, fixed)]
     assert times[0] <= times[1]
+
+
+def test_blocks_are_told_apart_by_what_they_keep() -> None:
+    words = [*PIPELINE[:1], "target.parallel={pipeline: 4, tensor: 2}"]
+    by_stack = "target.parallel.checkpointing={language.layers.*: full, fusion.gated.*: none}"
+    kept = answer(*TRAIN, *words, "--set", by_stack)["plan"]["checkpointing"]
+    assert kept["language.layers.*"] == "full"
+    assert "fusion.gated.*" not in kept
+    result = call(SPEC, *TRAIN, "--set", by_stack.replace("layers", "layer"), "--json")
+    assert result.exit_code == 1
+    (fault,) = json.loads(result.output)["diagnostics"]
+    assert fault["code"] == "VLMC162"
+    assert fault["path"] == ["target", "parallel", "checkpointing", "language.layer.*"]
+    assert "language.layers.*" in fault["help"]
 
 
 def test_the_first_token_has_a_limit() -> None:

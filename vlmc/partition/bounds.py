@@ -118,8 +118,12 @@ class Bounds:
         return least * (1 + RESERVE) <= self.lines.cluster.device.memory_bytes * setting.pipeline
 
     def possible(self, setting: Setting, parts: Sequence[Part], under: float) -> bool:
-        """Whether the stages could hold all blocks of each kind, were there no other kinds: as many
-        as memory allows, and as `under` seconds a step allow."""
+        """Whether the stages could hold all blocks: of all kinds, as far as memory goes; of each,
+        were there no others, as many as memory allows, and as `under` seconds a step allow."""
+        if not self.fits(setting, parts):
+            return False
+        if self.lines.request.mode == "serve":
+            return True
         groups, chunks, times = setting.pipeline, setting.chunks, setting.micro_batches
         once = self._sum([one.forward + one.backward for one in parts])
         if setting.schedule == "zero_bubble":

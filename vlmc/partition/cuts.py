@@ -59,6 +59,13 @@ class Cutter:
                 low = found
         return best, ends
 
+    def fitting(self) -> tuple[int, ...] | None:
+        """The ends of stages that fit, whatever they weigh; None where there are none."""
+        if self.stages > len(self.allowed):
+            return None
+        found = self._greedy([0.0] * (self.length + 1), inf, None, inf)
+        return found if isinstance(found, tuple) else None
+
     def front(
         self, one: Sequence[float], two: Sequence[float], under: float, cap: float
     ) -> Iterator[tuple[float, float, tuple[int, ...]]]:

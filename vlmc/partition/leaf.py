@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 
 from vlmc.partition.chain import Chain
@@ -20,12 +21,13 @@ class Leaf:
     pace: Pace
 
 
-def best_cuts(chain: Chain, under: float) -> Leaf | None:
-    """The fastest cuts that fit, if they take less than `under` seconds."""
+def best_cuts(chain: Chain, under: float, *, unlimited: bool = False) -> Leaf | None:
+    """The fastest cuts that fit, if they take less than `under` seconds. `unlimited`: as if there
+    were memory for any."""
     best: Leaf | None = None
     levels = chain.levels if chain.setting.stages > 1 else ((0.0, 0.0, (chain.length,)),)
     for message, token_message, places in levels:
-        cutter = _cutter(chain, places)
+        cutter = _cutter(chain, places, unlimited)
         serve = chain.lines.request.mode == "serve"
         cuts = (
             _answers(chain, cutter, message, token_message, under)
@@ -39,15 +41,27 @@ def best_cuts(chain: Chain, under: float) -> Leaf | None:
     return best
 
 
-def _cutter(chain: Chain, places: tuple[int, ...]) -> Cutter:
+def fits(leaf: Leaf) -> bool:
+    """Whether there is memory for its cuts, by the rule that cuts are searched with."""
+    chain = leaf.chain
+    stages = enumerate(pairwise((0, *leaf.ends)))
+    return all(chain.fits(stage, first, end) for stage, (first, end) in stages)
+
+
+def _cutter(chain: Chain, places: tuple[int, ...], unlimited: bool) -> Cutter:
     setting = chain.setting
     return Cutter(
         length=chain.length,
         stages=setting.stages,
         allowed=places,
-        fits=chain.fits,
+        fits=_any if unlimited else chain.fits,
         barrier=chain.encoder if setting.placement == "own_group" else None,
     )
+
+
+def _any(stage: int, first: int, end: int) -> bool:
+    del stage, first, end
+    return True
 
 
 def _steps(chain: Chain, cutter: Cutter, message: float, under: float) -> Iterator[tuple[int, ...]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
-from vlmc.partition.costs import ENCODER_SIDE, OVERLAP, BlockCost, Rooflines
+from vlmc.partition.costs import OVERLAP, BlockCost, Rooflines
 from vlmc.partition.plan import Checkpointing
 from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.setting import Setting
@@ -50,9 +50,7 @@ class Part(NamedTuple):
 
 def keeps(setting: Setting, block: Block) -> Checkpointing:
     """Checkpointing of a block. What stands beside the stacks is never computed again."""
-    if not block.reached or "*" not in block.name:
-        return "none"
-    return setting.encoder_keeps if block.role in ENCODER_SIDE else setting.language_keeps
+    return setting.kept(block.name) if block.reached and "*" in block.name else "none"
 
 
 def parts(lines: Rooflines, setting: Setting) -> tuple[Part, ...]:

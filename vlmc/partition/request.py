@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,7 +51,8 @@ class Request:
     micro_batch: int | None = None
     schedule: Schedule | None = None
     chunks: int | None = None
-    checkpointing: Checkpointing | None = None
+    checkpointing: Checkpointing | Mapping[str, Checkpointing] | None = None
+    """Of all kinds of blocks, or by kind in the report's names; others are left to the search."""
     placement: Placement | None = None
     first_token_limit: float | None = None
     """Seconds until the first token, at most."""
@@ -70,7 +72,14 @@ class Infeasible(Exception):
 
 def check(request: Request, cluster: Cluster) -> None:
     """Refuses what no search could answer: UsageError."""
-    for name, least in (("batch", 1), ("text", 1), ("tokens", 1), ("generate", 0), ("images", 0)):
+    for name, least in (
+        ("batch", 1),
+        ("text", 1),
+        ("tokens", 1),
+        ("generate", 0),
+        ("images", 0),
+        ("chunks", 1),
+    ):
         size = getattr(request, name)
         if size is not None and size < least:
             raise UsageError(f"{name} must be at least {least}, not {size}")
@@ -127,6 +136,11 @@ def _check_degrees(request: Request, cluster: Cluster) -> None:
             raise UsageError(f"{name} {degree} does not divide {cluster.count} devices")
     if cluster.count % product:
         raise UsageError(f"the degrees' product {product} does not divide {cluster.count} devices")
+    several = request.chunks is not None and request.chunks > 1
+    if several and request.schedule not in (None, "interleaved"):
+        raise UsageError(
+            f"chunks {request.chunks} are of the interleaved schedule, not of {request.schedule}"
+        )
     schedule = request.schedule or "1f1b"
     stages = zero_stages(schedule, request.pipeline or 1)
     if request.zero not in (None, *stages):

@@ -13,13 +13,14 @@ from vlmc.hardware.cluster import Cluster
 from vlmc.partition.bounds import Bounds
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
-from vlmc.partition.leaf import Leaf, best_cuts
-from vlmc.partition.part import Part, parts
+from vlmc.partition.keeping import Keeping
+from vlmc.partition.leaf import Leaf, best_cuts, fits
+from vlmc.partition.part import parts
 from vlmc.partition.plan import ParallelPlan
 from vlmc.partition.request import Request, check
 from vlmc.partition.setting import Setting
 from vlmc.partition.shortage import infeasible
-from vlmc.partition.space import bases, completions, schedules
+from vlmc.partition.space import bases, schedules, zero_choices
 from vlmc.partition.why import why
 from vlmc.partition.writing import write
 from vlmc.runtime.parallel.plan_rules import zero_stages
@@ -94,6 +95,15 @@ def _fastest(lines: Rooflines, tokens: Rooflines | None, request: Request) -> Le
     return next(iter(search.ranked()), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """A setting with a way to keep, and with all that keep less of kinds from `free` on."""
+
+    keeping: Keeping
+    way: tuple[int, ...]
+    free: int = 0
+
+
 class _Search:
     """Bases and settings in the order of their bounds."""
 
@@ -104,7 +114,7 @@ class _Search:
         self.best: dict[tuple[int, int, int], Leaf] = {}
         self.worked_out = 0
         self._number = count()
-        self._queue: list[tuple[float, int, Setting, tuple[Part, ...] | None]] = []
+        self._queue: list[tuple[float, int, Setting, _Ways | None]] = []
         self._chains: dict[Setting, Chain] = {}
 
     def run(self, starts: Iterable[Setting]) -> None:
@@ -115,23 +125,23 @@ class _Search:
                 bound = self.bounds.base(base, schedules(self.lines, base))
                 self._push(bound, base, None)
         while self._queue:
-            bound, _, setting, costs = heapq.heappop(self._queue)
+            bound, _, setting, ways = heapq.heappop(self._queue)
             if bound >= self._threshold():
                 return
             if bound >= self._best_of(setting):
                 continue
-            if costs is None:
+            if ways is None:
                 self._expand(setting)
-            elif self._possible(setting, costs):
-                self._work_out(setting)
+            else:
+                self._visit(setting, ways, bound)
 
     def ranked(self) -> list[Leaf]:
         """The fastest and the next, one for each combination of degrees."""
         return sorted(self.best.values(), key=lambda leaf: leaf.pace.seconds)[: NEXT + 1]
 
-    def _push(self, bound: float, setting: Setting, costs: tuple[Part, ...] | None) -> None:
+    def _push(self, bound: float, setting: Setting, ways: _Ways | None) -> None:
         if bound < inf:
-            heapq.heappush(self._queue, (bound, next(self._number), setting, costs))
+            heapq.heappush(self._queue, (bound, next(self._number), setting, ways))
 
     def _threshold(self) -> float:
         if len(self.best) <= NEXT:
@@ -144,29 +154,46 @@ class _Search:
 
     def _expand(self, base: Setting) -> None:
         ways = schedules(self.lines, base)
-        for zero, encoder, language in completions(self.lines, base):
-            kept = replace(base, zero=zero, encoder_keeps=encoder, language_keeps=language)
-            costs = parts(self.lines, kept)
-            if not self.bounds.fits(kept, costs):
-                continue
+        for zero in zero_choices(self.lines, base):
+            kept = replace(base, zero=zero)
+            keeping = Keeping(self.lines, kept)
+            costs = keeping.parts(keeping.fastest)
             tokens = parts(self.tokens, kept) if self.tokens else None
             for schedule, chunks in ways:
                 if zero not in zero_stages(schedule, base.pipeline):
                     continue
                 setting = replace(kept, schedule=schedule, chunks=chunks)
-                self._push(self.bounds.setting(setting, costs, tokens), setting, costs)
+                bound = self.bounds.setting(setting, costs, tokens)
+                self._push(bound, setting, _Ways(keeping, keeping.fastest))
 
-    def _possible(self, setting: Setting, costs: tuple[Part, ...]) -> bool:
-        if self.lines.request.mode == "serve":
-            return True
-        return self.bounds.possible(setting, costs, self._best_of(setting))
+    def _visit(self, setting: Setting, ways: _Ways, bound: float) -> None:
+        """Works out a way unless it is ruled out, then those that follow it unless all are."""
+        keeping, way, under = ways.keeping, ways.way, self._best_of(setting)
+        if not self.bounds.possible(setting, keeping.least(way, ways.free), under):
+            return
+        if self.bounds.possible(setting, keeping.parts(way), under):
+            bound = max(bound, self._work_out(replace(setting, keeps=keeping.named(way))))
+            if bound == inf:
+                return
+        for following, free in keeping.following(way, ways.free):
+            least = max(bound, self.bounds.setting(setting, keeping.parts(following)))
+            self._push(least, setting, _Ways(keeping, following, free))
 
-    def _work_out(self, setting: Setting) -> None:
+    def _work_out(self, setting: Setting) -> float:
+        """Seconds that no cuts of ways that keep less beat; infinite where none of them can be
+        better than what is known now."""
         self.worked_out += 1
-        chain = self._chain(setting)
-        leaf = best_cuts(chain, self._best_of(setting))
+        chain, under = self._chain(setting), self._best_of(setting)
+        unlimited = best_cuts(chain, under, unlimited=True)
+        if unlimited is None:
+            return inf
+        if fits(unlimited):
+            self.best[_degrees(setting)] = unlimited
+            return inf
+        leaf = best_cuts(chain, under)
         if leaf:
             self.best[_degrees(setting)] = leaf
+        return unlimited.pace.seconds
 
     def _chain(self, setting: Setting) -> Chain:
         """Schedules share their sums; those of the latest settings are kept."""

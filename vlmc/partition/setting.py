@@ -20,12 +20,18 @@ class Setting:
     micro_batches: int = 1
     schedule: Schedule = "1f1b"
     chunks: int = 1
-    encoder_keeps: Checkpointing = "none"
-    """Checkpointing of the encoder's side."""
-    language_keeps: Checkpointing = "none"
+    keeps: tuple[tuple[str, Checkpointing], ...] = ()
+    """Checkpointing by kind of block, in the report's names, where it is not `none`."""
     placement: Placement = "spread"
 
     @property
     def stages(self) -> int:
         """All stages along the pipeline."""
         return self.pipeline * self.chunks
+
+    def kept(self, kind: str) -> Checkpointing:
+        """Checkpointing of a kind of block."""
+        for name, word in self.keeps:
+            if name == kind:
+                return word
+        return "none"

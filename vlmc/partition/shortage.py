@@ -10,10 +10,10 @@ from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.cuts import Cutter
 from vlmc.partition.leaf import Leaf
-from vlmc.partition.plan import Memory
+from vlmc.partition.plan import Checkpointing, Memory
 from vlmc.partition.request import Infeasible
 from vlmc.partition.setting import Setting
-from vlmc.partition.space import bases, completions, schedules
+from vlmc.partition.space import bases, keeping, kinds, schedules, zero_choices
 from vlmc.partition.why import named, seconds
 from vlmc.runtime.parallel.plan_rules import zero_stages
 
@@ -57,12 +57,11 @@ def _leasts(lines: Rooflines, starts: list[Setting]) -> Iterator[_Least]:
         seen.add(key)
         schedule, chunks = ("1f1b", 1) if ("1f1b", 1) in ways else ways[0]
         allowed = zero_stages(schedule, base.pipeline)
-        chosen = [one for one in completions(lines, base) if one[0] in allowed]
-        for zero, encoder, language in chosen[-1:]:
+        kept: dict[str, Checkpointing] = {one: words[-1] for one, words in kinds(lines).items()}
+        for zero in [one for one in zero_choices(lines, base) if one in allowed][-1:]:
             setting = replace(
-                base, zero=zero, encoder_keeps=encoder, language_keeps=language, schedule=schedule,
-                chunks=chunks,
-            )  # fmt: skip
+                base, zero=zero, keeps=keeping(kept), schedule=schedule, chunks=chunks
+            )
             memory = _least_memory(Chain(lines, setting))
             if memory:
                 yield _Least(setting, memory)
@@ -80,9 +79,9 @@ def _least_memory(chain: Chain) -> Memory | None:
     ends: tuple[int, ...] | None = None
     for _ in range(2 * _STEPS):
         chain.room = int((low + high) / 2 if low else (high**0.5 if high > 1e12 else high / 2))
-        found = cutter.least(chain.forward)
+        found = cutter.fitting()
         if found:
-            high, ends = chain.room, found[1]
+            high, ends = chain.room, found
         else:
             low = chain.room
         if high - low < 1e6:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from vlmc.partition.chain import encoder_length
@@ -13,7 +13,7 @@ from vlmc.partition.setting import Setting
 from vlmc.runtime.parallel.plan_rules import ZERO_STAGES
 
 CHUNKS = (2, 4, 8)
-"""Stages that a rank may hold with the interleaved schedule."""
+"""Stages that a rank may hold with the interleaved schedule, unless others are asked for."""
 KEEPS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 SCHEDULES: tuple[Schedule, ...] = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 
@@ -104,38 +104,36 @@ def placements(lines: Rooflines, tensor: int, pipeline: int) -> tuple[Placement,
     return tuple(found)
 
 
-def completions(
-    lines: Rooflines, base: Setting
-) -> Iterator[tuple[int, Checkpointing, Checkpointing]]:
-    """ZeRO stage, checkpointing of the encoder's side and of the rest. A side that keeps nothing
-    has nothing to choose."""
-    request = lines.request
-    if request.mode == "serve":
-        yield 0, "none", "none"
-        return
-    stages = ZERO_STAGES if base.data > 1 else (0,)
-    if base.pipeline == base.micro_batches == 1:
-        stages = tuple(one for one in stages if one != 1)  # gradients are reduced as they are made
-    if request.zero is not None and base.data > 1:
-        stages = (request.zero,)
-    sides: list[tuple[Checkpointing, ...]] = [
-        KEEPS
-        if any(
-            block.reached and "*" in block.name and (block.role in ENCODER_SIDE) == side
-            for block in lines.report.blocks
-        )
-        else ("none",)
-        for side in (True, False)
-    ]
-    for zero in stages:
-        if request.zero not in (None, zero):
-            continue
-        for encoder in sides[0]:
-            for language in sides[1]:
-                if request.checkpointing not in (None, encoder) and len(sides[0]) > 1:
-                    continue
-                if request.checkpointing in (None, language) or len(sides[1]) == 1:
-                    yield zero, encoder, language
+def zero_choices(lines: Rooflines, base: Setting) -> tuple[int, ...]:
+    """What replicas may share out, rising. One replica shares nothing."""
+    wanted = lines.request.zero
+    if lines.request.mode == "serve":
+        return (0,)
+    if base.data == 1:
+        return (0,) if wanted in (None, 0) else ()
+    if wanted is not None:
+        return (wanted,)
+    # With one micro-batch gradients are reduced as they are made: nothing is left to stage 1.
+    once = base.pipeline == base.micro_batches == 1
+    return tuple(one for one in ZERO_STAGES if not (once and one == 1))
+
+
+def kinds(lines: Rooflines) -> dict[str, tuple[Checkpointing, ...]]:
+    """By kind of block what it may keep. A kind is a stack that gradients reach, as train.py tells
+    blocks apart; what stands beside the stacks is never computed again."""
+    asked, blocks = lines.request.checkpointing, lines.report.blocks
+    if lines.request.mode == "serve":
+        return {}
+    found: dict[str, tuple[Checkpointing, ...]] = {}
+    for name in dict.fromkeys(one.name for one in blocks if one.reached and "*" in one.name):
+        word = asked.get(name) if isinstance(asked, Mapping) else asked
+        found[name] = KEEPS if word is None else (word,)
+    return found
+
+
+def keeping(words: Mapping[str, Checkpointing]) -> tuple[tuple[str, Checkpointing], ...]:
+    """As a setting carries it."""
+    return tuple((name, word) for name, word in words.items() if word != "none")
 
 
 def schedules(lines: Rooflines, base: Setting) -> tuple[tuple[Schedule, int], ...]:
@@ -145,7 +143,7 @@ def schedules(lines: Rooflines, base: Setting) -> tuple[tuple[Schedule, int], ..
     if request.mode == "serve":
         return (("gpipe", 1),)
     if groups == 1:
-        return (("1f1b", 1),) if request.schedule in (None, "1f1b") else ((request.schedule, 1),)
+        return ((request.schedule or "1f1b", 1),) if request.chunks in (None, 1) else ()
     found: list[tuple[Schedule, int]] = []
     for schedule in SCHEDULES:
         if request.schedule not in (None, schedule):
@@ -154,7 +152,8 @@ def schedules(lines: Rooflines, base: Setting) -> tuple[tuple[Schedule, int], ..
             continue
         if schedule == "zero_bubble" and times < groups:
             continue  # no closed form says what it takes
-        for chunks in CHUNKS if schedule == "interleaved" else (1,):
+        several = (request.chunks,) if request.chunks else CHUNKS
+        for chunks in several if schedule == "interleaved" else (1,):
             if request.chunks not in (None, chunks):
                 continue
             if groups * chunks > len(lines.report.order) or (chunks > 1 and times % groups):

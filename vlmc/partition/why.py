@@ -29,11 +29,9 @@ def named(setting: Setting, *, serves: bool = False) -> str:
         words.insert(1, setting.schedule + chunks)
     if setting.zero:
         words.append(f"ZeRO {setting.zero}")
-    keeps = {setting.encoder_keeps, setting.language_keeps}
-    if keeps != {"none"}:
-        words.append(
-            f"checkpointing {setting.encoder_keeps} (encoder), {setting.language_keeps} (language)"
-        )
+    if setting.keeps:
+        kept = " and ".join(f"{word} of {name}" for name, word in setting.keeps)
+        words.append(f"checkpointing {kept}")
     return ", ".join(words)
 
 

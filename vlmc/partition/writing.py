@@ -13,7 +13,6 @@ from vlmc.partition.leaf import Leaf
 from vlmc.partition.pace import pace
 from vlmc.partition.part import keeps
 from vlmc.partition.plan import (
-    Checkpointing,
     Collective,
     Holding,
     Kept,
@@ -55,7 +54,7 @@ def write(leaf: Leaf, bound: float) -> ParallelPlan:
         images=request.images,
         schedule=setting.schedule,
         chunks=setting.chunks,
-        checkpointing=_checkpointing(chain),
+        checkpointing=dict(setting.keeps),
         stages=tuple(_stages(leaf)),
         predicted=_predicted(leaf),
         bound_seconds=bound,
@@ -72,15 +71,6 @@ def placement(leaf: Leaf) -> Placement:
     if encoder in leaf.ends[:-1] and setting.chunks == 1:
         return "own_group"
     return "spread"
-
-
-def _checkpointing(chain: Chain) -> dict[str, Checkpointing]:
-    setting = chain.setting
-    found: dict[str, Checkpointing] = {}
-    for block in chain.lines.report.blocks:
-        if keeps(setting, block) != "none":
-            found[block.name] = keeps(setting, block)
-    return found
 
 
 def _stages(leaf: Leaf) -> Iterator[PlannedStage]:

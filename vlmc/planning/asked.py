@@ -10,10 +10,10 @@ from vlmc.diagnostics.nearest import listing
 from vlmc.hardware import device
 from vlmc.hardware.cluster import Cluster
 from vlmc.ir import Arch, Role
-from vlmc.partition.plan import Placement
+from vlmc.partition.plan import Checkpointing, Placement
 from vlmc.partition.request import Precision, Request
 from vlmc.planning.shares import check_shares
-from vlmc.spec.document import PARTS, Auto, Degrees, ModelSpec, Stage, Target
+from vlmc.spec.document import PARTS, Auto, Degrees, ModelSpec, Parallel, Stage, Target
 from vlmc.spec.identity import fingerprint
 
 Word = TypeVar("Word")
@@ -177,7 +177,8 @@ def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, bat
         zero=_given(parallel.zero),
         micro_batch=_given(parallel.micro_batch),
         schedule=_given(parallel.schedule),
-        checkpointing=_given(parallel.checkpointing),
+        chunks=_given(parallel.chunks),
+        checkpointing=_checkpointing(parallel),
         first_token_limit=None if training else _seconds(workload.first_token_ms),
         token_limit=None if training else _seconds(workload.latency_ms),
     )
@@ -185,6 +186,14 @@ def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, bat
 
 def _given(word: Word | Auto) -> Word | None:
     return None if word == "auto" else word
+
+
+def _checkpointing(parallel: Parallel) -> Checkpointing | dict[str, Checkpointing] | None:
+    """One word, or those that are given by block."""
+    said = parallel.checkpointing
+    if isinstance(said, dict):
+        return {name: word for name, word in said.items() if word != "auto"}
+    return _given(said)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

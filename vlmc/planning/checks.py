@@ -13,6 +13,7 @@ from vlmc.partition.plan import Mesh, ParallelPlan
 from vlmc.runtime.parallel.plan_rules import broken_rules
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Held, Ruled
 from vlmc.runtime.parallel.stage_rules import blocks_named, broken_range, places_of
+from vlmc.spec.document import Target
 
 NAMED = 4
 """Blocks that a message names one by one."""
@@ -87,6 +88,16 @@ def against(plan: ParallelPlan, fingerprint: str, report: GraphReport | None) ->
     for name in plan.checkpointing:
         if name not in names:
             yield _unknown_block(("checkpointing", name), name, names, at_key=True)
+
+
+def checkpointed(target: Target, report: GraphReport) -> Iterator[Problem]:
+    """Stacks that a target gives checkpointing for and the design does not have."""
+    said = target.parallel.checkpointing
+    stacks = list(dict.fromkeys(one.name for one in report.blocks if "*" in one.name))
+    for name in said if isinstance(said, dict) else ():
+        if name not in stacks:
+            path = ("target", "parallel", "checkpointing", name)
+            yield _unknown_block(path, name, stacks, at_key=True)
 
 
 def _counts(report: GraphReport) -> Counter[str]:

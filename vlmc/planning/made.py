@@ -12,6 +12,7 @@ from vlmc.partition.request import Infeasible
 from vlmc.partition.search import Found, find
 from vlmc.partition.solve import Solved, solve_batch, solve_budget, solve_count
 from vlmc.planning.asked import WRITTEN, Asked, Unsettled
+from vlmc.planning.checks import checkpointed
 from vlmc.planning.reports import Reports
 from vlmc.planning.shares import placed
 from vlmc.spec.source import SourceMap
@@ -78,12 +79,16 @@ def make(
 ) -> Made:
     """The best plan for what is asked.
 
-    Raises SpecError (VLMC157, placed by `source`) where nothing fits, UsageError where what is
+    Raises SpecError, placed by `source`, where nothing fits (VLMC157) or the target names blocks
+    that the design does not have (VLMC162), UsageError where what is
     asked cannot be meant.
     """
     progress("reading costs off the graphs")
     report, decode = (reports or Reports()).of(asked)
     asked = replace(asked, request=replace(asked.request, tokens=report.tokens))
+    unknown = list(checkpointed(asked.target, report))
+    if unknown:
+        raise SpecError([placed(one, source, asked.spec.name) for one in unknown])
     progress("searching")
     solved = None
     try:

@@ -6,15 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from vlmc.analysis.report import GraphReport
 from vlmc.partition.chain import Chain
-from vlmc.partition.costs import ENCODER_SIDE, Rooflines
-from vlmc.partition.plan import Checkpointing, ParallelPlan
+from vlmc.partition.costs import Rooflines
+from vlmc.partition.plan import ParallelPlan
 from vlmc.partition.schedule.orders import Op, orders_of
 from vlmc.partition.schedule.picture import timeline_svg
 from vlmc.partition.schedule.simulation import Durations, Transfer, simulate
 from vlmc.partition.schedule.timeline import Timeline
 from vlmc.partition.setting import Setting
+from vlmc.partition.space import keeping
 from vlmc.planning.made import Made
 
 
@@ -30,7 +30,7 @@ class Pipeline:
 def pipeline(made: Made) -> Pipeline:
     """What each stage of a training plan takes, by what `find` reckoned with."""
     plan, asked = made.plan, made.asked
-    chain = Chain(Rooflines(made.report, asked.cluster, asked.request), setting(plan, made.report))
+    chain = Chain(Rooflines(made.report, asked.cluster, asked.request), setting(plan))
     ends = (0, *ends_of(plan))
     stages = list(pairwise(ends))
 
@@ -66,16 +66,8 @@ def ends_of(plan: ParallelPlan) -> tuple[int, ...]:
     )
 
 
-def setting(plan: ParallelPlan, report: GraphReport) -> Setting:
+def setting(plan: ParallelPlan) -> Setting:
     """The point of the search's space that a plan stands for."""
-
-    def keeps(encoder: bool) -> Checkpointing:
-        names = [one.name for one in report.blocks if (one.role in ENCODER_SIDE) == encoder]
-        for name in names:
-            if name in plan.checkpointing:
-                return plan.checkpointing[name]
-        return "none"
-
     return Setting(
         pipeline=plan.mesh.pipeline,
         data=plan.mesh.data,
@@ -86,8 +78,7 @@ def setting(plan: ParallelPlan, report: GraphReport) -> Setting:
         micro_batches=plan.micro_batches,
         schedule=plan.schedule,
         chunks=plan.chunks,
-        encoder_keeps=keeps(True),
-        language_keeps=keeps(False),
+        keeps=keeping(plan.checkpointing),
         placement=plan.placement,
     )
 

@@ -72,7 +72,7 @@ def weigh(
     prompt = max(1, request.text - request.generate) if request.mode == "serve" else None
     lines = Rooflines(report, cluster, request, prompt)
     tokens = Rooflines(decode, cluster, request) if decode else None
-    chain = Chain(lines, setting(plan, report), tokens)
+    chain = Chain(lines, setting(plan), tokens)
     ends = ends_of(plan)
     found = write(Leaf(chain, ends, pace(chain, ends)), 0.0).predicted
     assert found is not None

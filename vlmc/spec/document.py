@@ -104,10 +104,16 @@ class Parallel(Degrees):
         description="What replicas share out in training: 0 nothing, 1 the optimiser's state, "
         "2 gradients, too, 3 weights, too.",
     )
-    checkpointing: CheckpointingName | Auto = Field(
+    chunks: Positive | Auto = Field(
         default="auto",
-        description="What blocks keep for the backward pass: `none` computes nothing twice, "
-        "`selective` attention's scores, `full` whole blocks.",
+        description="Stages that each pipeline group holds; more than one with the schedule "
+        "`interleaved` alone.",
+    )
+    checkpointing: CheckpointingName | Auto | dict[str, CheckpointingName | Auto] = Field(
+        default="auto",
+        description="What blocks compute again in the backward pass: `none` nothing, `selective` "
+        "attention's scores, `full` whole blocks. For all stacks of blocks, or by stack as "
+        "plan.yaml names them: `{language.layers.*: full}`; others are planned.",
     )
 
 
