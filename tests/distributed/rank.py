@@ -18,6 +18,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 
 from tests.distributed.held import read_again, size_of, watched
+from tests.distributed.moved import Moved
 from tests.distributed.one_process import gradients, loaded
 from vlmc.runtime.parallel.engine import Engine
 from vlmc.runtime.parallel.plan_file import read_plan
@@ -108,8 +109,10 @@ def rounded(work: dict[str, Any]) -> dict[str, Any]:
         most()
 
     PipelineStage.backward_weight_one_chunk = then
+    moved = Moved()
     try:
-        loss = engine.step(work["rows"])
+        with moved:
+            loss = engine.step(work["rows"])
     finally:
         PipelineStage.backward_weight_one_chunk = later
     found = whole_gradients(engine)
@@ -121,6 +124,7 @@ def rounded(work: dict[str, Any]) -> dict[str, Any]:
         **most(),
         "optimiser": sum(size_of(one) for one in kept if one.ndim),
         "again": read_again(engine),
+        "moved": moved.bytes,
     }
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, own)

@@ -128,3 +128,27 @@ def test_what_is_held_is_what_was_predicted(answers: Document, system: str, name
         expected["weights"] += held["again"]
         for kind in ("weights", "gradients", "optimiser"):
             assert held[kind] == pytest.approx(expected[kind], rel=0.02, abs=2e3), (kind, held)
+
+
+@pytest.mark.parametrize("name", ["ZeRO 2", "1f1b, ZeRO 2", "interleaved, ZeRO 2"])
+def test_weights_are_gathered_once_a_step(answers: Document, name: str) -> None:
+    """And not for each micro-batch, as a pipeline would where FSDP reshards them after each forward
+    pass (torchtitan PR#446)."""
+    document, answer = answers[f"{SYSTEMS[0]}: {name}"]
+    assert document["batch"] // document["mesh"]["data"] == 4  # micro-batches
+    for rank in answer["held"]:
+        # Weights are gathered whole in bf16; gradients are held as halves in fp32.
+        gathered = rank["moved"].get("all_gather", 0)
+        assert gathered == pytest.approx(rank["gradients"], rel=0.02, abs=2e3), rank
+
+
+@pytest.mark.parametrize("name", ["ZeRO 2", "ZeRO 3", "1f1b"])
+def test_each_collective_moves_what_was_predicted(answers: Document, name: str) -> None:
+    document, answer = answers[f"{SYSTEMS[0]}: {name}"]
+    predicted = {one["kind"]: one["bytes"] for one in document["predicted"]["collectives"]}
+    assert predicted
+    moved = [rank["moved"] for rank in answer["held"]]
+    for kind, size in predicted.items():
+        # Messages of both ways are counted together; whole tensors alike on each rank.
+        found = sum(one[kind] for one in moved) if kind == "send" else moved[0][kind]
+        assert found == pytest.approx(size, rel=0.03), kind

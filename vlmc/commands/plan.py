@@ -223,9 +223,9 @@ class _Session:
         predicted = weigh(plan, asked, report, decode)
         refuse(list(too_heavy(plan, predicted, asked.cluster)))
         if as_json:
-            figures = predicted.model_dump(mode="json")
-            document = {"version": 1, "diagnostics": [], "design": plan.design}
-            typer.echo(json.dumps({**document, "predicted": figures}))
+            document: dict[str, object] = {"version": 1, "diagnostics": [], "design": plan.design}
+            document["predicted"] = predicted.model_dump(mode="json")
+            typer.echo(json.dumps(document))
         else:
             typer.echo(f"{path}: {sound(plan, predicted, asked.cluster)}")
 

@@ -1,0 +1,39 @@
+"""What ranks send each other: bytes by kind of collective."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+KINDS = {
+    "c10d._allgather_base_": "all_gather",
+    "c10d._reduce_scatter_base_": "reduce_scatter",
+    "c10d.allreduce_": "all_reduce",
+    "c10d.send": "send",
+    "_c10d_functional.all_gather_into_tensor": "all_gather",
+    "_c10d_functional.reduce_scatter_tensor": "reduce_scatter",
+    "_c10d_functional.all_reduce": "all_reduce",
+}
+
+
+class Moved(TorchDispatchMode):
+    """Counts while it is entered. Of a gather the whole tensor counts, as of a scatter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        kind = KINDS.get(str(func.overloadpacket))
+        if kind is not None:
+            given = [x for x in tree_leaves((args, made)) if isinstance(x, Tensor)]
+            sizes = [x.numel() * x.element_size() for x in given]
+            self.bytes[kind] += max(sizes)
+        return made
