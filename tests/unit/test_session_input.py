@@ -8,7 +8,6 @@ import json
 import platform
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import vlmc
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.runtime.engines.eager_engine import EagerEngine
 from vlmc.runtime.features import FeatureStore
+from vlmc.runtime.images import upright_rgb
 from vlmc.runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -133,31 +133,60 @@ def sliced() -> Session:
     return replace(session, processor=replace(session.processor, shortest_edge=336, size=None))
 
 
+def on_white(colours: np.ndarray[Any, Any], alpha: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    share = alpha[..., None] / 255
+    return colours * share + 255 * (1 - share)
+
+
+GREY, PAIR, FOUR = noise(20, 30), noise(20, 30, 2), noise(20, 30, 4)
+INDEXED, BITS = PHOTO.convert("P"), PHOTO.convert("1")
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("image", "seen", "rounding"),
     [
-        lambda: Image.new("RGB", (1, 1), (9, 200, 30)),
-        lambda: Image.fromarray(noise(20, 30)),
-        lambda: Image.fromarray(noise(20, 30, 4)),
-        lambda: Image.fromarray(noise(20, 30, 2), "LA"),
-        lambda: Image.fromarray(noise(20, 30, 4), "CMYK"),
-        lambda: Image.fromarray(noise(20, 30).astype(np.uint16) * 256),
-        lambda: Image.fromarray(noise(20, 30).astype(np.float32), "F"),
-        lambda: PHOTO.convert("P"),
-        lambda: PHOTO.convert("1"),
-        lambda: PHOTO.convert("LAB"),
+        (Image.new("RGB", (1, 1), (9, 200, 30)), np.array([[[9, 200, 30]]]), 0),
+        (Image.fromarray(GREY), GREY[..., None], 0),
+        (Image.fromarray(FOUR), on_white(FOUR[..., :3], FOUR[..., 3]), 1),
+        (
+            Image.merge("LA", [Image.fromarray(one) for one in np.moveaxis(PAIR, 2, 0)]),
+            on_white(PAIR[..., :1], PAIR[..., 1]),
+            1,
+        ),
+        (
+            Image.merge("CMYK", [Image.fromarray(one) for one in np.moveaxis(FOUR, 2, 0)]),
+            (255.0 - FOUR[..., :3]) * (255.0 - FOUR[..., 3:]) / 255,
+            1,
+        ),
+        (Image.fromarray(GREY.astype(np.uint16) * 256), GREY[..., None], 0),
+        (Image.fromarray(GREY.astype(np.float32) / 255), GREY[..., None], 0),
+        (INDEXED, np.reshape(INDEXED.getpalette(), (-1, 3))[np.asarray(INDEXED)], 0),
+        (BITS, np.asarray(BITS)[..., None] * 255, 0),
+        (PHOTO.convert("LAB"), np.asarray(PHOTO), 16),
     ],
     ids=["1x1", "grey", "alpha", "grey-alpha", "cmyk", "16-bit", "float", "palette", "bits", "lab"],
 )
-@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
-def test_unusual_images_are_answered(make: Callable[[], Image.Image]) -> None:
-    image = make()
-    answer = twin().generate("What?", image, max_new_tokens=3)
-    assert answer.inputs.images == 1
-    if image.mode in ("L", "RGBA", "CMYK", "LA", "RGB"):
-        kind = "TIFF" if image.mode == "CMYK" else "PNG"
-        same = twin().generate("What?", encoded(image, kind), max_new_tokens=3)
-        assert same.tokens == answer.tokens
+def test_unusual_images_are_seen_as_they_are(
+    image: Image.Image, seen: np.ndarray[Any, Any], rounding: int
+) -> None:
+    colours = np.broadcast_to(seen, (*image.size[::-1], 3))
+    shown = np.asarray(upright_rgb(image)).astype(float)
+    assert np.abs(shown - colours).mean() <= rounding
+    (found,) = twin().encode_images(image)
+    (same,) = twin().encode_images(Image.fromarray(shown.astype(np.uint8)))
+    assert found.key == same.key, "the hash of the pixels that the model sees"
+    if image.mode in ("L", "RGBA", "CMYK", "LA", "RGB", "F"):
+        kind = "TIFF" if image.mode in ("CMYK", "F") else "PNG"
+        (read,) = twin().encode_images(encoded(image, kind))
+        assert read.key == found.key
+
+
+def test_floats_without_a_white_are_refused() -> None:
+    wide = Image.fromarray(np.linspace(0, 65535, 12, dtype=np.float32).reshape(3, 4))
+    said = "image 1: floats from 0 to 65535 are no picture: 0 to 1 is expected"
+    refused(said, "What?", encoded(wide, "TIFF"))
+    refused(said, "What?", wide)
+    refused("image 1: floats from nan", "What?", Image.new("F", (3, 4), float("nan")))
 
 
 def test_an_animation_shows_an_encoder_of_stills_its_first_frame() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vlmc.diagnostics.faults import UsageError
-from vlmc.runtime.picture import Source, title_of
+from vlmc.runtime.picture import Source, picture_of, title_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is read. Other formats of Pillow start foreign programs (EPS) or are no pictures."""
@@ -74,7 +74,9 @@ def spread(total: int, limit: int) -> tuple[int, ...]:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The picture as it is meant to be seen: turned by its EXIF orientation, transparency on white,
-    16-bit greys scaled to 8 bits, every other mode converted to RGB."""
+    16-bit greys and floats from 0 to 1 scaled to 8 bits, every other mode converted to RGB.
+
+    Raises UsageError for floats beyond 0 to 1, whose white nobody has said."""
     with warnings.catch_warnings():
         # Damaged metadata that Pillow works around is no news to somebody who wants the pixels.
         warnings.simplefilter("ignore", UserWarning)
@@ -84,6 +86,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         if image.mode != "I" or grey.max() > 255:
             grey = grey >> 8
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return picture_of(np.asarray(image)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -89,11 +89,13 @@ def _kind(given: object) -> str:
 def _of_array(array: NDArray[Any]) -> Source:
     shape = list(array.shape)
     if array.ndim == 4 and shape[0] > 0:
-        return tuple(_picture(frame) for frame in array)
-    return _picture(array)
+        return tuple(picture_of(frame) for frame in array)
+    return picture_of(array)
 
 
-def _picture(array: NDArray[Any]) -> Image.Image:
+def picture_of(array: NDArray[Any]) -> Image.Image:
+    """An array [height, width], [height, width, 1], or [height, width, 3 or 4] as a picture. Raises
+    UsageError for another shape, and for numbers that are neither uint8 nor floats from 0 to 1."""
     shape = list(array.shape)
     if array.ndim == 3 and shape[2] == 1:
         array = array[..., 0]
@@ -115,7 +117,7 @@ def _picture(array: NDArray[Any]) -> Image.Image:
     least, most = float(array.min()), float(array.max())
     if not 0 <= least <= most <= 1:  # not a number is in no range
         raise UsageError(
-            f"an array of floats from {least:g} to {most:g} is no picture: 0 to 1 is expected, as "
-            f"uint8 0 to 255"
+            f"floats from {least:g} to {most:g} are no picture: 0 to 1 is expected, as uint8 0 to "
+            f"255"
         )
     return Image.fromarray(np.rint(array * 255).astype(np.uint8))
