@@ -107,7 +107,8 @@ def every_setting(
         for micro_batch in range(1, request.batch // data + 1):
             if request.batch // data % micro_batch:
                 continue
-            for zero, way, alike in product(
+            for sequence, zero, way, alike in product(
+                (False, True) if tensor > 1 and not serve else (False,),
                 (0,) if data == 1 or serve else (0, 1, 2, 3),
                 [("gpipe", 1)] if serve else ways(pipeline, request.batch // data // micro_batch),
                 [("stage_0", "own_group", "spread"), ("replicated",)],
@@ -120,7 +121,8 @@ def every_setting(
                     and not (placement == "own_group" and way[0] == "interleaved")
                     and not wrong(request, pipeline, data, tensor, zero, way[0], placement)
                 }
-                if pipeline > 1 and zero > MOST_ZERO.get(way[0], 3):
+                whole = sequence and way[0] == "zero_bubble"
+                if pipeline > 1 and (whole or zero > MOST_ZERO.get(way[0], 3)):
                     continue
                 cuts = every_cut(report, pipeline * way[1], placements)
                 for keeps in [()] if serve or not cuts else every_checkpointing(report, request):
@@ -128,6 +130,7 @@ def every_setting(
                         pipeline=pipeline,
                         data=data,
                         tensor=tensor,
+                        sequence_parallel=sequence,
                         zero=zero,
                         micro_batch=micro_batch,
                         micro_batches=request.batch // data // micro_batch,

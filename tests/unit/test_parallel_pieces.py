@@ -62,6 +62,6 @@ def test_frozen_parameters_stay_frozen_where_splitting_makes_new_ones(
     monkeypatch.setattr(splitting, "parallelize_module", renewed)
     stage: Any = Whole()
     stage.model["language"].requires_grad_(False)
-    split(stage, SimpleNamespace(), vision=True)  # type: ignore[arg-type]
+    split(stage, SimpleNamespace(), vision=True, sequences=False)  # type: ignore[arg-type]
     for name, parameter in stage.model.named_parameters():
         assert parameter.requires_grad == name.startswith("adapter."), name

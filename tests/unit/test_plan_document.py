@@ -88,8 +88,7 @@ def edit(text: str, old: str, new: str) -> str:
         ("optimiser: adamw", "optimiser: adamm", "VLMC012", "optimiser: adamw"),
         ("optimiser: adamw", "optimiser: lion", "VLMC012", "optimiser: adamw"),
         ("precision: bf16", "precision: fp16", "VLMC012", "precision: bf16"),
-        ("sequence_parallel: false", "sequence_parallel: true", "VLMC012",
-         "sequence_parallel: false"),
+        ("data: 1, tensor: 4", "data: 4, tensor: 1", "VLMC012", "sequence_parallel: false"),
         ("encoder: {pipeline: 1, data: 4, tensor: 1}", "encoder: {pipeline: 2, data: 2, tensor: 4}",
          "VLMC161", "encoder: {pipeline: 1, data: 4, tensor: 1}"),
         ("encoder.stages.0, first: 0, last: 0", "encoder.stages.0, first: 1, last: 0", "VLMC162",
@@ -112,11 +111,17 @@ def test_what_contradicts_itself_is_named(
         ({"zero": 3, "schedule": "interleaved"}, "VLMC012", "zero: 2"),
         ({"zero": 3, "schedule": "zero_bubble"}, "VLMC012", "zero: 1"),
         ({"zero": 2, "schedule": "zero_bubble"}, "VLMC012", "zero: 1"),
+        (
+            {"sequence_parallel": True, "schedule": "zero_bubble"},
+            "VLMC012",
+            "sequence_parallel: false",
+        ),
     ],
 )
 def test_what_train_py_cannot_run_is_named(
     changes: dict[str, Any], code: str, help_: str, plan: ParallelPlan, tmp_path: Path
 ) -> None:
+    changes = {"sequence_parallel": False, **changes}
     (found,) = faults(text_of(plan.model_copy(update=changes)), tmp_path)
     assert (found.code, found.help) == (code, help_)
 

@@ -63,6 +63,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     assert plan.micro_batches == 4
     assert plan.stages[1][0].names == ("language.layers.2", "language.layers.3")
     check_plan(plan, PARTS, 4)
+    assert (plan.shares, read(tmp_path, sequence_parallel=True).shares) == (1, 2)
 
 
 def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
@@ -88,7 +89,11 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"batch": 2}, "needs as many micro-batches"),
         ({"zero": 4}, "`zero` cannot be 4"),
         ({"zero": "3"}, "zero must be a whole number"),
-        ({"sequence_parallel": True}, "activations between blocks stay whole"),
+        (
+            {"sequence_parallel": True, "mesh": {"pipeline": 2, "data": 2, "tensor": 1}},
+            "only the ranks of a tensor group share sequences",
+        ),
+        ({"sequence_parallel": True, "schedule": "zero_bubble"}, "cannot put gradients off"),
         ({"sequence_parallel": 1}, "sequence_parallel is true or false"),
         ({"optimiser": "lion"}, "expected adamw, sgd, got lion"),
         ({"chunks": 2}, "1f1b holds one stage per rank"),

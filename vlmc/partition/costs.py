@@ -43,6 +43,11 @@ class BlockCost:
     """Bytes of activations that tensor parallelism exchanges in the forward pass, whole tensors."""
     exchange_seconds: float
     """Of those in the forward pass; `forward` includes them."""
+    gathered: tuple[int, int]
+    """Bytes of whole sequences that are put together where they stop being shared out, in the
+    forward and in the backward pass."""
+    gather_seconds: tuple[float, float]
+    """Of those; `forward` and `backward_input` include them."""
     parameters: int
     """That the device holds of the block, before data parallelism shards them."""
     saved: tuple[float, float, float]
@@ -137,7 +142,7 @@ class Rooflines:
         images = micro_batch * self.request.images
         share = ceil(images / tensor) / images if apart and images else 1.0
         degree = 1 if apart else divided(block, tensor)
-        whole = tensor if sequence_parallel and degree > 1 else 1
+        whole = tensor if sequence_parallel and shares_tokens(block) else 1
         phases: dict[Phase, float] = {}
         again_selective, again_full = 0.0, 0.0
         hooks = self.cluster.device.efficiency.again_us * 1e-6
@@ -154,31 +159,31 @@ class Rooflines:
         if degree > 1:
             exchanged = work.output * block.all_reduces
             exchange = block.all_reduces * self.all_reduce(work.output, degree, degree)
-        forward = phases.get("forward", 0.0) + exchange
-        back = phases.get("backward_input", 0.0)
-        held = 1 - float(block.saved.split)
-        split_share = float(block.saved.split) / degree + held / whole
+        ahead, back = _gathered(block, work) if sequence_parallel else (0.0, 0.0)
+        waits = self.gather(ahead, tensor, tensor), self.gather(back, tensor, tensor)
+        forward = phases.get("forward", 0.0) + exchange + waits[0]
+        backward = phases.get("backward_input", 0.0) + exchange + waits[1]
+        kept = _kept(block, work, degree, whole)
+        sent = tensor if sequence_parallel and sends_shares(block) else 1
         return BlockCost(
             forward=forward,
-            backward_input=back + exchange if block.reached else 0.0,
+            backward_input=backward if block.reached else 0.0,
             backward_weight=phases.get("backward_weight", 0.0) if block.trained else 0.0,
             again_selective=again_selective if block.reached else 0.0,
             again_full=again_full + exchange if block.reached else 0.0,
             exchanged=int(exchanged),
             exchange_seconds=exchange,
+            gathered=(int(ahead), int(back) if block.reached else 0),
+            gather_seconds=(waits[0], waits[1] if block.reached else 0.0),
             parameters=ceil(block.split_parameters / degree)
             + block.parameters
             - block.split_parameters,
-            saved=(
-                work.saved[0] * split_share * share,
-                work.saved[1] * split_share * share,
-                work.saved[2] / whole * share,
-            )
+            saved=(kept[0] * share, kept[1] * share, kept[2] * share)
             if block.reached
             else (0.0, 0.0, 0.0),
-            output=work.output / whole,
-            peak_forward=max(0.0, work.peak_forward - work.saved[0]) * split_share * share,
-            peak_backward=work.peak_backward * split_share * share,
+            output=work.output / sent,
+            peak_forward=kept[3] * share,
+            peak_backward=kept[4] * share,
             cache=work.cache / degree,
         )
 
@@ -208,6 +213,18 @@ def divided(block: Block, tensor: int) -> int:
     """The degree at which a block runs where its neighbours run at `tensor`: 1 where it cannot be
     split at all; then each device runs all of it."""
     return 1 if unsplit(block) else tensor
+
+
+def sends_shares(block: Block) -> bool:
+    """Whether sequences leave a block shared out over the tensor group, where they are at all: from
+    a language model's embeddings to its head."""
+    return block.role == "language" or (block.role == "fusion" and "*" in block.name)
+
+
+def shares_tokens(block: Block) -> bool:
+    """Whether a block works on a rank's share of the tokens wherever these do not read each other:
+    not embeddings, and what stands between two stacks."""
+    return sends_shares(block) and ("*" in block.name or block.name.endswith(".end"))
 
 
 def unsplit(block: Block) -> bool:
@@ -247,6 +264,7 @@ class _Work:
 
     calls: tuple[_Calls, ...]
     saved: tuple[float, float, float]
+    input: float
     output: float
     peak_forward: float
     peak_backward: float
@@ -273,8 +291,43 @@ def _work(block: Block, sizes: dict[str, int], whole_text: int) -> _Work:
             max(0.0, float(block.saved.selective(**sizes))),
             max(0.0, float(block.saved.full(**sizes))),
         ),
+        input=float(block.input(**sizes)),
         output=float(block.output(**sizes)),
         peak_forward=float(block.peak_forward(**sizes)),
         peak_backward=float(block.peak_backward(**sizes)),
         cache=float(block.cache(**{**sizes, "text": whole_text})),
+    )
+
+
+def _gathered(block: Block, work: _Work) -> tuple[float, float]:
+    """Bytes that a block puts together of sequences that are shared out, forward and backward:
+    gradients of embeddings, what a decoder looks at, what the head reads."""
+    if block.role == "head":
+        return work.input, 0.0
+    if block.role == "language" and block.name.endswith(".between"):
+        return work.output, work.output
+    return 0.0, work.output if block.name == "language.begin" else 0.0
+
+
+def _kept(
+    block: Block, work: _Work, degree: int, whole: int
+) -> tuple[float, float, float, float, float]:
+    """Bytes that are saved (without checkpointing, selective, full), and peaks over what is saved,
+    forward and backward. Where tokens are shared out, projections still read whole sequences: those
+    that are trained keep them, as checkpointing does for attention that is computed again, and one
+    is there at any moment."""
+    split = float(block.saved.split)
+    share = split / degree + (1 - split) / whole
+    trained = block.all_reduces if block.trained else 0
+
+    def held(size: float, sequences: int) -> float:
+        read = min((1 - split) * size, sequences * work.output)
+        return size * share + read * (1 - 1 / whole)
+
+    return (
+        held(work.saved[0], trained),
+        held(work.saved[1], max(trained, block.all_reduces - 1)),
+        work.saved[2] / whole,
+        held(max(0.0, work.peak_forward - work.saved[0]), 1),
+        held(work.peak_backward, 1),
     )

@@ -116,7 +116,7 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         saved=saved,
         forward_peak=cost.peak_forward,
         backward_peak=cost.peak_backward + cost.saved[0] - saved if block.reached else 0.0,
-        buffers=states.buffers + (cost.output if cost.exchanged else 0.0),
+        buffers=states.buffers + (cost.exchanged / block.all_reduces if cost.exchanged else 0.0),
         cache=0.0,
         output=cost.output,
     )

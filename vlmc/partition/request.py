@@ -46,7 +46,6 @@ class Request:
     data: int | None = None
     tensor: int | None = None
     sequence_parallel: bool | None = None
-    """True: priced; train.py does not run it, so that it is not searched unless asked for."""
     zero: Literal[0, 1, 2, 3] | None = None
     micro_batch: int | None = None
     schedule: Schedule | None = None

@@ -10,7 +10,7 @@ from vlmc.partition.costs import ENCODER_SIDE, Rooflines, splits
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
 from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
-from vlmc.runtime.parallel.plan_rules import ZERO_STAGES
+from vlmc.runtime.parallel.plan_rules import ZERO_STAGES, may_share_sequences, puts_shares_off
 
 CHUNKS = (2, 4, 8)
 """Stages that a rank may hold with the interleaved schedule, unless others are asked for."""
@@ -78,12 +78,10 @@ def language_splits(lines: Rooflines, tensor: int) -> bool:
 
 
 def sequences(lines: Rooflines, tensor: int) -> tuple[bool, ...]:
-    """Sequence parallelism: off; on where it is asked for and the text divides. It can be priced,
-    but train.py does not run it."""
-    if not lines.request.sequence_parallel:
-        return (False,)
-    possible = tensor > 1 and lines.text % tensor == 0 and lines.request.mode == "train"
-    return (True,) if possible else ()
+    """Sequence parallelism, where train.py runs it, and none."""
+    wanted = lines.request.sequence_parallel
+    able = may_share_sequences(lines.request.mode == "train", tensor)
+    return tuple(one for one in (True, False) if wanted in (None, one) and (able or not one))
 
 
 def placements(lines: Rooflines, tensor: int, pipeline: int) -> tuple[Placement, ...]:
@@ -152,6 +150,8 @@ def schedules(lines: Rooflines, base: Setting) -> tuple[tuple[Schedule, int], ..
             continue
         if schedule == "zero_bubble" and times < groups:
             continue  # no closed form says what it takes
+        if base.sequence_parallel and puts_shares_off(schedule, groups):
+            continue
         several = (request.chunks,) if request.chunks else CHUNKS
         for chunks in several if schedule == "interleaved" else (1,):
             if request.chunks not in (None, chunks):

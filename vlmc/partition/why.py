@@ -29,6 +29,8 @@ def named(setting: Setting, *, serves: bool = False) -> str:
         words.insert(1, setting.schedule + chunks)
     if setting.zero:
         words.append(f"ZeRO {setting.zero}")
+    if setting.sequence_parallel:
+        words.append("sequence parallel")
     if setting.keeps:
         kept = " and ".join(f"{word} of {name}" for name, word in setting.keeps)
         words.append(f"checkpointing {kept}")

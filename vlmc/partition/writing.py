@@ -210,13 +210,15 @@ def _tensor(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
         setting.sequence_parallel,
         setting.placement == "replicated",
     )
-    size, seconds = 0.0, 0.0
+    size, seconds, gathered, waits = 0.0, 0.0, 0.0, 0.0
     for number in blocks:
         block, cost = lines.report.blocks[number], costs[number]
         again = keeps(setting, block) == "full"
         times = 1 + (block.reached and lines.request.mode == "train") * (1 + again)
         size += cost.exchanged * times * setting.micro_batches
         seconds += cost.exchange_seconds * times * setting.micro_batches
+        gathered += sum(cost.gathered) * setting.micro_batches
+        waits += sum(cost.gather_seconds) * setting.micro_batches
     if not setting.sequence_parallel:
         yield Collective(
             kind="all_reduce",
@@ -230,8 +232,8 @@ def _tensor(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
         kind="all_gather",
         purpose="sequences before split layers",
         group=setting.tensor,
-        bytes=int(size),
-        seconds=seconds / 2,
+        bytes=int(size + gathered),
+        seconds=seconds / 2 + waits,
     )
     yield Collective(
         kind="reduce_scatter",

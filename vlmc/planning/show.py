@@ -111,13 +111,13 @@ def _degrees(plan: ParallelPlan) -> Table:
     table = Table("component", "tensor", "pipeline", "data", "ZeRO", "sequence parallel",
                   title="Degrees")  # fmt: skip
 
-    def row(name: str, mesh: Mesh) -> None:
+    def row(name: str, mesh: Mesh, *, shares: bool) -> None:
         sharded = f"{plan.zero}" if plan.mode == "train" else "-"
-        sequence = "yes" if plan.sequence_parallel and mesh.tensor > 1 else "no"
+        sequence = "yes" if shares else "no"
         table.add_row(name, str(mesh.tensor), str(mesh.pipeline), str(mesh.data), sharded, sequence)
 
-    row(f"encoder, adapter ({plan.placement})", plan.encoder or plan.mesh)
-    row("language model", plan.mesh)
+    row(f"encoder, adapter ({plan.placement})", plan.encoder or plan.mesh, shares=False)
+    row("language model", plan.mesh, shares=plan.sequence_parallel)
     return table
 
 

@@ -30,10 +30,11 @@ class Row:
 
 
 def micro_batches(
-    parts: Parts, rows: Sequence[Row], *, data: int, replica: int, size: int
+    parts: Parts, rows: Sequence[Row], *, data: int, replica: int, size: int, shares: int = 1
 ) -> list[Data]:
     """The micro-batches of one replica out of `data`, each of `size` rows. All micro-batches of a
-    step have the same shapes on all ranks: a pipeline's transfers are fixed.
+    step have the same shapes on all ranks: a pipeline's transfers are fixed. `shares` divides the
+    tokens of each sequence.
 
     Raises UsageError for a sequence that the model has no positions for.
     """
@@ -46,6 +47,7 @@ def micro_batches(
         if longest + taken > parts.context:
             raise UsageError(f"a sequence of {longest} tokens; the model has {parts.context}")
         text = min(text, parts.context - taken)
+    text = _divisible(parts, text, shares)
     groups = [list(range(i, i + size)) for i in range(0, len(rows), size)]
     if parts.fusion == "gated_cross_attention":
         most = max(1, *(len(row.images) for row in rows))
@@ -56,7 +58,20 @@ def micro_batches(
     total = _asked(parts, rows, placed)
     share = len(groups) // data
     own = groups[replica * share : (replica + 1) * share]
-    return [_micro_batch(parts, rows, placed, g, text, most, total / data) for g in own]
+    return [_micro_batch(parts, rows, placed, g, text, most, total / data, shares) for g in own]
+
+
+def _divisible(parts: Parts, text: int, shares: int) -> int:
+    """So much text and what follows it, that `shares` divides both together. Padding takes no
+    position of the model's but in a single stream, where visual tokens leave it some."""
+    after = parts.places if parts.fusion == "single_stream" else 0
+    length = text + -(text + after) % shares
+    if after and parts.context is not None and length > parts.context:
+        raise UsageError(
+            f"{length} places for words, so that {shares} ranks share {length + after} tokens; the "
+            f"model has {parts.context}"
+        )
+    return length
 
 
 def _placed(parts: Parts, row: Row) -> tuple[list[int], list[int]]:
@@ -126,6 +141,7 @@ def _micro_batch(
     text: int,
     most: int,
     total: float,
+    shares: int,
 ) -> Data:
     words = [placed[i][0] for i in group]
     given: Data = {
@@ -141,6 +157,7 @@ def _micro_batch(
     elif parts.target:
         labels = [_labels(parts, row, p) for row, p in zip(rows, placed, strict=True)]
         longest = max(len(row) for row in labels)
+        longest += -longest % shares
         given["labels"] = _padded([labels[i] for i in group], longest, IGNORED)
     else:
         labels = [_labels(parts, rows[i], placed[i]) for i in group]

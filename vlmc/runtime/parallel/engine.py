@@ -92,9 +92,12 @@ class Engine:
                 dtype = torch.float32 if parameter.requires_grad else self.dtype
                 parameter.data = parameter.data.to(dtype)
         if plan.mesh.tensor > 1:
-            split(stage, self.mesh["tensor"], vision=plan.encoder_tensor > 1)
+            vision, sequences = plan.encoder_tensor > 1, plan.sequence_parallel
+            split(stage, self.mesh["tensor"], vision=vision, sequences=sequences)
             if plan.placement == "replicated" and sees(cut.steps[0]):
                 stage.images = SharedImages(self.mesh["tensor"].get_group())
+                names = [name for name, _ in stage.model.named_parameters()]
+                stage.partial |= {n for n in names if role_of(n) in ("encoder", "adapter")}
         save_less(stage, plan.checkpointing)
         if plan.mesh.data > 1 or self.dtype != torch.float32:
             self._shard(stage)
@@ -153,8 +156,9 @@ class Engine:
         what gradients there are."""
         plan = self.plan
         given = micro_batches(
-            self.parts, rows, data=plan.mesh.data, replica=self.replica, size=plan.micro_batch
-        )
+            self.parts, rows, data=plan.mesh.data, replica=self.replica, size=plan.micro_batch,
+            shares=plan.shares,
+        )  # fmt: skip
         feed = [{k: self._here(k, v) for k, v in one.items()} for one in given]
         for stage in self.stages:
             stage.feed = feed
@@ -162,8 +166,7 @@ class Engine:
         for stage in self.stages:
             for parameter in stage.parameters():
                 _put_together(parameter)
-            if stage.images is not None:
-                self._add_shares(stage)
+            self._add_shares(stage)
             for parameter in stage.parameters():
                 if parameter.ndim == 0 and parameter.requires_grad and plan.mesh.data > 1:
                     self._average(parameter)
@@ -175,9 +178,9 @@ class Engine:
         return float(own)
 
     def _add_shares(self, stage: Stage) -> None:
-        """Sums gradients of an encoder and adapter that saw a share of the images on each rank."""
+        """Sums gradients of what saw a share of the images or of the tokens on each rank."""
         for name, parameter in stage.model.named_parameters():
-            if parameter.grad is not None and role_of(name) in ("encoder", "adapter"):
+            if parameter.grad is not None and name in stage.partial:
                 group = self.mesh["tensor"].get_group()
                 DISTRIBUTED.all_reduce(_local(parameter.grad), group=group)
 
@@ -221,7 +224,7 @@ class Engine:
             (k, tuple(v.shape)) for k, v in sorted(feed[0].items()) if isinstance(v, Tensor)
         )
         if key not in self._schedules:
-            sent = borders(self.parts, self.whole, self.cuts, feed[0])
+            sent = borders(self.parts, self.whole, self.cuts, feed[0], shares=self.plan.shares)
             self._schedules = {key: self._made(sent, len(feed))}
         return self._schedules[key]
 

@@ -12,6 +12,7 @@ TRAINING = (
     "vlmc.runtime.parallel.vision",
     "vlmc.runtime.parallel.words",
     "vlmc.runtime.parallel.shared_images",
+    "vlmc.runtime.parallel.sequences",
     "vlmc.runtime.parallel.stage",
     "vlmc.runtime.parallel.shapes",
     "vlmc.runtime.parallel.split",

@@ -53,6 +53,7 @@ class Plan:
     encoder_tensor: int
     """Over how many devices encoder and adapter are split."""
     placement: str
+    sequence_parallel: bool
     zero: int
     batch: int
     micro_batch: int
@@ -67,6 +68,11 @@ class Plan:
     def micro_batches(self) -> int:
         """Micro-batches of a step in each replica."""
         return self.batch // (self.mesh.data * self.micro_batch)
+
+    @property
+    def shares(self) -> int:
+        """In how many shares a language model's tokens lie between its split layers."""
+        return self.mesh.tensor if self.sequence_parallel else 1
 
 
 def read_plan(path: Path) -> Plan:
@@ -178,6 +184,7 @@ def _plan(document: Any) -> Plan:
         mesh=mesh,
         encoder_tensor=1 if whole["placement"] == "replicated" else mesh.tensor,
         placement=whole["placement"],
+        sequence_parallel=whole["sequence_parallel"],
         zero=whole["zero"],
         batch=whole["batch"],
         micro_batch=whole["micro_batch"],

@@ -32,6 +32,18 @@ def zero_stages(schedule: str, groups: int) -> tuple[int, ...]:
     return ZERO_STAGES[:2] if schedule == "zero_bubble" else ZERO_STAGES[:3]
 
 
+def may_share_sequences(trains: bool, tensor: int) -> bool:
+    """Whether sequence parallelism can be: wherever a tensor group trains. Sequences are padded
+    until its ranks divide them, and each block of a language model that it runs is split."""
+    return trains and tensor > 1
+
+
+def puts_shares_off(schedule: str, groups: int) -> bool:
+    """Whether a schedule puts gradients of weights off, which PyTorch 2.13 cannot where projections
+    read one gathered sequence: it goes through what they share twice."""
+    return groups > 1 and schedule == "zero_bubble"
+
+
 def refusal(schedule: str, ranks: int, micro_batches: int, chunks: int = 1) -> str | None:
     """Why torch.distributed.pipelining cannot run such a schedule; None where it can."""
     if min(ranks, micro_batches, chunks) < 1:
@@ -53,6 +65,22 @@ def refusal(schedule: str, ranks: int, micro_batches: int, chunks: int = 1) -> s
 def broken_rules(plan: Ruled) -> Iterator[Broken]:
     """What a plan contradicts itself in, and what train.py does not run."""
     yield from _broken_degrees(plan)
+    if plan.sequence_parallel and not may_share_sequences(plan.trains, plan.mesh.tensor):
+        yield _not_run(
+            "sequence_parallel",
+            "only the ranks of a tensor group share sequences out, and only in training",
+            "false",
+            "true",
+            "false",
+        )
+    elif plan.sequence_parallel and puts_shares_off(plan.schedule, plan.mesh.pipeline):
+        yield _not_run(
+            "sequence_parallel",
+            "zero_bubble cannot put gradients off where projections share a gathered sequence",
+            "false, or another schedule",
+            "true",
+            "false",
+        )
     yield from _broken_batch(plan)
     yield from broken_stages(plan)
     yield from broken_ranges(plan)
@@ -156,14 +184,6 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
             ", ".join(map(str, stages)) + (", or schedule gpipe or 1f1b" if known else ""),
             str(plan.zero),
             str(stages[-1]),
-        )
-    if plan.sequence_parallel:
-        yield _not_run(
-            "sequence_parallel",
-            "activations between blocks stay whole on each rank of a tensor group",
-            "false",
-            "true",
-            "false",
         )
     if not plan.trained:
         yield _not_run("trained", "no part is trained: nothing would be learnt",

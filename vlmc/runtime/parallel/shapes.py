@@ -12,10 +12,12 @@ from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.stage import Cut, Stage
 
 
-def borders(parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data) -> list[State]:
+def borders(
+    parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data, *, shares: int
+) -> list[State]:
     """What leaves each stage, on the meta device, by name in order; `model` is the whole one on the
     meta device, in the number format that is computed in, `data` a micro-batch of the step's
-    shapes."""
+    shapes. A language model's sequences go on in so many `shares`."""
     empty = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in data.items()}
     found: list[State] = []
     state: State = {}
@@ -24,5 +26,9 @@ def borders(parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data)
             stage = Stage(parts, model, cut)
             state = stage.run(state, stage.informed(empty))
             state = {name: state[name] for name in sorted(state)}
-            found.append(state)
+            found.append({name: _share(name, value, shares) for name, value in state.items()})
     return found
+
+
+def _share(name: str, value: Tensor, shares: int) -> Tensor:
+    return value[:, : value.shape[1] // shares] if name == "x" else value

@@ -16,27 +16,38 @@ from torch.distributed.tensor.parallel import (
 )
 
 from vlmc.runtime.parallel.parts import role_of
-from vlmc.runtime.parallel.stage import Stage
+from vlmc.runtime.parallel.sequences import Sequences, gather_once
+from vlmc.runtime.parallel.stage import Stage, sees
 
 _COLUMNS = ("query", "key", "value", "distance", "gate", "up")
 _ROWS = ("output", "down")
 _OF_HEADS = {"content_bias": 0, "distance_bias": 0}
 """Parameters of an attention that have a row for each head."""
 _HEAD_NORMS = ("query_norm", "key_norm")
+_VISION = ("encoder", "adapter")
+_STACK_NORMS = ("language.norm", "language.encoder_norm", "language.decoder_norm")
+"""Norms after a stack of blocks."""
 
 
-def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
+def split(stage: Stage, mesh: DeviceMesh, *, vision: bool, sequences: bool) -> None:
     """Shares the attention heads and hidden units of a stage's blocks out over `mesh`. Encoder and
-    adapter stay whole where not `vision`. Frozen parameters stay frozen."""
+    adapter stay whole where not `vision`. With `sequences` the ranks hold a share of a language
+    model's tokens wherever these do not read each other. Frozen parameters stay frozen."""
     trained = {name: p.requires_grad for name, p in stage.named_parameters()}
     plan: dict[str, ParallelStyle] = {}
     model: Any = stage.model
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for path, module in modules.items():
-        if not vision and role_of(path) in ("encoder", "adapter"):
+        if not vision and role_of(path) in _VISION:
             continue
         if _is_attention(module) or _is_mlp(module):
-            plan |= {f"{path}.{name}": style for name, style in _styles(module).items()}
+            shared = sequences and role_of(path) not in _VISION
+            made = _styles(module, Shard(1) if shared else Replicate())
+            plan |= {f"{path}.{name}": style for name, style in made.items()}
+            if made and shared:
+                crosses = _is_attention(module) and path.startswith("gated_blocks.")
+                itself = hasattr(module, "key_value") and path.endswith(".attention")
+                gather_once(module, mesh, itself=itself and not crosses, masked=crosses)
         if _is_attention(module):
             _share_heads(module, mesh)
         if path.endswith("_bias.table"):  # scores by distance: a column for each head
@@ -51,17 +62,31 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
     for name, parameter in stage.named_parameters():
         # Parallel modules are given new parameters, which would all ask for gradients.
         parameter.requires_grad_(trained[name])
+    if sequences:
+        _see_shares(stage, mesh)
 
 
-def _styles(module: nn.Module) -> dict[str, ParallelStyle]:
-    """How each projection of a block is shared out: by its outputs, then by its inputs."""
+def _see_shares(stage: Stage, mesh: DeviceMesh) -> None:
+    """Sequences go through a stage as shares of their tokens."""
+    stage.sequences = Sequences(mesh)
+    stacks = [step.block for step in stage.cut.steps if step.block and not sees(step)]
+    for name, parameter in stage.model.named_parameters():
+        whole = isinstance(parameter, DTensor)  # split: it reads whole sequences
+        in_stack = any(name.startswith(f"{path}.") for path in stacks)
+        if not whole and (in_stack or name.startswith(_STACK_NORMS)):
+            stage.partial.add(name)
+
+
+def _styles(module: nn.Module, given: Placement) -> dict[str, ParallelStyle]:
+    """How each projection of a block is shared out: by its outputs, then by its inputs, whose sums
+    are `given` to all ranks or scattered."""
     found: dict[str, ParallelStyle] = {}
     for name, child in module.named_children():
         if isinstance(child, nn.Linear) and _has_weight(child):
             if name in _COLUMNS:
                 found[name] = ColwiseParallel()
             elif name in _ROWS:
-                found[name] = RowwiseParallel()
+                found[name] = RowwiseParallel(output_layouts=given)
     return found
 
 

@@ -17,6 +17,7 @@ from vlmc.runtime.parallel.chain import Data, State, Step
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Plan
 from vlmc.runtime.parallel.ruled import Held
+from vlmc.runtime.parallel.sequences import Sequences
 from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.untyped import RECOMPUTATION
 from vlmc.runtime.parallel.words import context_of
@@ -153,6 +154,9 @@ class Stage(nn.Module):
         self.model = model
         self.cut = cut
         self.images: SharedImages | None = None
+        self.sequences = Sequences()
+        self.partial: set[str] = set()
+        """Parameters that see a share of the images or tokens on each rank of a tensor group."""
         self.takes: tuple[str, ...] = ()
         self.feed: list[Data] = []
         self.anchor = torch.zeros((), requires_grad=True)
@@ -171,8 +175,10 @@ class Stage(nn.Module):
         return sent[0] if self.cut.last else sent
 
     def informed(self, data: Data) -> Data:
-        """The micro-batch with what all layers of a decoder share, made when first asked for."""
-        return {**data, "context": cache(partial(context_of, self.parts, self.model, data))}
+        """The micro-batch with how its sequences are shared out, and with what all layers of a
+        decoder share, made when first asked for."""
+        context = cache(partial(context_of, self.parts, self.model, data))
+        return {**data, "sequences": self.sequences, "context": context}
 
     def run(self, state: State, data: Data) -> State:
         """The stage's steps, without what a backward pass needs where none will come."""

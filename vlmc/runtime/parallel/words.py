@@ -66,12 +66,13 @@ def _decoder(parts: Parts) -> list[Step]:
             where = data["context"](x.dtype).places.positions
             offset = parts.argument("language", "position_offset")
             x = x + model.language.position_embedding(where + offset)
-        return passed(state, x=x)
+        return passed(state, x=data["sequences"].share(x))
 
     def gated(index: int, model: Any, state: State, data: Data) -> State:
         seen: Tensor = data["seen"]
         tokens = state["visual"].shape[1] // seen.shape[2]
         seen = seen.repeat_interleave(tokens, dim=-1)[:, None]
+        seen = data["sequences"].share(seen, dim=2)
         return passed(state, x=model.gated_blocks[index].look(state["x"], state["visual"], seen))
 
     def layer(index: int, model: Any, state: State, data: Data) -> State:
@@ -82,7 +83,7 @@ def _decoder(parts: Parts) -> list[Step]:
         return passed(state, "visual", x=model.language.norm(state["x"]))
 
     def head(model: Any, state: State, data: Data) -> State:
-        logits = model.logits(state["x"])
+        logits = model.logits(data["sequences"].whole(state["x"]))
         loss = _summed(logits[:, :-1], data["labels"][:, 1:], data)
         return {"loss": loss}
 
@@ -111,7 +112,7 @@ def _single_stream(parts: Parts) -> list[Step]:
     def embed(model: Any, state: State, data: Data) -> State:
         words, visual = model.language.embed(data["input_ids"]), state["visual"]
         x = model.language.embedding_norm(torch.cat((words, visual), dim=1))
-        return passed(state, "visual", x=x)
+        return passed(state, "visual", x=data["sequences"].share(x))
 
     def layer(index: int, model: Any, state: State, data: Data) -> State:
         mask = mask_of(data)[:, None, None, :].bool()
@@ -119,7 +120,7 @@ def _single_stream(parts: Parts) -> list[Step]:
 
     def head(model: Any, state: State, data: Data) -> State:
         known = {
-            "hidden": state["x"],
+            "hidden": data["sequences"].whole(state["x"]),
             "text_mask": data["attention_mask"],
             "embedding": model.language.embedding,
         }
@@ -152,7 +153,7 @@ def _remembering(self: Any, x: Tensor, encoded: Tensor, mask: Tensor, seen: Tens
 def _encoder_decoder(parts: Parts) -> list[Step]:
     def embed(model: Any, state: State, data: Data) -> State:
         x = _filled(model.language.embed(data["input_ids"]), state["visual"], data)
-        return passed(state, "visual", x=x)
+        return passed(state, "visual", x=data["sequences"].share(x))
 
     def encode(index: int, model: Any, state: State, data: Data) -> State:
         mask: Tensor = data["attention_mask"]
@@ -162,15 +163,16 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         return passed(state, x=model.language.encoder_layers[index](state["x"], mask=bias))
 
     def turn(model: Any, state: State, data: Data) -> State:
-        encoded = model.language.encoder_norm(state["x"])
+        encoded = data["sequences"].whole(model.language.encoder_norm(state["x"]))
         labels: Tensor = data["labels"]
         start = torch.full_like(labels[:, :1], parts.argument("language", "start_token"))
         shifted = torch.cat((start, labels[:, :-1]), dim=1)
         shifted = shifted.masked_fill(shifted == -100, parts.argument("language", "pad_token"))
-        return passed(state, encoded=encoded, x=model.language.embed(shifted))
+        x = data["sequences"].share(model.language.embed(shifted))
+        return passed(state, encoded=encoded, x=x)
 
     def decode(index: int, model: Any, state: State, data: Data) -> State:
-        place = torch.arange(state["x"].shape[1], device=state["x"].device)[None]
+        place = torch.arange(data["labels"].shape[1], device=state["x"].device)[None]
         bias = model.language.decoder_bias(place, place)
         ahead = place[:, None, None, :] > place[:, None, :, None]
         bias = bias.masked_fill(ahead, float("-inf"))
@@ -182,7 +184,8 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         return passed(state, "encoded", x=model.language.decoder_norm(state["x"]))
 
     def head(model: Any, state: State, data: Data) -> State:
-        return {"loss": _summed(model.logits(state["x"]), data["labels"], data)}
+        logits = model.logits(data["sequences"].whole(state["x"]))
+        return {"loss": _summed(logits, data["labels"], data)}
 
     def encoder_layer(n: int) -> Step:
         path = f"language.encoder_layers.{n}"
