@@ -178,6 +178,23 @@ def test_deferred_weights_leave_those_of_an_earlier_build_where_they_fit(
     assert (folder / "weights").exists() == fits
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_deferred_weights_that_were_changed_are_not_removed(folder: Path, fits: bool) -> None:
+    write(folder, [*texts(a_txt="one"), weights()])
+    path = folder / "weights" / "model.safetensors"
+    path.write_bytes(b"trained")
+    before = tree(folder)
+    later = Deferred(path="weights", reason="none", command="vlmc x", fits=lambda folder: fits)
+    with pytest.raises(EnvironmentFault, match="has changed since it was built") as raised:
+        write(folder, [*texts(a_txt="two"), later])
+    assert f"{path} " in str(raised.value)
+    assert "(none): move it away, or write it anew with vlmc x" in str(raised.value)
+    assert tree(folder) == before
+    path.rename(folder.parent / "trained")
+    assert write(folder, [*texts(a_txt="two"), later]).artifacts["weights"].status == "deferred"
+    (folder.parent / "trained").unlink()
+
+
 def test_a_file_that_is_built_no_longer_goes(folder: Path) -> None:
     write(folder, texts(a_txt="one", b_txt="two"))
     write(folder, texts(a_txt="one"))

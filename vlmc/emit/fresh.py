@@ -20,7 +20,7 @@ from vlmc.emit.artifact import Build
 from vlmc.emit.backends import spec_resolved
 from vlmc.emit.beside import beside
 from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
-from vlmc.emit.recipe import digest, source, stats, versions
+from vlmc.emit.recipe import digest, source, stats, values_in, versions
 from vlmc.emit.store import Store
 from vlmc.hardware import Device, device
 from vlmc.hardware.processor import processor_says
@@ -63,7 +63,8 @@ def _note(build: Build, store: Store) -> Path:
 def _cause(build: Build) -> str:
     """The hash of everything that a build follows from: the design and how it is called, vlmc and
     what it works with, the values that it reads, and the machine."""
-    folders = [build.checkpoint, *build.parts.values()]
+    checkpoint = None if build.checkpoint is None else values_in(build.checkpoint)
+    folders = [checkpoint, *build.parts.values()]
     return digest(
         source(),
         versions(*PACKAGES),

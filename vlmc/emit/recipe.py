@@ -53,10 +53,16 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def values_in(checkpoint: Path) -> Path:
+    """The folder that holds the values of a checkpoint, and the words beside them: of a build of
+    ours that is weights/, of any other the folder itself."""
+    built = (checkpoint / "manifest.json").is_file()
+    return checkpoint / "weights" if built else checkpoint
+
+
 def stats(folder: Path) -> Mapping[str, tuple[int, int]]:
-    """Size and time of every file that a checkpoint or a build folder reads its values from."""
-    places = (folder, folder / "weights")
-    paths = (path for place in places if place.is_dir() for path in sorted(place.iterdir()))
+    """Size and time of every file in a folder that values are read from."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return {
         path.as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in paths

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.artifact import Artifact, Deferred, Graphs, Progress, Text, Weights
 from vlmc.emit.carry import link
 from vlmc.emit.faults import NotHere
@@ -135,12 +137,29 @@ class Staging:
         if isinstance(artifact, Graphs) and inputs != status.inputs:
             return None
         written = (self.former / NAME).stat().st_mtime_ns
-        for name in status.files:
-            record = self.old.files.get(name)
-            if record is None or not _intact(self.former / name, record, written):
-                return None
+        changed = [
+            name
+            for name in status.files
+            if (record := self.old.files.get(name)) is None
+            or not _intact(self.former / name, record, written)
+        ]
+        if changed and isinstance(artifact, Deferred) and status.source is not None:
+            self._check_gone(changed, artifact)
+        if changed:
+            return None
         fits = isinstance(artifact, Graphs) or artifact.fits(self.former / artifact.path)
         return status if fits else None
+
+    def _check_gone(self, changed: Sequence[str], artifact: Deferred) -> None:
+        """Raises EnvironmentFault where one of the `changed` files of weights is still there: they
+        may have been trained, and nothing makes them again."""
+        for name in changed:
+            if os.path.lexists(self.former / name):
+                raise EnvironmentFault(
+                    f"{self.former / name} has changed since it was built, and this build would "
+                    f"remove it without making it again ({artifact.reason}): move it away, or "
+                    f"write it anew with {artifact.command}"
+                )
 
 
 def _intact(path: Path, record: File, written: int) -> bool:

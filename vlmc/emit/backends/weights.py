@@ -16,6 +16,7 @@ from vlmc.diagnostics.amount import volume
 from vlmc.emit.artifact import Artifact, Build, Deferred, Weights
 from vlmc.emit.backends.graphs import WEIGHTS as PATH
 from vlmc.emit.backends.graphs import values_option
+from vlmc.emit.recipe import values_in
 from vlmc.hardware.host import free_disk, free_memory
 from vlmc.runtime.placement import dtype_of
 
@@ -70,9 +71,7 @@ def emit(build: Build) -> Artifact:
 def _carried(build: Build) -> list[Path]:
     """The small files without which weights do not answer as their checkpoint does."""
     if build.checkpoint is not None:
-        own = build.checkpoint / PATH  # of a build in the place of a checkpoint
-        built = (build.checkpoint / "manifest.json").is_file()
-        words = pictures = own if built else build.checkpoint
+        words = pictures = values_in(build.checkpoint)
     else:
         words, pictures = build.parts.get("language"), build.parts.get("encoder")
     files = [words / name for name in WORDS if words is not None]
@@ -92,6 +91,7 @@ def _deferred(build: Build, reason: str, option: str, *, by_host: bool = False) 
 
 def _bytes(build: Build, folders: list[Path]) -> int:
     """Bytes of the weights: those of the checkpoint's own files, fp32 where (in part) seeded."""
+    folders = [values_in(build.checkpoint)] if build.checkpoint is not None else folders
     stored = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
     number = 4 if build.options.dtype is None else dtype_of(build.options.dtype).itemsize
     asked = number * build.arch.parameters
@@ -104,7 +104,7 @@ def _source(build: Build) -> str:
     if build.options.dtype is not None:
         written += f"; {build.options.dtype}"
     if build.checkpoint is not None:
-        return f"checkpoint {_digest(build, build.checkpoint)}; {written}"
+        return f"checkpoint {_digest(build, values_in(build.checkpoint))}; {written}"
     named = [f"{role} {_digest(build, folder)}" for role, folder in build.parts.items()]
     return ", ".join([*named, f"seed {build.seed or 0}; {written}"])
 
