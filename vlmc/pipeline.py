@@ -276,7 +276,7 @@ def verify(
     folder: str | Path, *, progress: Progress | None = None, note: Hear | None = None
 ) -> Verdict:
     """Hashes every file of a build, then executes its artifacts and compares them with eager fp32;
-    writes what it measured into the folder's verification.json.
+    writes what it measured into the folder's verification.json; where it cannot, `note` is told.
 
     Raises UsageError where there is no build at `folder`, EnvironmentFault where an artifact cannot
     be executed.

@@ -52,6 +52,11 @@ class Places:
         return self._beside("old")
 
     @property
+    def record(self) -> Path:
+        """Where a new record of what was measured grows, before it takes the name of the old."""
+        return self._beside("record")
+
+    @property
     def journal(self) -> Path:
         """There while a swap without an exchange is under way."""
         return self._beside("journal")

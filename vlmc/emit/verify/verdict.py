@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from vlmc.diagnostics import EnvironmentFault
+from vlmc.emit import swap
 from vlmc.emit.artifact import Build
-from vlmc.emit.faults import explained
-from vlmc.emit.manifest import MEASURED, Manifest
+from vlmc.emit.lock import locked
+from vlmc.emit.manifest import MEASURED, NAME, Manifest
+from vlmc.emit.staging import read, write
 from vlmc.emit.verify.judge import verify
 from vlmc.emit.verify.record import Verified
 
@@ -44,18 +49,23 @@ class Verdict:
 
 def examine(manifest: Manifest, plan: Callable[[], Build]) -> Verdict:
     """The verdict on the folder of `manifest`; `plan` gives its build where its files are whole,
-    so that its artifacts can be executed. Writes verification.json. Raises EnvironmentFault where
-    an artifact cannot be executed, or the file not be written."""
+    so that its artifacts can be executed. Writes verification.json; where it cannot, the verdict
+    stands and the build's `note` is told. Raises EnvironmentFault where an artifact cannot be
+    executed."""
     folder = manifest.folder
     assert folder is not None
     faults = manifest.verify(folder)
     engines: Mapping[str, Verified] = {}
     if not faults:
-        found = verify(plan(), folder, manifest, {})
+        build, standing = plan(), read(folder / NAME)
+        found = verify(build, folder, manifest, {})
         engines = found.engines
         if engines:
-            with explained(folder / MEASURED, "written"):
-                (folder / MEASURED).write_text(found.text(), encoding="utf-8")
+            try:
+                _record(folder, standing, found.text())
+            except (OSError, EnvironmentFault) as error:
+                said = getattr(error, "strerror", None) or str(error)
+                build.note(f"{folder / MEASURED} was not written: {said}")
     return Verdict(
         files=len(manifest.files) + 1,
         faults=tuple(faults),
@@ -66,3 +76,21 @@ def examine(manifest: Manifest, plan: Callable[[], Build]) -> Verdict:
         },
         engines=engines,
     )
+
+
+def _record(folder: Path, standing: bytes | None, text: str) -> None:
+    """Puts what was measured in the place of what was measured before, in one step. The build is
+    the one whose manifest is `standing`.
+    Raises EnvironmentFault where another build has the folder now, OSError where the system
+    refuses; the record is then as it was."""
+    places = swap.Places(Path(os.path.realpath(folder)))
+    with locked(places.lock, folder):
+        if read(places.folder / NAME) != standing:
+            raise EnvironmentFault("the folder was built again while this was measured")
+        places.record.unlink(missing_ok=True)
+        try:
+            write(places.record, text.encode())
+            os.replace(places.record, places.folder / MEASURED)
+        finally:
+            places.record.unlink(missing_ok=True)
+        swap.sync_folder(places.folder)
