@@ -10,6 +10,7 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tokenizer_files import llama, save
 import vlmc
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.runtime.engines.eager_engine import EagerEngine
+from vlmc.runtime.engines.paged_eager import PagedEagerEngine
 from vlmc.runtime.features import FeatureStore
 from vlmc.runtime.images import upright_rgb
 from vlmc.runtime.session import Session
@@ -580,3 +582,34 @@ def test_what_the_graphs_of_a_build_cannot_follow(tmp_path: Path) -> None:
             vlmc.load(build, engine, mini=True)
     session = vlmc.load(build, overrides=["token_budget.images=3"])
     assert session.design.max_images == 3, "the model itself follows"
+
+
+def test_a_pool_of_blocks_has_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 20_000_000
+    monkeypatch.setattr("vlmc.runtime.placement.free_memory", lambda: free)
+    with pytest.raises(
+        UsageError, match=r"x 16 tokens x .*GB free: [\d,]+ blocks at most"
+    ) as raised:
+        vlmc.load(LLAVA, mini=True, blocks=10**6)
+    most = int(str(raised.value).split(": ")[-1].split(" ")[0].replace(",", ""))
+    session = vlmc.load(LLAVA, mini=True, blocks=most)
+    session.generate("What?", max_new_tokens=1)
+    engine = session.engine
+    assert isinstance(engine, PagedEagerEngine)
+    pool = sum(one.nbytes for pair in engine.pools for one in pair)
+    weights = sum(one.nbytes for one in engine.model.parameters())
+    assert weights + pool <= free < weights + pool + pool / (most + 1)
+    with pytest.raises(UsageError, match="blocks at most"):
+        vlmc.load(LLAVA, mini=True, blocks=most + 1)
+    with pytest.raises(UsageError, match="keeps no key/value cache"):
+        vlmc.load(ROOT / "specs" / "visualbert.yaml", mini=True, blocks=2)
+
+
+def test_a_pool_of_graphs_has_to_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    vlmc.build(LLAVA, tmp_path / "twin", mini=True)
+    graphs = SimpleNamespace(dtype="bfloat16", device="cpu")
+    monkeypatch.setattr("vlmc.runtime.start.open_engine", lambda *_, **__: twin().engine)
+    monkeypatch.setattr("vlmc.runtime.start.read_graphs", lambda _: graphs)
+    vlmc.load(tmp_path / "twin", "compile", blocks=9)
+    with pytest.raises(UsageError, match=r"x 2 bytes = .* blocks at most"):
+        vlmc.load(tmp_path / "twin", "compile", blocks=10**12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vlmc.capture.stages import BLOCK
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.hardware.host import free_memory
 from vlmc.ir import Arch
@@ -44,7 +45,7 @@ def device_of(name: str, option: str = "--device") -> torch.device:
 
 def check_memory(arch: Arch, device: torch.device, dtype: torch.dtype, cache_bytes: int) -> None:
     """Raises EnvironmentFault, with the arithmetic, unless weights and key/value cache fit."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    free = _free(device)
     weights = arch.parameters * dtype.itemsize
     if weights + cache_bytes <= free:
         return
@@ -54,3 +55,28 @@ def check_memory(arch: Arch, device: torch.device, dtype: torch.dtype, cache_byt
         f"{(weights + cache_bytes) / 1e9:,.1f} GB, but {device} has {free / 1e9:,.1f} GB free; "
         f"--mini runs its laptop-size twin"
     )
+
+
+def check_blocks(
+    arch: Arch, blocks: int, token: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Raises UsageError, with the arithmetic, unless the weights and a pool of so many blocks fit;
+    `token` is how many numbers the key/value cache holds of one."""
+    if not token:
+        raise UsageError(f"blocks {blocks}: {arch.name} keeps no key/value cache; leave blocks out")
+    free = _free(device)
+    block = BLOCK * token * dtype.itemsize
+    weights = arch.parameters * dtype.itemsize
+    pool = (blocks + 1) * block  # one is nobody's: padding is written there
+    if weights + pool <= free:
+        return
+    most = max(0, (free - weights) // block - 1)
+    raise UsageError(
+        f"blocks {blocks:,}: with that of padding, x {BLOCK} tokens x {token:,} numbers x "
+        f"{dtype.itemsize} bytes = {pool / 1e9:,.1f} GB key/value cache, + {weights / 1e9:,.1f} GB "
+        f"weights, but {device} has {free / 1e9:,.1f} GB free: {most:,} blocks at most"
+    )
+
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

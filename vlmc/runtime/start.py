@@ -21,9 +21,10 @@ from vlmc.runtime.describe import describe
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.eager_engine import EagerEngine
 from vlmc.runtime.engines.engine import Engine
+from vlmc.runtime.engines.graph_files import read_graphs
 from vlmc.runtime.engines.open import ENGINES, open_engine
 from vlmc.runtime.engines.paged_eager import PagedEagerEngine
-from vlmc.runtime.placement import check_memory, device_of, dtype_of
+from vlmc.runtime.placement import check_blocks, check_memory, device_of, dtype_of
 from vlmc.runtime.session import Session
 from vlmc.spec.document import ModelSpec
 
@@ -91,6 +92,10 @@ def start(
     design = describe(spec, arch)
     equipment = equip(design, origin.belongings(design, tokenizer))
     if engine == "eager":
+        if blocks is not None:
+            place = device_of(device)
+            pool = number or _usual(place)
+            check_blocks(arch, blocks, design.cache_elements, place, pool)
         model = _model(arch, design, origin, device, number, threads, report)
         if blocks is None:
             running = EagerEngine(model, design)
@@ -101,6 +106,10 @@ def start(
         folder = _build_for(engine, build, mini, checkpoint, device, dtype)
         report(f"opening the {engine} graphs")
         running = open_engine(folder, engine, design, threads=threads, blocks=blocks, report=report)
+        if blocks is not None:
+            graphs = read_graphs(folder / engine)
+            pool = dtype_of(getattr(torch, graphs.dtype))
+            check_blocks(arch, blocks, design.cache_elements, torch.device(graphs.device), pool)
         session = equipment.session(running, lambda: not_finite(folder / "weights"))
     session.load_seconds = time.perf_counter() - begun
     return session
@@ -116,7 +125,7 @@ def _model(
     report: Report,
 ) -> nn.Module:
     place = device_of(device)
-    number = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+    number = dtype or _usual(place)
     if threads is not None:
         torch.set_num_threads(threads)
     cache = design.sequence * design.cache_elements * number.itemsize
@@ -131,6 +140,10 @@ def _model(
         device=place,
     )
     return model.eval().requires_grad_(False)
+
+
+def _usual(place: torch.device) -> torch.dtype:
+    return torch.float32 if place.type == "cpu" else torch.bfloat16
 
 
 def _build_for(
