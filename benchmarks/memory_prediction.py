@@ -175,7 +175,7 @@ class _NoHook:
         """There is nothing to remove."""
 
 
-class _Tracker(MemTracker):
+class Tracker(MemTracker):
     """Of all modules together: the peak of each takes most of the time."""
 
     def _update_peak_stats(self, peak_state: Any) -> None:
@@ -190,7 +190,7 @@ def tracked(model: nn.Module, given: dict[str, Tensor]) -> int:
     trained = [one for one in model.parameters() if one.requires_grad]
     # With foreach=True MemTracker takes lists of temporaries for the optimiser's state.
     optimiser = torch.optim.AdamW(trained, foreach=False)
-    tracker: Any = _Tracker()
+    tracker: Any = Tracker()
     for one in model.parameters():
         if not one.requires_grad:  # it would hang a hook on a frozen parameter, and fail
             tracker._param_to_grad_hook_handles[one] = (_NoHook(), _NoHook())

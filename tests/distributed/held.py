@@ -12,24 +12,6 @@ from torch.distributed.tensor import DTensor
 from vlmc.runtime.parallel.engine import Engine
 
 
-def read_again(engine: Engine) -> int:
-    """Bytes of frozen weights that an earlier stage of the model holds, too: a tied embedding."""
-    names: set[str] = set()
-    found = 0
-    for cut in engine.cuts:
-        own = {name for step in cut.steps for name in step.owns}
-        for stage in engine.stages:
-            if stage.cut is cut:
-                for name, parameter in stage.model.named_parameters():
-                    of = name.removesuffix(".weight")
-                    if of in own & names and not parameter.requires_grad:
-                        found += size_of(parameter)
-                        gathered = isinstance(parameter, DTensor)  # with its stage, in bf16
-                        found += 2 * parameter.numel() if gathered else 0
-        names |= own
-    return found
-
-
 def watched(engine: Engine) -> Callable[[], dict[str, int]]:
     """Looks at what an engine holds after each forward pass of a stage, and when it is called; the
     most bytes of weights and of their gradients so far."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 
-from tests.distributed.held import read_again, size_of, watched
+from tests.distributed.held import size_of, watched
 from tests.distributed.moved import Moved
 from tests.distributed.one_process import gradients, loaded
 from vlmc.runtime.parallel.engine import Engine
@@ -123,7 +123,6 @@ def rounded(work: dict[str, Any]) -> dict[str, Any]:
         "group": engine.group,
         **most(),
         "optimiser": sum(size_of(one) for one in kept if one.ndim),
-        "again": read_again(engine),
         "moved": moved.bytes,
     }
     everyone: list[Any] = [None] * dist.get_world_size()

@@ -1,4 +1,5 @@
-"""Predicted against tracked: some of the steps of benchmarks/memory_prediction.py."""
+"""Predicted against tracked: some of the steps of benchmarks/memory_prediction.py, and what plans
+say beside what train.py's engine holds: some of those of benchmarks/plan_memory.py."""
 
 from __future__ import annotations
 
@@ -13,16 +14,25 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = ROOT / "benchmarks" / "memory_prediction.py"
-    spec = importlib.util.spec_from_file_location("memory_prediction", path)
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["memory_prediction"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    return loaded("memory_prediction")
+
+
+@pytest.fixture(scope="module")
+def plans(benchmark: ModuleType) -> ModuleType:
+    del benchmark  # plan_memory imports it
+    return loaded("plan_memory")
 
 
 STEPS: list[dict[str, Any]] = [
@@ -47,3 +57,27 @@ def test_peak_memory_and_flops_are_as_torch_tracks_them(
     print(result)
     assert result.flops == result.counted
     assert abs(result.error) <= benchmark.MEDIAN
+
+
+PLANNED: list[dict[str, Any]] = [
+    {"case": {"system": "llava-1.5", "images": 2}},
+    {
+        "case": {"system": "llava-1.5", "layers": 6, "text": 64, "trained": "all",
+                 "precision": "bf16"},
+        "data": 2, "zero": 1, "micro_batches": 3,
+    },
+    {
+        "case": {"system": "flamingo-3b", "layers": 6, "text": 64, "precision": "bf16"},
+        "data": 2, "zero": 3,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", PLANNED, ids=str)
+def test_a_plan_says_what_train_py_holds(
+    plans: ModuleType, benchmark: ModuleType, step: dict[str, Any]
+) -> None:
+    case = benchmark.Case(**step["case"])
+    result = plans.run(plans.Step(**{**step, "case": case}))
+    print(result)
+    assert abs(result.error) <= benchmark.WORST

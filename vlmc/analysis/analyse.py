@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlmc.analysis.blocks import Costs, cache, shape
+from vlmc.analysis.blocks import Costs, cache, embedding, shape
 from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Mode, Saved, Visit
 from vlmc.analysis.run import KEPT, Kept, Runs, Trial
@@ -199,5 +199,6 @@ class _Assembly:
             peak_backward=self._peak(where, forward=False),
             all_reduces=all_reduces,
             tensors=tuple(one.numel() for _, one in parameters),
+            embedding=embedding(self.trial.model, name, self.arch),
             cache=ZERO if self.mode == "train" else self._cache(where),
         )

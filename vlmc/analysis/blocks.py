@@ -188,6 +188,16 @@ def shape(
     return tuple(sorted(limits)), split, branches
 
 
+def embedding(model: Any, name: str, arch: Arch) -> tuple[int, ...]:
+    """Numbers in each parameter of the language model's embedding that a block reads beside its
+    own: a tied head's, or those of the words with which a decoder behind an encoder begins."""
+    tied = name == "head" and arch.node("head").arguments.get("tied")
+    if not tied and name != "language.between":
+        return ()
+    of = ("language.embedding.", "language.added_embedding.")
+    return tuple(one.numel() for path, one in model.named_parameters() if f"{path}.".startswith(of))
+
+
 def cache(model: Any, where: Where, arch: Arch) -> Polynomial:
     """Numbers that a block keeps of keys and values while it serves: of the sequence's tokens in a
     decoder's layers, of what is read from outside in cross-attention."""

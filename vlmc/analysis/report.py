@@ -113,6 +113,9 @@ class Block:
     the backward pass."""
     tensors: tuple[int, ...] = ()
     """Numbers in each of its parameters, in their order."""
+    embedding: tuple[int, ...] = ()
+    """Numbers in each parameter of the language model's embedding that it reads, too (a tied head,
+    the start of a decoder): on another stage of a pipeline it has a copy of them."""
     cache: Polynomial = ZERO
     """Bytes of the key/value cache that it holds when it serves, for all tokens of `Sizes`."""
 

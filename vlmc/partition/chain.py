@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from itertools import accumulate, compress
 
 from vlmc.partition.costs import ENCODER_SIDE, Rooflines
-from vlmc.partition.part import Part, looped, parts
+from vlmc.partition.part import Part, parts
 from vlmc.partition.plan import Memory
 from vlmc.partition.schedule import most_held
 from vlmc.partition.setting import Setting
+from vlmc.partition.states import held_states
+from vlmc.runtime.parallel.plan_rules import whole_weights
 
 RESERVE = 0.04
 """Share of what is held that is lost between blocks of the allocator. Assumed."""
 CONTEXT = 0.75e9
 """Bytes that the driver, its libraries and its communicators take. Assumed; at most a hundredth of
 the device's memory."""
+EMBEDDING = "language.begin"
+"""The block that has the language model's embedding."""
+
 Levels = tuple[tuple[float, float, tuple[int, ...]], ...]
 
 
@@ -42,19 +47,9 @@ class Chain:
             for forward, backward, tail in zip(self.forward, self.backward, self.tail, strict=True)
         ]
         self.saved = self._sums(lambda part: part.saved)
-        before = self.saved
-        kept = [self.parts[block] for block in order]
-        self.forward_peaks = [
-            level + part.saved + part.forward_peak
-            for level, part in zip(before, kept, strict=False)
-        ]
-        self.backward_peaks = [
-            level + part.saved + part.backward_peak
-            for level, part in zip(before, kept, strict=False)
-        ]
+        self.inputs = 0.0
         if report.mode == "train":
-            loss = float(report.loss_peak(**lines.sizes(setting.micro_batch)))
-            self.forward_peaks[-1] = max(self.forward_peaks[-1], before[-1] + loss)
+            self.inputs = times * float(report.inputs(**lines.sizes(setting.micro_batch)))
         self.cache = [times * size for size in self._sums(lambda part: part.cache)]
         self._states()
         self.outputs = [self.parts[block].output for block in order]
@@ -63,11 +58,12 @@ class Chain:
         row = [part.forward for part in self.token_parts]
         self.token = list(accumulate(map(row.__getitem__, self.token_order), initial=0.0))
         self.features = self.outputs[self.encoder - 1] if self.encoder else 0.0
-        looks = [
-            number == self.encoder - 1 or report.blocks[block].role == "fusion"
-            for number, block in enumerate(order)
-        ]
-        self.looks = [0, *accumulate(int(one) for one in looks)]
+        roles = [report.blocks[block].role for block in order]
+        self.looks = _counts(
+            number == self.encoder - 1 or role == "fusion" for number, role in enumerate(roles)
+        )
+        self.embeds = _counts(report.blocks[block].name == EMBEDDING for block in order)
+        self.embeds_again = _counts(bool(report.blocks[block].embedding) for block in order)
         self.room = lines.cluster.device.memory_bytes
         self.context = min(CONTEXT, self.room / 100)
         self.held = [self._held(group) for group in range(setting.pipeline)]
@@ -109,15 +105,49 @@ class Chain:
         self.gradients = self._sums(lambda part: part.gradients)
         self.waiting = self._sums(lambda part: part.waiting)
         self.optimiser = self._sums(lambda part: part.optimiser)
+        self.late_gradients = self._sums(lambda part: part.late)
+        self.ending = self._sums(lambda part: part.ending)
+        self.stepping = self._sums(lambda part: part.stepping)
+        kept = [self.parts[block] for block in self.lines.report.order]
+        self.forward_peaks = [
+            level + part.saved + part.forward_peak
+            for level, part in zip(self.saved, kept, strict=False)
+        ]
+        self.backward_peaks = [
+            level + part.saved + part.backward_peak
+            for level, part in zip(self.saved, kept, strict=False)
+        ]
+        if self.lines.report.mode == "train":
+            sizes = self.lines.sizes(self.setting.micro_batch)
+            loss = float(self.lines.report.loss_peak(**sizes))
+            self.forward_peaks[-1] = max(self.forward_peaks[-1], self.saved[-1] + loss)
         self.first_peaks = [
             peak - made for peak, made in zip(self.backward_peaks, self.gradients, strict=False)
         ]
-        self.buffers = [self.parts[block].buffers for block in self.lines.report.order]
-        self.over = max(self.buffers) + max(
-            max(one, two) - level
+        self.buffers = [part.buffers for part in kept]
+        self.over = max(
+            max(one, two + self.late_gradients[-1]) - level
             for one, two, level in zip(
                 self.forward_peaks, self.backward_peaks, self.saved[1:], strict=True
             )
+        )
+        self.copy = self._embedding()
+
+    def _embedding(self) -> tuple[float, float, float]:
+        """Weights, gradients and the optimiser's state of what a tied head, or the start of a
+        decoder, has a copy of on another stage than the embedding's."""
+        report = self.lines.report
+        tensors = next((block.embedding for block in report.blocks if block.embedding), ())
+        owner = next((block for block in report.blocks if block.name == EMBEDDING), None)
+        if owner is None or not tensors:
+            return 0.0, 0.0, 0.0
+        held = held_states(self.lines, self.setting, owner, sum(tensors), tensors)
+        return held.weights, held.gradients + held.waiting, held.optimiser
+
+    def _embeds_apart(self, first: int, end: int) -> bool:
+        return (
+            self.embeds_again[end] > self.embeds_again[first]
+            and self.embeds[end] == self.embeds[first]
         )
 
     def scheduled(self, setting: Setting) -> Chain:
@@ -125,7 +155,7 @@ class Chain:
         hold differently."""
         twin = copy(self)
         twin.setting = setting
-        if looped(setting) or looped(self.setting):
+        if any(whole_weights(one.schedule, one.pipeline) for one in (setting, self.setting)):
             twin.parts = parts(self.lines, setting)
             twin._states()
         twin.held = [twin._held(group) for group in range(setting.pipeline)]
@@ -147,17 +177,22 @@ class Chain:
         ]
         if group:  # the first stage gives no gradient to another, and puts none off
             sums[1] += sum(self.waiting[end] - self.waiting[first] for first, end in stretches)
+        apart = sum(self._embeds_apart(first, end) for first, end in stretches)
+        for kind, size in enumerate(self.copy):
+            sums[kind] += apart * size
         over = max(self._over(held, first, end) for first, end in stretches)
         looked = any(self.looks[end] > self.looks[first] for first, end in stretches)
-        buffers = max(max(self.buffers[first:end]) for first, end in stretches) + self.message
+        moving = max(0.0, held * sums[4] + over)
+        most = max(max(self.buffers[first:end]) for first, end in stretches)
+        buffers = min(max(0.0, over), most)
         kinds = {
             "weights": sums[0],
             "gradients": sums[1],
             "optimiser": sums[2],
             "cache": sums[3],
-            "activations": max(0.0, held * sums[4] + over),
+            "activations": moving - buffers + self.inputs,
             "vision": self.features * held if looked else 0.0,
-            "buffers": buffers,
+            "buffers": buffers + self.message,
         }
         reserve = RESERVE * sum(kinds.values()) + self.context
         return Memory(**{kind: int(size) for kind, size in kinds.items()}, reserve=int(reserve))
@@ -167,16 +202,19 @@ class Chain:
         backward pass comes before all forward passes are done, gradients appear only while what is
         saved of the first micro-batch goes: then it can be below 0."""
         saved, made = self.saved, self.gradients
+        late = self.late_gradients[end] - self.late_gradients[first]
         forward = max(self.forward_peaks[first:end]) - saved[end]
-        backward = max(self.backward_peaks[first:end]) - saved[end]
-        if held < self.setting.micro_batches or self.setting.chunks > 1:
-            return max(forward, backward)
+        backward = max(self.backward_peaks[first:end]) - saved[end] + late
+        ending = max(row[end] - row[first] for row in (self.ending, self.stepping))
         one = saved[end] - saved[first]
+        ending -= held * one
+        if held < self.setting.micro_batches or self.setting.chunks > 1:
+            return max(forward, backward, ending)
         return max(
             forward - (made[end] - made[first]),
-            max(self.first_peaks[first:end]) + made[first] - saved[end],
+            max(self.first_peaks[first:end]) + made[first] - saved[end] + late,
             backward - one if held > 1 else -one,
-            -held * one,
+            ending,
         )
 
     def fits(self, stage: int, first: int, end: int) -> bool:
@@ -201,11 +239,13 @@ class Chain:
             total += self.waiting[end] - self.waiting[first]
         if self.looks[end] > self.looks[first]:
             total += self.features * held
+        if self._embeds_apart(first, end):
+            total += sum(self.copy)
         if chunks > 1:
             total = total * chunks + self.over
         else:
-            total += self._over(held, first, end) + max(self.buffers[first:end])
-        return (total + self.message) * (1 + RESERVE) + self.context <= self.room
+            total += self._over(held, first, end)
+        return (total + self.inputs + self.message) * (1 + RESERVE) + self.context <= self.room
 
     def groups(self, ends: Sequence[int]) -> list[list[tuple[int, int]]]:
         """By pipeline group, the stretches that it holds."""
@@ -215,6 +255,11 @@ class Chain:
             [(starts[stage], ends[stage]) for stage in range(group, len(ends), pipeline)]
             for group in range(pipeline)
         ]
+
+
+def _counts(which: Iterable[bool]) -> list[int]:
+    """How many there are before each place of the chain."""
+    return [0, *accumulate(map(int, which))]
 
 
 def held(setting: Setting, group: int) -> float:
