@@ -17,6 +17,7 @@ from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.pace import pace
 from vlmc.partition.request import Request
+from vlmc.partition.search import find
 from vlmc.partition.setting import Setting
 
 VISION = ("encoder", "select", "adapter")
@@ -228,3 +229,21 @@ def instance(seed: int) -> tuple[GraphReport, Cluster, Request, GraphReport | No
         **fixed,
     )
     return report, devices, request, decode
+
+
+def short_of_memory(seed: int) -> tuple[GraphReport, Cluster, Request] | None:
+    """A random question to one device that has room for everything recomputed, not for everything
+    kept; None where that makes no difference."""
+    random = Random(seed)
+    report = random_report(random)
+    asked = Request(mode="train", batch=1, text=2048, images=2, tokens=512)
+    rooms: list[int] = []
+    for word in ("none", "full"):
+        plan = find(report, cluster(small_device(1e3), 1), replace(asked, checkpointing=word)).plan
+        assert plan.predicted is not None
+        rooms.append(max(one.total for one in plan.predicted.memory))
+    most, least = (room - 0.75e9 for room in rooms)  # the context is small on a small device
+    if most < 1.02 * least:
+        return None
+    room = 1.03 * least + (most - least) * random.random()
+    return report, cluster(small_device(room / 1e9), 1), asked

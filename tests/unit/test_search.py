@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from every_plan import every_checkpointing, fastest, instance
+from every_plan import every_checkpointing, fastest, instance, short_of_memory
 from graph_reports import cluster, flamingo_80b, random_report, small_device
 
 from vlmc.analysis.polynomial import ZERO
@@ -61,6 +61,21 @@ def test_the_gap_to_brute_force_is_zero(first: int) -> None:
         assert not list(problems(named)), seed
         fitted += 1
     assert fitted >= 12
+
+
+def test_the_gap_is_zero_where_memory_asks_for_checkpointing() -> None:
+    unlike = 0
+    for question in filter(None, map(short_of_memory, range(150))):
+        plan = find(*question).plan
+        assert plan.predicted is not None
+        expected = fastest(*question, None)
+        assert expected == pytest.approx(plan.predicted.step_seconds, rel=1e-9)
+        unlike += len({plan.checkpointing.get(name, "none") for name in stacks(question[0])}) > 1
+    assert unlike > 20
+
+
+def stacks(report: GraphReport) -> set[str]:
+    return {one.name for one in report.blocks if one.reached and "*" in one.name}
 
 
 def test_bounds_are_never_above_what_they_bound() -> None:
