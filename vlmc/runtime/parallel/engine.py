@@ -134,9 +134,9 @@ class Engine:
         ]
         for block in apart:
             fully_shard(block, **options)  # a unit of its own is never gathered
-        fully_shard(stage, **options)
+        sharded: FSDPModule = fully_shard(stage, **options)
         stage.__dict__["set_requires_gradient_sync"] = partial(
-            _hold_back, stage.set_requires_gradient_sync, apart
+            _hold_back, sharded.set_requires_gradient_sync, apart
         )
         if self.plan.mesh.pipeline > 1:
             # A pipeline would keep all that a backward pass gathered, and whole gradients, until
