@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 from vlmc.capture.capture import capture, extents
+from vlmc.capture.stages import CacheKind
 from vlmc.ir import Arch
 from vlmc.pipeline import load_spec, resolve
 
@@ -45,3 +49,25 @@ def test_graphs_bear_the_bounds_of_the_budget_and_vary_in_nothing_else() -> None
 def test_the_page_says_how_many_prompts_graphs_take() -> None:
     page = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
     assert f"A build's graphs take {arch().batch} prompts at once" in page
+
+
+@pytest.mark.parametrize("text", [1, 2])
+@pytest.mark.parametrize("kind", ["growing", "static"])
+def test_the_shortest_budgets_are_captured(text: int, kind: CacheKind, tmp_path: Path) -> None:
+    design = yaml.safe_load((ROOT / "specs" / "llava-1.5.yaml").read_text(encoding="utf-8"))
+    del design["target"]  # whose workload asks for more
+    design["token_budget"] = {"images": 0, "text": text}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(design), encoding="utf-8")
+    found = resolve(load_spec(tmp_path / "short.yaml", SMALL))
+    assert found.tokens.sequence == text
+    for graph in capture(found, cache=kind):
+        assert all(least < most for least, most in graph.bounds.values())
+
+
+def test_a_single_visual_token_is_captured() -> None:
+    overrides = ("encoder.count=1", "token_budget.images=1")
+    spec = load_spec(ROOT / "specs" / "visualbert.yaml", overrides)
+    found = resolve(spec, mini=True)
+    assert found.tokens.images * found.tokens.per_image == 1
+    graphs = {graph.name: graph for graph in capture(found, cache="static")}
+    assert graphs["model"].bounds["visual"] == (1, 8)

@@ -17,6 +17,9 @@ from vlmc.capture.graph import Graph, Stage, Stored, Wire
 from vlmc.capture.stages import CacheKind, capacity, stages
 from vlmc.ir import Arch
 
+ROOM = 8
+"""Tokens that graphs have room for at least, enough for extents unlike each other to trace with."""
+
 
 def capture(arch: Arch, *, cache: CacheKind, dtype: torch.dtype = torch.float32) -> list[Graph]:
     """The graphs of a design in the order in which they run. Weights are shapes only, so that the
@@ -44,19 +47,21 @@ def _default(dtype: torch.dtype) -> Generator[None]:
 
 def extents(arch: Arch) -> dict[str, tuple[int, int]]:
     """The least and the largest value of each extent that varies, by the token budget and the
-    target's workload."""
+    target's workload. Where the budget is shorter than `ROOM`, sequences vary up to that: a single
+    value would be a constant, and nothing could be told from anything else."""
     tokens = arch.tokens
+    sequence = max(tokens.sequence, ROOM)
     return {
         "batch": (1, arch.batch),
         "images": (1, max(1, tokens.images) * arch.batch),
         "frames": (1, _frames(arch)),
-        "text": (1, tokens.sequence),
-        "source": (1, tokens.sequence),
-        "past": (0, tokens.sequence),
-        "total": (1, 2 * tokens.sequence),
+        "text": (1, sequence),
+        "source": (1, sequence),
+        "past": (0, sequence),
+        "total": (1, 2 * sequence),
         "slots": (1, capacity(arch) - 1),
         "pool": (2, 2**20),
-        "visual": (1, max(1, tokens.images) * tokens.per_image),
+        "visual": (1, max(tokens.images * tokens.per_image, ROOM)),
     }
 
 
