@@ -37,6 +37,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from importlib import import_module
 from io import BytesIO
 from itertools import groupby, pairwise
 from numbers import Integral, Real
@@ -321,13 +322,14 @@ class Engine(Protocol):
 
     def prefill(self, rows: Sequence[Row]) -> tuple[Any, Logits]:
         """Reads whole prompts, of unlike lengths as they may be: a state to go on from, and the
-        logits [batch, vocabulary] after the last token of each. An encoder-decoder's decoder has
-        then read its start token. Raises UsageError where a row is longer than the engine's
-        graphs allow."""
+        logits [batch, vocabulary] after the last token of each, which the state's next step may
+        overwrite. An encoder-decoder's decoder has then read its start token. Raises UsageError
+        where a row is longer than the engine's graphs allow."""
         ...
 
     def step(self, state: Any, tokens: Ids) -> Logits:
-        """Appends one token [batch] to each row; the logits [batch, vocabulary] after it."""
+        """Appends one token [batch] to each row; the logits [batch, vocabulary] after it, which the
+        state's next step may overwrite."""
         ...
 
     def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
@@ -1097,11 +1099,13 @@ def _kind(given: object) -> str:
 def _of_array(array: NDArray[Any]) -> Source:
     shape = list(array.shape)
     if array.ndim == 4 and shape[0] > 0:
-        return tuple(_picture(frame) for frame in array)
-    return _picture(array)
+        return tuple(picture_of(frame) for frame in array)
+    return picture_of(array)
 
 
-def _picture(array: NDArray[Any]) -> Image.Image:
+def picture_of(array: NDArray[Any]) -> Image.Image:
+    """An array [height, width], [height, width, 1], or [height, width, 3 or 4] as a picture. Raises
+    UsageError for another shape, and for numbers that are neither uint8 nor floats from 0 to 1."""
     shape = list(array.shape)
     if array.ndim == 3 and shape[2] == 1:
         array = array[..., 0]
@@ -1123,8 +1127,8 @@ def _picture(array: NDArray[Any]) -> Image.Image:
     least, most = float(array.min()), float(array.max())
     if not 0 <= least <= most <= 1:  # not a number is in no range
         raise UsageError(
-            f"an array of floats from {least:g} to {most:g} is no picture: 0 to 1 is expected, as "
-            f"uint8 0 to 255"
+            f"floats from {least:g} to {most:g} are no picture: 0 to 1 is expected, as uint8 0 to "
+            f"255"
         )
     return Image.fromarray(np.rint(array * 255).astype(np.uint8))
 
@@ -1194,7 +1198,9 @@ def spread(total: int, limit: int) -> tuple[int, ...]:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The picture as it is meant to be seen: turned by its EXIF orientation, transparency on white,
-    16-bit greys scaled to 8 bits, every other mode converted to RGB."""
+    16-bit greys and floats from 0 to 1 scaled to 8 bits, every other mode converted to RGB.
+
+    Raises UsageError for floats beyond 0 to 1, whose white nobody has said."""
     with warnings.catch_warnings():
         # Damaged metadata that Pillow works around is no news to somebody who wants the pixels.
         warnings.simplefilter("ignore", UserWarning)
@@ -1204,6 +1210,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         if image.mode != "I" or grey.max() > 255:
             grey = grey >> 8
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return picture_of(np.asarray(image)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -3700,6 +3708,36 @@ class EagerEngine:
 
 
 # --------------------------------------------------------------------------------------------------
+# Tensors for ONNX graphs, handed over in one call: needs onnxruntime and numpy.
+# --------------------------------------------------------------------------------------------------
+
+
+class OnnxValues:
+    """What a graph reads, or what it writes, by name, in memory of its caller's.
+
+    A binding takes a call for each tensor. Where all of a cache's are longer at each step than at
+    the one before, that is a call or two for each layer; here it is one for all of them.
+    """
+
+    def __init__(self, numbers: Mapping[str, Any]) -> None:
+        """`numbers` says numpy's number format of each."""
+        # Where ONNX Runtime keeps what its own Python code is made of.
+        own: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        self.names = list(numbers)
+        self.numbers = list(numbers.values())
+        self.made: Any = own.OrtValueVector
+        self.owners = [None] * len(self.names)
+        cpu = own.OrtDevice(own.OrtDevice.cpu(), own.OrtDevice.default_memory(), 0)
+        self.devices = [cpu] * len(self.names)
+
+    def at(self, places: Sequence[int], shapes: Sequence[Sequence[int]]) -> Any:
+        """The tensors at these addresses, in the order of their names."""
+        values = self.made()
+        values.push_back_batch(self.owners, places, self.numbers, shapes, self.devices)
+        return values
+
+
+# --------------------------------------------------------------------------------------------------
 # An open ONNX graph and a generation in it: needs onnxruntime and numpy.
 # --------------------------------------------------------------------------------------------------
 
@@ -3749,11 +3787,11 @@ class OnnxGraph:
 class OnnxState:
     """A generation.
 
-    All that a step reads and writes is allocated before it, and bound to the graphs as long as it
-    stays the same. Where graphs write a cache in place, it is one set of buffers, bound when it is
-    made; elsewhere a step reads one set and writes the other, and each of its tensors is bound with
-    its new length. A cache has `ONNX_ROOM` tokens more room than it needs when it is made or
-    outgrown.
+    All that a step reads and writes is allocated before it. Where graphs write a cache in place, it
+    is one set of buffers, bound when it is made, as is all else that stays the same; elsewhere a
+    step reads one set and writes the other, and all that it reads is handed over in one call, all
+    that it writes in another, since every tensor of the cache has a new length. A cache has
+    `ONNX_ROOM` tokens more room than it needs when it is made or outgrown.
     """
 
     def __init__(self, graph: OnnxGraph, embed: OnnxGraph, seen: NDArray[np.int64], limit: int):
@@ -3785,17 +3823,21 @@ class OnnxState:
         width = graph.inputs["inputs_embeds"].shape[2]
         self.newest = np.empty((batch, 1, width), np.float32)
         self.logits = np.empty((batch, 1, graph.outputs["logits"].shape[2]), np.float32)
+        self.answer = self.logits[:, 0]
         self.looking: Any = embed.session.io_binding()
         _bind(self.looking.bind_input, "input_ids", self.ids)
         _bind(self.looking.bind_output, "inputs_embeds", self.newest)
         self.binding: Any = graph.session.io_binding()
         _bind(self.binding.bind_output, "logits", self.logits)
         self.bound: NDArray[np.float32] | None = None
+        self.growing: OnnxGrowing | None = None
 
     def look_at(self, name: str, values: NDArray[Any]) -> None:
         """Sets an input from outside the sequence."""
         self.outside[name] = np.ascontiguousarray(values)
-        _bind(self.binding.bind_input, name, self.outside[name])
+        if self.graph.in_place:
+            _bind(self.binding.bind_input, name, self.outside[name])
+        self.growing = None
 
     def step(self, tokens: Ids) -> Logits:
         """Appends a token [batch] to each row."""
@@ -3811,20 +3853,25 @@ class OnnxState:
             raise UsageError(
                 f"the sequence has {total} tokens, but the graphs are made for {self.limit}"
             )
+        mask = self.mask[: len(self.seen) * total].reshape(-1, total)
+        mask[:] = self.seen[:, :total]
+        if total > self.room:
+            self._grow(min(self.limit, total + ONNX_ROOM))
+        if self.graph.in_place:
+            self._run_bound(embeds, mask)
+        else:
+            self.growing = self.growing or OnnxGrowing(self)
+            self.growing.run(self, embeds, mask)
+            self.turn = 1 - self.turn
+        self.length = total
+        return self.answer
+
+    def _run_bound(self, embeds: NDArray[np.float32], mask: NDArray[np.int64]) -> None:
         if embeds is not self.bound:
             self.bound = embeds
             _bind(self.binding.bind_input, "inputs_embeds", embeds)
-        mask = self.mask[: len(self.seen) * total].reshape(-1, total)
-        mask[:] = self.seen[:, :total]
         _bind(self.binding.bind_input, "attention_mask", mask)
-        if total > self.room:
-            self._grow(min(self.limit, total + ONNX_ROOM))
-        if not self.graph.in_place:
-            self._bind_cache(self.turn, self.length, 1 - self.turn, total)
-            self.turn = 1 - self.turn
         self.graph.session.run_with_iobinding(self.binding)
-        self.length = total
-        return self.logits[:, 0].copy()
 
     def _grow(self, room: int) -> None:
         """Makes room for as many tokens; what the cache holds stays."""
@@ -3836,7 +3883,7 @@ class OnnxState:
                 new[:, :, : self.length] = old[:, :, : self.length]
             self._keep(0, larger)
             self.room = room
-            self._bind_cache(0, room, 0, room)
+            self._bind_cache(room)
             return
         for turn in range(2):
             held = self.sets[turn] if turn == self.turn and self.length else []
@@ -3850,14 +3897,51 @@ class OnnxState:
         self.sets[turn] = buffers
         self.places[turn] = [one.ctypes.data for one in buffers]
 
-    def _bind_cache(self, old: int, length: int, new: int, total: int) -> None:
-        """Binds the set `old` with `length` tokens as what is read, `new` as what is written."""
+    def _bind_cache(self, room: int) -> None:
+        """Binds the only set as what is read and as what is written."""
         rows, read, write = len(self.seen), self.binding.bind_input, self.binding.bind_output
-        for (past, present, heads, width), source, goal in zip(
-            self.tensors, self.places[old], self.places[new], strict=True
-        ):
-            read(past, "cpu", 0, np.float32, (rows, heads, length, width), source)
-            write(present, "cpu", 0, np.float32, (rows, heads, total, width), goal)
+        for (past, present, heads, width), place in zip(self.tensors, self.places[0], strict=True):
+            read(past, "cpu", 0, np.float32, (rows, heads, room, width), place)
+            write(present, "cpu", 0, np.float32, (rows, heads, room, width), place)
+
+
+class OnnxGrowing:
+    """How a generation hands its tensors to a graph that gives its cache back longer: the same
+    calls whatever the depth."""
+
+    def __init__(self, state: OnnxState) -> None:
+        self.options: Any = onnx_runtime().RunOptions()
+        outside = list(state.outside.values())
+        self.places = [one.ctypes.data for one in outside]
+        self.shapes = [one.shape for one in outside]
+        _, _, heads, width = state.tensors[0]
+        assert all((own, wide) == (heads, width) for _, _, own, wide in state.tensors)
+        self.heads, self.width = heads, width
+        floats, number = np.float32, {name: one.dtype.type for name, one in state.outside.items()}
+        past = {name: floats for name, _, _, _ in state.tensors}
+        own = {"inputs_embeds": floats, "attention_mask": np.int64}
+        self.read = OnnxValues({**own, **number, **past})
+        self.write = OnnxValues(
+            {"logits": floats, **{name: floats for _, name, _, _ in state.tensors}}
+        )
+
+    def run(self, state: OnnxState, embeds: NDArray[np.float32], mask: NDArray[np.int64]) -> None:
+        """Reads the set whose turn it is and writes the other."""
+        read, write = self.read, self.write
+        rows, layers = len(state.seen), len(state.tensors)
+        before = (rows, self.heads, state.length, self.width)
+        after = (rows, self.heads, mask.shape[1], self.width)
+        given = read.at(
+            [embeds.ctypes.data, mask.ctypes.data, *self.places, *state.places[state.turn]],
+            [embeds.shape, mask.shape, *self.shapes, *[before] * layers],
+        )
+        made = write.at(
+            [state.logits.ctypes.data, *state.places[1 - state.turn]],
+            [state.logits.shape, *[after] * layers],
+        )
+        state.graph.session.run_with_ortvaluevector(
+            self.options, read.names, given, write.names, made, write.devices
+        )
 
 
 def _bind(bind: Any, name: str, values: NDArray[Any]) -> None:

@@ -148,18 +148,8 @@ def role_of(parameter: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# What a plan must hold to so that it can run: rules that `vlmc plan` and train.py share.
+# What rules read of a plan, and what they say of it.
 # --------------------------------------------------------------------------------------------------
-
-
-OPTIMISERS = ("adamw", "sgd")
-TRAINED_IN = ("bf16", "fp32")
-"""fp16 overflows in training unless losses are scaled, which this executor does not do."""
-ZERO_STAGES = (0, 2, 3)
-"""Not 1: FSDP2 shards gradients wherever it shards the state of the optimiser."""
-LOOPED = ("interleaved", "zero_bubble")
-"""Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
-it computes on them, and gradients of weights that are put off need them to stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,112 +224,12 @@ class Broken:
     related: tuple[tuple[str | int, ...], ...] = ()
 
 
-def whole_weights(schedule: str, groups: int) -> bool:
-    """Whether a schedule keeps the weights of whole stages gathered, whatever is sharded."""
-    return groups > 1 and schedule in LOOPED
+# --------------------------------------------------------------------------------------------------
+# What the stages of a plan must hold to: their number, their groups, their blocks.
+# --------------------------------------------------------------------------------------------------
 
 
-def refusal(schedule: str, ranks: int, micro_batches: int, chunks: int = 1) -> str | None:
-    """Why torch.distributed.pipelining cannot run such a schedule; None where it can."""
-    if min(ranks, micro_batches, chunks) < 1:
-        return "a pipeline needs at least one rank, one micro-batch and one chunk"
-    if schedule in ("gpipe", "1f1b") and chunks > 1:
-        return f"{schedule} holds one stage per rank, not {chunks}"
-    if schedule == "1f1b" and micro_batches < ranks:
-        return f"1f1b over {ranks} ranks needs as many micro-batches, not {micro_batches}"
-    if schedule in LOOPED:
-        rounds = max(1, micro_batches // ranks)
-        if micro_batches % rounds:
-            return (
-                f"{schedule} over {ranks} ranks sends {micro_batches} micro-batches in {rounds} "
-                f"rounds, and {rounds} does not divide {micro_batches}"
-            )
-    return None
-
-
-def broken_rules(plan: Ruled) -> Iterator[Broken]:
-    """What a plan contradicts itself in, and what train.py does not run."""
-    yield from _broken_degrees(plan)
-    if plan.trains:
-        yield from _broken_batch(plan)
-    yield from _broken_stages(plan)
-    yield from _broken_ranges(plan)
-    if plan.trains:
-        yield from _broken_training(plan)
-
-
-def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
-    mesh, count = plan.mesh, plan.count
-    if mesh.ranks != count:
-        rest = mesh.pipeline * mesh.tensor
-        yield Broken(
-            code="VLMC161",
-            path=("mesh",),
-            related=(("count",),),
-            message=f"the mesh has {mesh.ranks} ranks for {count} devices",
-            expected=f"pipeline x data x tensor = {count}",
-            got=f"{mesh.pipeline} x {mesh.data} x {mesh.tensor} = {mesh.ranks}",
-            help=f"data: {count // rest}" if count % rest == 0 else f"count: {mesh.ranks}",
-        )
-    if count > plan.per_node and count % plan.per_node:
-        yield Broken(
-            code="VLMC161",
-            path=("per_node",),
-            related=(("count",),),
-            message=f"{count} devices do not fill nodes of {plan.per_node}",
-            expected=f"a divisor of {count}",
-            got=f"{count} / {plan.per_node} = {count // plan.per_node} remainder "
-            f"{count % plan.per_node}",
-            help=f"per_node: {_divisor_near(count, plan.per_node)}",
-        )
-    apart = Degrees(1, mesh.data * mesh.tensor, 1)
-    if plan.encoder in (None, mesh) or (plan.placement == "replicated" and plan.encoder == apart):
-        return
-    given, meant = plan.encoder, apart if plan.placement == "replicated" else mesh
-    yield Broken(
-        code="VLMC161",
-        path=("encoder",),
-        related=(("mesh",), ("placement",)),
-        message="encoder and adapter cannot have these degrees",
-        expected="those of mesh; where they are replicated, a replica for each data and tensor "
-        f"rank: {apart.pipeline} x {apart.data} x {apart.tensor}",
-        got=f"{given.pipeline} x {given.data} x {given.tensor}",
-        help=f"encoder: {{pipeline: {meant.pipeline}, data: {meant.data}, tensor: {meant.tensor}}}",
-    )
-
-
-def _broken_batch(plan: Ruled) -> Iterator[Broken]:
-    data = plan.mesh.data
-    shared = data * plan.micro_batch
-    if plan.batch % shared:
-        near = _divisor_near(plan.batch // data, plan.micro_batch) if plan.batch >= data else 1
-        yield Broken(
-            code="VLMC163",
-            path=("micro_batch",),
-            related=(("batch",),),
-            message=f"micro-batches of {plan.micro_batch} do not divide the batch",
-            expected=f"data x micro_batch that divides {plan.batch}",
-            got=f"{plan.batch} / ({data} x {plan.micro_batch}) = {plan.batch // shared} "
-            f"remainder {plan.batch % shared}",
-            help=f"batch: {shared * -(-plan.batch // shared)}"
-            if plan.batch % data
-            else f"micro_batch: {near}",
-        )
-        return
-    why = refusal(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
-    if why is not None:
-        yield Broken(
-            code="VLMC163",
-            path=("schedule",),
-            related=(("micro_batch",),),
-            message="the schedule cannot run so many micro-batches",
-            expected="a schedule that fits the pipeline's groups and micro-batches",
-            got=why,
-            help="schedule: gpipe" if plan.chunks == 1 else "chunks: 1",
-        )
-
-
-def _broken_stages(plan: Ruled) -> Iterator[Broken]:
+def broken_stages(plan: Ruled) -> Iterator[Broken]:
     groups, found = plan.mesh.pipeline, len(plan.stages)
     wanted = groups * plan.chunks
     if groups == 1 and plan.chunks > 1:
@@ -403,7 +293,7 @@ def places_of(stages: Sequence[tuple[int, Sequence[Held]]]) -> dict[str, list[Pl
     return {name: sorted(places, key=lambda p: (p.first, p.last)) for name, places in found.items()}
 
 
-def _broken_ranges(plan: Ruled) -> Iterator[Broken]:
+def broken_ranges(plan: Ruled) -> Iterator[Broken]:
     """Ranges that end before they begin, overlap, or leave a gap between them."""
     for name, places in places_of(plan.stages).items():
         following = 0
@@ -442,6 +332,164 @@ def blocks_named(first: int, last: int) -> str:
     return f"block {first}" if first == last else f"blocks {first} to {last}"
 
 
+# --------------------------------------------------------------------------------------------------
+# What a plan must hold to so that it can run: rules that `vlmc plan` and train.py share.
+# --------------------------------------------------------------------------------------------------
+
+
+OPTIMISERS = ("adamw", "sgd")
+TRAINED_IN = ("bf16", "fp32")
+"""fp16 overflows in training unless losses are scaled, which this executor does not do."""
+ZERO_STAGES = (0, 1, 2, 3)
+"""What replicas share out (Rajbhandari et al., 2020): 1 the optimiser's state and the weights in
+fp32 that it updates, 2 gradients, too, 3 the weights that are computed with, too."""
+LOOPED = ("interleaved", "zero_bubble")
+"""Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
+it computes on them, and gradients of weights that are put off need them to stay."""
+
+
+def whole_weights(schedule: str, groups: int) -> bool:
+    """Whether a schedule keeps the weights of whole stages gathered, whatever is sharded."""
+    return groups > 1 and schedule in LOOPED
+
+
+def zero_stages(schedule: str, groups: int) -> tuple[int, ...]:
+    """Those that a schedule can run with. Where weights stay gathered, 3 would share out nothing
+    more; gradients that are put off are whole until the end of a step."""
+    if groups == 1 or schedule not in LOOPED:
+        return ZERO_STAGES
+    return ZERO_STAGES[:2] if schedule == "zero_bubble" else ZERO_STAGES[:3]
+
+
+def may_share_sequences(trains: bool, tensor: int) -> bool:
+    """Whether sequence parallelism can be: wherever a tensor group trains. Sequences are padded
+    until its ranks divide them, and each block of a language model that it runs is split."""
+    return trains and tensor > 1
+
+
+def puts_shares_off(schedule: str, groups: int) -> bool:
+    """Whether a schedule puts gradients of weights off, which PyTorch 2.13 cannot where projections
+    read one gathered sequence: it goes through what they share twice."""
+    return groups > 1 and schedule == "zero_bubble"
+
+
+def refusal(schedule: str, ranks: int, micro_batches: int, chunks: int = 1) -> str | None:
+    """Why torch.distributed.pipelining cannot run such a schedule; None where it can."""
+    if min(ranks, micro_batches, chunks) < 1:
+        return "a pipeline needs at least one rank, one micro-batch and one chunk"
+    if schedule in ("gpipe", "1f1b") and chunks > 1:
+        return f"{schedule} holds one stage per rank, not {chunks}"
+    if schedule == "1f1b" and micro_batches < ranks:
+        return f"1f1b over {ranks} ranks needs as many micro-batches, not {micro_batches}"
+    if schedule in LOOPED:
+        rounds = max(1, micro_batches // ranks)
+        if micro_batches % rounds:
+            return (
+                f"{schedule} over {ranks} ranks sends {micro_batches} micro-batches in {rounds} "
+                f"rounds, and {rounds} does not divide {micro_batches}"
+            )
+    return None
+
+
+def broken_rules(plan: Ruled) -> Iterator[Broken]:
+    """What a plan contradicts itself in, and what train.py does not run."""
+    yield from _broken_degrees(plan)
+    if plan.sequence_parallel and not may_share_sequences(plan.trains, plan.mesh.tensor):
+        yield _not_run(
+            "sequence_parallel",
+            "only the ranks of a tensor group share sequences out, and only in training",
+            "false",
+            "true",
+            "false",
+        )
+    elif plan.sequence_parallel and puts_shares_off(plan.schedule, plan.mesh.pipeline):
+        yield _not_run(
+            "sequence_parallel",
+            "zero_bubble cannot put gradients off where projections share a gathered sequence",
+            "false, or another schedule",
+            "true",
+            "false",
+        )
+    yield from _broken_batch(plan)
+    yield from broken_stages(plan)
+    yield from broken_ranges(plan)
+    if plan.trains:
+        yield from _broken_training(plan)
+
+
+def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
+    mesh, count = plan.mesh, plan.count
+    if mesh.ranks != count:
+        rest = mesh.pipeline * mesh.tensor
+        yield Broken(
+            code="VLMC161",
+            path=("mesh",),
+            related=(("count",),),
+            message=f"the mesh has {mesh.ranks} ranks for {count} devices",
+            expected=f"pipeline x data x tensor = {count}",
+            got=f"{mesh.pipeline} x {mesh.data} x {mesh.tensor} = {mesh.ranks}",
+            help=f"data: {count // rest}" if count % rest == 0 else f"count: {mesh.ranks}",
+        )
+    if count > plan.per_node and count % plan.per_node:
+        yield Broken(
+            code="VLMC161",
+            path=("per_node",),
+            related=(("count",),),
+            message=f"{count} devices do not fill nodes of {plan.per_node}",
+            expected=f"a divisor of {count}",
+            got=f"{count} / {plan.per_node} = {count // plan.per_node} remainder "
+            f"{count % plan.per_node}",
+            help=f"per_node: {_divisor_near(count, plan.per_node)}",
+        )
+    apart = Degrees(1, mesh.data * mesh.tensor, 1)
+    if plan.encoder in (None, mesh) or (plan.placement == "replicated" and plan.encoder == apart):
+        return
+    given, meant = plan.encoder, apart if plan.placement == "replicated" else mesh
+    yield Broken(
+        code="VLMC161",
+        path=("encoder",),
+        related=(("mesh",), ("placement",)),
+        message="encoder and adapter cannot have these degrees",
+        expected="those of mesh; where they are replicated, a replica for each data and tensor "
+        f"rank: {apart.pipeline} x {apart.data} x {apart.tensor}",
+        got=f"{given.pipeline} x {given.data} x {given.tensor}",
+        help=f"encoder: {{pipeline: {meant.pipeline}, data: {meant.data}, tensor: {meant.tensor}}}",
+    )
+
+
+def _broken_batch(plan: Ruled) -> Iterator[Broken]:
+    data = plan.mesh.data
+    shared = data * plan.micro_batch
+    if plan.batch % shared:
+        near = _divisor_near(plan.batch // data, plan.micro_batch) if plan.batch >= data else 1
+        yield Broken(
+            code="VLMC163",
+            path=("micro_batch",),
+            related=(("batch",),),
+            message=f"micro-batches of {plan.micro_batch} do not divide the batch",
+            expected=f"data x micro_batch that divides {plan.batch}",
+            got=f"{plan.batch} / ({data} x {plan.micro_batch}) = {plan.batch // shared} "
+            f"remainder {plan.batch % shared}",
+            help=f"batch: {shared * -(-plan.batch // shared)}"
+            if plan.batch % data
+            else f"micro_batch: {near}",
+        )
+        return
+    if not plan.trains:
+        return
+    why = refusal(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
+    if why is not None:
+        yield Broken(
+            code="VLMC163",
+            path=("schedule",),
+            related=(("micro_batch",),),
+            message="the schedule cannot run so many micro-batches",
+            expected="a schedule that fits the pipeline's groups and micro-batches",
+            got=why,
+            help="schedule: gpipe" if plan.chunks == 1 else "chunks: 1",
+        )
+
+
 def _broken_training(plan: Ruled) -> Iterator[Broken]:
     """What train.py does not run."""
     for key, word, words in (
@@ -454,30 +502,17 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
                 key, f"`{key}` cannot be {word[:60]!r} in training", ", ".join(words), word[:60],
                 near[0],
             )  # fmt: skip
-    if plan.zero not in ZERO_STAGES:
+    stages = zero_stages(plan.schedule, plan.mesh.pipeline)
+    if plan.zero not in stages:
+        needs = "the weights" if plan.zero == 3 else "the gradients"
+        known = plan.zero in ZERO_STAGES
+        why = f" with {plan.schedule}, which needs {needs} of whole stages" if known else ""
         yield _not_run(
             "zero",
-            f"`zero` cannot be {plan.zero}: gradients are sharded wherever the optimiser's state "
-            "is",
-            ", ".join(map(str, ZERO_STAGES)),
+            f"`zero` cannot be {plan.zero}{why}",
+            ", ".join(map(str, stages)) + (", or schedule gpipe or 1f1b" if known else ""),
             str(plan.zero),
-            "2",
-        )
-    elif plan.zero == 3 and whole_weights(plan.schedule, plan.mesh.pipeline):
-        yield _not_run(
-            "zero",
-            f"`zero` cannot be 3 with {plan.schedule}, which needs the weights of whole stages",
-            "0 or 2, or schedule gpipe or 1f1b",
-            "3",
-            "2",
-        )
-    if plan.sequence_parallel:
-        yield _not_run(
-            "sequence_parallel",
-            "activations between blocks stay whole on each rank of a tensor group",
-            "false",
-            "true",
-            "false",
+            str(stages[-1]),
         )
     if not plan.trained:
         yield _not_run("trained", "no part is trained: nothing would be learnt",
@@ -545,6 +580,7 @@ class Plan:
     encoder_tensor: int
     """Over how many devices encoder and adapter are split."""
     placement: str
+    sequence_parallel: bool
     zero: int
     batch: int
     micro_batch: int
@@ -559,6 +595,11 @@ class Plan:
     def micro_batches(self) -> int:
         """Micro-batches of a step in each replica."""
         return self.batch // (self.mesh.data * self.micro_batch)
+
+    @property
+    def shares(self) -> int:
+        """In how many shares a language model's tokens lie between its split layers."""
+        return self.mesh.tensor if self.sequence_parallel else 1
 
 
 def read_plan(path: Path) -> Plan:
@@ -670,6 +711,7 @@ def _plan(document: Any) -> Plan:
         mesh=mesh,
         encoder_tensor=1 if whole["placement"] == "replicated" else mesh.tensor,
         placement=whole["placement"],
+        sequence_parallel=whole["sequence_parallel"],
         zero=whole["zero"],
         batch=whole["batch"],
         micro_batch=whole["micro_batch"],
@@ -1025,12 +1067,13 @@ def _decoder(parts: Parts) -> list[Step]:
             where = data["context"](x.dtype).places.positions
             offset = parts.argument("language", "position_offset")
             x = x + model.language.position_embedding(where + offset)
-        return passed(state, x=x)
+        return passed(state, x=data["sequences"].share(x))
 
     def gated(index: int, model: Any, state: State, data: Data) -> State:
         seen: Tensor = data["seen"]
         tokens = state["visual"].shape[1] // seen.shape[2]
         seen = seen.repeat_interleave(tokens, dim=-1)[:, None]
+        seen = data["sequences"].share(seen, dim=2)
         return passed(state, x=model.gated_blocks[index].look(state["x"], state["visual"], seen))
 
     def layer(index: int, model: Any, state: State, data: Data) -> State:
@@ -1041,7 +1084,7 @@ def _decoder(parts: Parts) -> list[Step]:
         return passed(state, "visual", x=model.language.norm(state["x"]))
 
     def head(model: Any, state: State, data: Data) -> State:
-        logits = model.logits(state["x"])
+        logits = model.logits(data["sequences"].whole(state["x"]))
         loss = _summed(logits[:, :-1], data["labels"][:, 1:], data)
         return {"loss": loss}
 
@@ -1070,7 +1113,7 @@ def _single_stream(parts: Parts) -> list[Step]:
     def embed(model: Any, state: State, data: Data) -> State:
         words, visual = model.language.embed(data["input_ids"]), state["visual"]
         x = model.language.embedding_norm(torch.cat((words, visual), dim=1))
-        return passed(state, "visual", x=x)
+        return passed(state, "visual", x=data["sequences"].share(x))
 
     def layer(index: int, model: Any, state: State, data: Data) -> State:
         mask = mask_of(data)[:, None, None, :].bool()
@@ -1078,7 +1121,7 @@ def _single_stream(parts: Parts) -> list[Step]:
 
     def head(model: Any, state: State, data: Data) -> State:
         known = {
-            "hidden": state["x"],
+            "hidden": data["sequences"].whole(state["x"]),
             "text_mask": data["attention_mask"],
             "embedding": model.language.embedding,
         }
@@ -1111,7 +1154,7 @@ def _remembering(self: Any, x: Tensor, encoded: Tensor, mask: Tensor, seen: Tens
 def _encoder_decoder(parts: Parts) -> list[Step]:
     def embed(model: Any, state: State, data: Data) -> State:
         x = _filled(model.language.embed(data["input_ids"]), state["visual"], data)
-        return passed(state, "visual", x=x)
+        return passed(state, "visual", x=data["sequences"].share(x))
 
     def encode(index: int, model: Any, state: State, data: Data) -> State:
         mask: Tensor = data["attention_mask"]
@@ -1121,15 +1164,16 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         return passed(state, x=model.language.encoder_layers[index](state["x"], mask=bias))
 
     def turn(model: Any, state: State, data: Data) -> State:
-        encoded = model.language.encoder_norm(state["x"])
+        encoded = data["sequences"].whole(model.language.encoder_norm(state["x"]))
         labels: Tensor = data["labels"]
         start = torch.full_like(labels[:, :1], parts.argument("language", "start_token"))
         shifted = torch.cat((start, labels[:, :-1]), dim=1)
         shifted = shifted.masked_fill(shifted == -100, parts.argument("language", "pad_token"))
-        return passed(state, encoded=encoded, x=model.language.embed(shifted))
+        x = data["sequences"].share(model.language.embed(shifted))
+        return passed(state, encoded=encoded, x=x)
 
     def decode(index: int, model: Any, state: State, data: Data) -> State:
-        place = torch.arange(state["x"].shape[1], device=state["x"].device)[None]
+        place = torch.arange(data["labels"].shape[1], device=state["x"].device)[None]
         bias = model.language.decoder_bias(place, place)
         ahead = place[:, None, None, :] > place[:, None, :, None]
         bias = bias.masked_fill(ahead, float("-inf"))
@@ -1141,7 +1185,8 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         return passed(state, "encoded", x=model.language.decoder_norm(state["x"]))
 
     def head(model: Any, state: State, data: Data) -> State:
-        return {"loss": _summed(model.logits(state["x"]), data["labels"], data)}
+        logits = model.logits(data["sequences"].whole(state["x"]))
+        return {"loss": _summed(logits, data["labels"], data)}
 
     def encoder_layer(n: int) -> Step:
         path = f"language.encoder_layers.{n}"
@@ -1222,6 +1267,61 @@ class Gather(torch.autograd.Function):
 
 
 _GATHER: Any = Gather
+
+
+# --------------------------------------------------------------------------------------------------
+# Sequences shared out over a tensor group between split layers (Korthikanti et al., 2022, 4.2).
+# --------------------------------------------------------------------------------------------------
+
+
+class Sequences:
+    """Hidden states [rows, tokens, width] of which each rank of a group holds as many tokens as the
+    others; without a group, all of them."""
+
+    def __init__(self, mesh: DeviceMesh | None = None) -> None:
+        self.mesh = mesh
+
+    def share(self, whole: Tensor, dim: int = 1) -> Tensor:
+        """This rank's tokens of what all ranks have made alike."""
+        return self._moved(whole, Replicate(), Shard(dim))
+
+    def whole(self, share: Tensor, dim: int = 1) -> Tensor:
+        """All tokens, for what all ranks do alike: so the gradient of a share is a part of that of
+        the whole."""
+        return self._moved(share, Shard(dim), Replicate())
+
+    def _moved(self, tensor: Tensor, now: Placement, then: Placement) -> Tensor:
+        if self.mesh is None:
+            return tensor
+        made = DTensor.from_local(tensor, self.mesh, [now], run_check=False)
+        return made.redistribute(placements=[then]).to_local()
+
+
+def gather_once(module: Any, mesh: DeviceMesh, *, itself: bool, masked: bool) -> None:
+    """Lets a split module read whole sequences where it is given shares, gathered once for all of
+    its projections; they sum the gradient up while it is scattered. `itself`: an attention whose
+    keys and values are made of the queries' sequence. `masked`: its mask is a share, too."""
+    kept: list[Tensor] = []
+
+    def gathered(share: Tensor) -> Tensor:
+        made = DTensor.from_local(share, mesh, [Shard(1)], run_check=False)
+        return made.redistribute(placements=[Replicate()])
+
+    def before(inner: Any, given: Any, named: Any) -> Any:
+        x = kept.pop() if kept else gathered(given[0])
+        if masked:
+            named = {**named, "mask": Sequences(mesh).whole(named["mask"], dim=2)}
+        return (x, *given[1:]), named
+
+    if itself:
+        key_value = module.key_value
+
+        def first(source: Tensor, *more: Any) -> Any:
+            kept[:] = [gathered(source)]
+            return key_value(kept[0], *more)
+
+        module.key_value = first
+    module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1360,6 +1460,9 @@ class Stage(nn.Module):
         self.model = model
         self.cut = cut
         self.images: SharedImages | None = None
+        self.sequences = Sequences()
+        self.partial: set[str] = set()
+        """Parameters that see a share of the images or tokens on each rank of a tensor group."""
         self.takes: tuple[str, ...] = ()
         self.feed: list[Data] = []
         self.anchor = torch.zeros((), requires_grad=True)
@@ -1378,8 +1481,10 @@ class Stage(nn.Module):
         return sent[0] if self.cut.last else sent
 
     def informed(self, data: Data) -> Data:
-        """The micro-batch with what all layers of a decoder share, made when first asked for."""
-        return {**data, "context": cache(partial(context_of, self.parts, self.model, data))}
+        """The micro-batch with how its sequences are shared out, and with what all layers of a
+        decoder share, made when first asked for."""
+        context = cache(partial(context_of, self.parts, self.model, data))
+        return {**data, "sequences": self.sequences, "context": context}
 
     def run(self, state: State, data: Data) -> State:
         """The stage's steps, without what a backward pass needs where none will come."""
@@ -1436,10 +1541,12 @@ def _matches(pattern: str, path: str) -> bool:
 # --------------------------------------------------------------------------------------------------
 
 
-def borders(parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data) -> list[State]:
+def borders(
+    parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data, *, shares: int
+) -> list[State]:
     """What leaves each stage, on the meta device, by name in order; `model` is the whole one on the
     meta device, in the number format that is computed in, `data` a micro-batch of the step's
-    shapes."""
+    shapes. A language model's sequences go on in so many `shares`."""
     empty = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in data.items()}
     found: list[State] = []
     state: State = {}
@@ -1448,8 +1555,12 @@ def borders(parts: Parts, model: nn.Module, all_cuts: Sequence[Cut], data: Data)
             stage = Stage(parts, model, cut)
             state = stage.run(state, stage.informed(empty))
             state = {name: state[name] for name in sorted(state)}
-            found.append(state)
+            found.append({name: _share(name, value, shares) for name, value in state.items()})
     return found
+
+
+def _share(name: str, value: Tensor, shares: int) -> Tensor:
+    return value[:, : value.shape[1] // shares] if name == "x" else value
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1462,20 +1573,30 @@ _ROWS = ("output", "down")
 _OF_HEADS = {"content_bias": 0, "distance_bias": 0}
 """Parameters of an attention that have a row for each head."""
 _HEAD_NORMS = ("query_norm", "key_norm")
+_VISION = ("encoder", "adapter")
+_STACK_NORMS = ("language.norm", "language.encoder_norm", "language.decoder_norm")
+"""Norms after a stack of blocks."""
 
 
-def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
+def split(stage: Stage, mesh: DeviceMesh, *, vision: bool, sequences: bool) -> None:
     """Shares the attention heads and hidden units of a stage's blocks out over `mesh`. Encoder and
-    adapter stay whole where not `vision`. Frozen parameters stay frozen."""
+    adapter stay whole where not `vision`. With `sequences` the ranks hold a share of a language
+    model's tokens wherever these do not read each other. Frozen parameters stay frozen."""
     trained = {name: p.requires_grad for name, p in stage.named_parameters()}
     plan: dict[str, ParallelStyle] = {}
     model: Any = stage.model
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for path, module in modules.items():
-        if not vision and role_of(path) in ("encoder", "adapter"):
+        if not vision and role_of(path) in _VISION:
             continue
         if _is_attention(module) or _is_mlp(module):
-            plan |= {f"{path}.{name}": style for name, style in _styles(module).items()}
+            shared = sequences and role_of(path) not in _VISION
+            made = _styles(module, Shard(1) if shared else Replicate())
+            plan |= {f"{path}.{name}": style for name, style in made.items()}
+            if made and shared:
+                crosses = _is_attention(module) and path.startswith("gated_blocks.")
+                itself = hasattr(module, "key_value") and path.endswith(".attention")
+                gather_once(module, mesh, itself=itself and not crosses, masked=crosses)
         if _is_attention(module):
             _share_heads(module, mesh)
         if path.endswith("_bias.table"):  # scores by distance: a column for each head
@@ -1490,17 +1611,31 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool) -> None:
     for name, parameter in stage.named_parameters():
         # Parallel modules are given new parameters, which would all ask for gradients.
         parameter.requires_grad_(trained[name])
+    if sequences:
+        _see_shares(stage, mesh)
 
 
-def _styles(module: nn.Module) -> dict[str, ParallelStyle]:
-    """How each projection of a block is shared out: by its outputs, then by its inputs."""
+def _see_shares(stage: Stage, mesh: DeviceMesh) -> None:
+    """Sequences go through a stage as shares of their tokens."""
+    stage.sequences = Sequences(mesh)
+    stacks = [step.block for step in stage.cut.steps if step.block and not sees(step)]
+    for name, parameter in stage.model.named_parameters():
+        whole = isinstance(parameter, DTensor)  # split: it reads whole sequences
+        in_stack = any(name.startswith(f"{path}.") for path in stacks)
+        if not whole and (in_stack or name.startswith(_STACK_NORMS)):
+            stage.partial.add(name)
+
+
+def _styles(module: nn.Module, given: Placement) -> dict[str, ParallelStyle]:
+    """How each projection of a block is shared out: by its outputs, then by its inputs, whose sums
+    are `given` to all ranks or scattered."""
     found: dict[str, ParallelStyle] = {}
     for name, child in module.named_children():
         if isinstance(child, nn.Linear) and _has_weight(child):
             if name in _COLUMNS:
                 found[name] = ColwiseParallel()
             elif name in _ROWS:
-                found[name] = RowwiseParallel()
+                found[name] = RowwiseParallel(output_layouts=given)
     return found
 
 
@@ -1577,10 +1712,11 @@ class Row:
 
 
 def micro_batches(
-    parts: Parts, rows: Sequence[Row], *, data: int, replica: int, size: int
+    parts: Parts, rows: Sequence[Row], *, data: int, replica: int, size: int, shares: int = 1
 ) -> list[Data]:
     """The micro-batches of one replica out of `data`, each of `size` rows. All micro-batches of a
-    step have the same shapes on all ranks: a pipeline's transfers are fixed.
+    step have the same shapes on all ranks: a pipeline's transfers are fixed. `shares` divides the
+    tokens of each sequence.
 
     Raises UsageError for a sequence that the model has no positions for.
     """
@@ -1593,6 +1729,7 @@ def micro_batches(
         if longest + taken > parts.context:
             raise UsageError(f"a sequence of {longest} tokens; the model has {parts.context}")
         text = min(text, parts.context - taken)
+    text = _divisible(parts, text, shares)
     groups = [list(range(i, i + size)) for i in range(0, len(rows), size)]
     if parts.fusion == "gated_cross_attention":
         most = max(1, *(len(row.images) for row in rows))
@@ -1603,7 +1740,20 @@ def micro_batches(
     total = _asked(parts, rows, placed)
     share = len(groups) // data
     own = groups[replica * share : (replica + 1) * share]
-    return [_micro_batch(parts, rows, placed, g, text, most, total / data) for g in own]
+    return [_micro_batch(parts, rows, placed, g, text, most, total / data, shares) for g in own]
+
+
+def _divisible(parts: Parts, text: int, shares: int) -> int:
+    """So much text and what follows it, that `shares` divides both together. Padding takes no
+    position of the model's but in a single stream, where visual tokens leave it some."""
+    after = parts.places if parts.fusion == "single_stream" else 0
+    length = text + -(text + after) % shares
+    if after and parts.context is not None and length > parts.context:
+        raise UsageError(
+            f"{length} places for words, so that {shares} ranks share {length + after} tokens; the "
+            f"model has {parts.context}"
+        )
+    return length
 
 
 def _placed(parts: Parts, row: Row) -> tuple[list[int], list[int]]:
@@ -1673,6 +1823,7 @@ def _micro_batch(
     text: int,
     most: int,
     total: float,
+    shares: int,
 ) -> Data:
     words = [placed[i][0] for i in group]
     given: Data = {
@@ -1688,6 +1839,7 @@ def _micro_batch(
     elif parts.target:
         labels = [_labels(parts, row, p) for row, p in zip(rows, placed, strict=True)]
         longest = max(len(row) for row in labels)
+        longest += -longest % shares
         given["labels"] = _padded([labels[i] for i in group], longest, IGNORED)
     else:
         labels = [_labels(parts, rows[i], placed[i]) for i in group]
@@ -1784,9 +1936,12 @@ class Engine:
                 dtype = torch.float32 if parameter.requires_grad else self.dtype
                 parameter.data = parameter.data.to(dtype)
         if plan.mesh.tensor > 1:
-            split(stage, self.mesh["tensor"], vision=plan.encoder_tensor > 1)
+            vision, sequences = plan.encoder_tensor > 1, plan.sequence_parallel
+            split(stage, self.mesh["tensor"], vision=vision, sequences=sequences)
             if plan.placement == "replicated" and sees(cut.steps[0]):
                 stage.images = SharedImages(self.mesh["tensor"].get_group())
+                names = [name for name, _ in stage.model.named_parameters()]
+                stage.partial |= {n for n in names if role_of(n) in ("encoder", "adapter")}
         save_less(stage, plan.checkpointing)
         if plan.mesh.data > 1 or self.dtype != torch.float32:
             self._shard(stage)
@@ -1816,31 +1971,38 @@ class Engine:
             fully_shard(block, **options)
             if step.look is not None:
                 register_fsdp_forward_method(block, "look")
-        for block in reversed(unread(stage.model, stage.cut.steps)):
-            # Units of their own are never gathered.
-            if not all(parameter in ignored for parameter in block.parameters()):
-                fully_shard(block, **options)
-        fully_shard(stage, **options)
+        apart = [
+            block
+            for block in reversed(unread(stage.model, stage.cut.steps))
+            if not all(parameter in ignored for parameter in block.parameters())
+        ]
+        for block in apart:
+            fully_shard(block, **options)  # a unit of its own is never gathered
+        sharded: FSDPModule = fully_shard(stage, **options)
+        stage.__dict__["set_requires_gradient_sync"] = partial(
+            _hold_back, sharded.set_requires_gradient_sync, apart
+        )
         if self.plan.mesh.pipeline > 1:
             # A pipeline would keep all that a backward pass gathered, and whole gradients, until
-            # the end of the step.
+            # the end of the step; the latter is what ZeRO 1 and 0 mean.
             if not self._keeps_whole:
                 stage.__dict__["set_reshard_after_backward"] = _as_it_is
-            if zero >= 2 and self.plan.schedule != "zero_bubble":
+            if zero >= 2:
                 stage.__dict__["set_requires_gradient_sync"] = _as_it_is
 
     @property
     def _keeps_whole(self) -> bool:
         """Whether weights stay gathered from a step's first forward pass to its end."""
-        return self.plan.zero == 2 or self.looped
+        return self.plan.zero in (1, 2) or self.looped
 
     def step(self, rows: Sequence[Row]) -> float:
         """Gradients of the mean loss over the sequences of a step, and that loss. They are added to
         what gradients there are."""
         plan = self.plan
         given = micro_batches(
-            self.parts, rows, data=plan.mesh.data, replica=self.replica, size=plan.micro_batch
-        )
+            self.parts, rows, data=plan.mesh.data, replica=self.replica, size=plan.micro_batch,
+            shares=plan.shares,
+        )  # fmt: skip
         feed = [{k: self._here(k, v) for k, v in one.items()} for one in given]
         for stage in self.stages:
             stage.feed = feed
@@ -1848,8 +2010,7 @@ class Engine:
         for stage in self.stages:
             for parameter in stage.parameters():
                 _put_together(parameter)
-            if stage.images is not None:
-                self._add_shares(stage)
+            self._add_shares(stage)
             for parameter in stage.parameters():
                 if parameter.ndim == 0 and parameter.requires_grad and plan.mesh.data > 1:
                     self._average(parameter)
@@ -1861,9 +2022,9 @@ class Engine:
         return float(own)
 
     def _add_shares(self, stage: Stage) -> None:
-        """Sums gradients of an encoder and adapter that saw a share of the images on each rank."""
+        """Sums gradients of what saw a share of the images or of the tokens on each rank."""
         for name, parameter in stage.model.named_parameters():
-            if parameter.grad is not None and role_of(name) in ("encoder", "adapter"):
+            if parameter.grad is not None and name in stage.partial:
                 group = self.mesh["tensor"].get_group()
                 DISTRIBUTED.all_reduce(_local(parameter.grad), group=group)
 
@@ -1907,7 +2068,7 @@ class Engine:
             (k, tuple(v.shape)) for k, v in sorted(feed[0].items()) if isinstance(v, Tensor)
         )
         if key not in self._schedules:
-            sent = borders(self.parts, self.whole, self.cuts, feed[0])
+            sent = borders(self.parts, self.whole, self.cuts, feed[0], shares=self.plan.shares)
             self._schedules = {key: self._made(sent, len(feed))}
         return self._schedules[key]
 
@@ -1981,6 +2142,14 @@ class Engine:
 
 def _as_it_is(*given: Any, **named: Any) -> None:
     """In place of a setting that a pipeline would change."""
+
+
+def _hold_back(others: Callable[[bool], None], apart: Sequence[Any], sync: bool) -> None:
+    """Whether gradients are reduced with the next backward pass. FSDP2 looks for those that it is
+    to hold back, and fails on blocks that were never gathered, which have none."""
+    others(sync)
+    for block in apart:
+        block.set_requires_gradient_sync(True)
 
 
 def _asking(meta: Tensor) -> Tensor:
