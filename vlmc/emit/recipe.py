@@ -16,6 +16,10 @@ GRAPH_SOURCES = ("builder", "capture", "components", "ir", "passes", "version.py
 """The parts of vlmc that every graph goes through, relative to the package."""
 
 
+OF_DESIGN = {"follows_from": "design"}
+"""Metadata of a safetensors file whose numbers are the same whatever the weights are."""
+
+
 def digest(*parts: object) -> str:
     """The hash of some values, which are distinguished by how JSON or `repr` writes them."""
     text = json.dumps([part if isinstance(part, str) else repr(part) for part in parts])

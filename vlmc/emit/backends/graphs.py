@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 from vlmc.builder.located import located_in
 from vlmc.emit.artifact import Build, Graphs, Needed, Progress
-from vlmc.emit.recipe import GRAPH_SOURCES, digest, source, versions
+from vlmc.emit.recipe import GRAPH_SOURCES, OF_DESIGN, digest, source, versions
 from vlmc.emit.record import hashed
 from vlmc.emit.store import store
 from vlmc.passes.effect import Effect
 
 WEIGHTS = "weights"
 VALUES = ".safetensors"
-"""Files of a folder of graphs that hold numbers, computed from the weights."""
+"""Files of a folder of graphs that hold numbers: weights, or what follows from them or from the
+design alone."""
 
 Fill = Callable[[Path, Path], None]
 """From the folder of the weights and an empty one to the graphs in it."""
@@ -61,7 +65,7 @@ def graphs(
 
     def keep(folder: Path, needed: Needed) -> None:
         weights = _weights(folder, needed, path)
-        computed = any(not _is_weights(p, weights, needed) for p in folder.rglob(f"*{VALUES}"))
+        computed = any(_computed(path, weights, needed) for path in folder.rglob(f"*{VALUES}"))
         key = _by_values(recipe, needed) if computed else _by_shapes(recipe, weights)
         if cached:
             kept.keep(key, folder, weights, about, heard or ())
@@ -104,6 +108,16 @@ def _above(folder: Path, path: str) -> Path:
 
 def _weights(folder: Path, needed: Needed, path: str) -> dict[str, Path]:
     return {name: _above(folder, path) / name for name in needed if name.endswith(VALUES)}
+
+
+def _computed(path: Path, weights: Mapping[str, Path], needed: Needed) -> bool:
+    """Whether a file holds numbers that follow from the values of the weights, and is none of
+    them."""
+    if _is_weights(path, weights, needed):
+        return False
+    file: Any = safe_open(path, "np")
+    with file as opened:
+        return opened.metadata() != OF_DESIGN
 
 
 def _is_weights(path: Path, weights: Mapping[str, Path], needed: Needed) -> bool:

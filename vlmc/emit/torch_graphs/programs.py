@@ -27,6 +27,7 @@ from vlmc.capture.program import ORIGIN
 from vlmc.capture.stages import CacheKind
 from vlmc.diagnostics import UsageError
 from vlmc.emit.artifact import Progress
+from vlmc.emit.recipe import OF_DESIGN
 from vlmc.emit.torch_graphs.archive import rewrite
 from vlmc.ir import Arch
 from vlmc.passes.effect import Effect
@@ -157,8 +158,14 @@ def describe(
         "graphs": [_entry(graph, weights, folded) for graph in graphs],
     }
     if folded:
-        (folder / CONSTANTS).write_bytes(save(folded))
+        metadata = None if any(map(_of_values, graphs)) else OF_DESIGN
+        (folder / CONSTANTS).write_bytes(save(folded, metadata))
     (folder / DESCRIPTION).write_text(json.dumps(document) + "\n", encoding="utf-8")
+
+
+def _of_values(graph: Graph) -> bool:
+    """Whether a constant is computed from the values of weights."""
+    return any(isinstance(one, Folded) and one.parts for one in graph.constants.values())
 
 
 def _entry(graph: Graph, weights: Path, folded: dict[str, Tensor]) -> dict[str, Any]:
