@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmc.call import listed
 from vlmc.diagnostics import UsageError
 from vlmc.pipeline import load_spec
 
@@ -43,7 +44,7 @@ def load(
     artifact, or a file does not fit the design, EnvironmentFault where this machine cannot run it.
     """
     where = Path(path)
-    changes = tuple(overrides)
+    changes = listed(overrides)
     if changes and engine != "eager" and where.is_dir():
         raise UsageError(
             f"--set {changes[0]}: the graphs in {where} are made for the design as it is there, "

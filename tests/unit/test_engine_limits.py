@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import vlmc
+from tests.conftest import ROOT
 from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.runtime.engines.aoti_program import check_machine
 from vlmc.runtime.engines.graph_files import read_graphs
 from vlmc.runtime.engines.mapped_weights import MAPPED, MappedWeights
+from vlmc.runtime.engines.onnx_engine import OnnxEngine
+from vlmc.runtime.engines.onnx_graph import OnnxGraph
+from vlmc.runtime.engines.open import open_engine
 from vlmc.runtime.engines.paged import Blocks, BlockTable
+
+LLAVA = ROOT / "specs" / "llava-1.5.yaml"
 
 
 def mapped(folder: Path, values: dict[str, torch.Tensor]) -> MappedWeights:
@@ -88,6 +96,49 @@ def test_a_capability_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "graphs.json").write_text(json.dumps(described))
     with pytest.raises(EnvironmentFault, match="is damaged"):
         read_graphs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("dtype", "fp32", "dtype is 'fp32': float32, bfloat16, float16 is expected"),
+        ("device", "tpu", "device is 'tpu': any, cpu, cuda is expected"),
+        ("system", 7, "is damaged"),
+        ("graphs", [{"name": "decode"}], "is damaged"),
+        ("graphs", [], "there is no graph that answers"),
+        ("torch", None, "compiled for torch None, and torch"),
+    ],
+)
+def test_a_description_that_was_edited(
+    key: str, value: object, reason: str, tmp_path: Path
+) -> None:
+    described = {"torch": torch.__version__, "dtype": "float32", "device": "cpu", "graphs": []}
+    (tmp_path / "aoti").mkdir()
+    described["system"] = {"os": platform.system(), "machine": platform.machine()}
+    (tmp_path / "aoti" / "graphs.json").write_text(json.dumps({**described, key: value}))
+    (tmp_path / "weights").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "weights" / "model.safetensors")
+    with pytest.raises(EnvironmentFault, match=reason):
+        open_engine(tmp_path, "aoti", vlmc.load(LLAVA, mini=True).design)
+
+
+def test_a_graph_that_another_tool_has_saved(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", [value], [out])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "a.onnx"
+    )
+    with pytest.raises(EnvironmentFault, match=r"a\.onnx: lacks what vlmc notes in a graph"):
+        OnnxGraph(tmp_path / "a.onnx", 1)
+
+
+def test_an_engine_is_called_as_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "decoder.int8.onnx").touch()
+    assert OnnxEngine(tmp_path, serving="decoder").name == "onnx"
+    assert OnnxEngine(tmp_path, serving="decoder", variant="int8").name == "onnx-int8"
 
 
 def test_a_row_beyond_its_table_takes_no_block() -> None:

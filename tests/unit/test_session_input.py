@@ -10,7 +10,6 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -607,9 +606,17 @@ def test_a_pool_of_blocks_has_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pool_of_graphs_has_to_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     vlmc.build(LLAVA, tmp_path / "twin", mini=True)
-    graphs = SimpleNamespace(dtype="bfloat16", device="cpu")
+    made = {"torch": torch.__version__, "dtype": "bfloat16", "device": "any", "graphs": []}
+    (tmp_path / "twin" / "compile").mkdir()
+    (tmp_path / "twin" / "weights").mkdir(exist_ok=True)
+    (tmp_path / "twin" / "compile" / "graphs.json").write_text(json.dumps(made))
     monkeypatch.setattr("vlmc.runtime.start.open_engine", lambda *_, **__: twin().engine)
-    monkeypatch.setattr("vlmc.runtime.start.read_graphs", lambda _: graphs)
     vlmc.load(tmp_path / "twin", "compile", blocks=9)
     with pytest.raises(UsageError, match=r"x 2 bytes = .* blocks at most"):
         vlmc.load(tmp_path / "twin", "compile", blocks=10**12)
+
+
+def test_texts_that_stand_for_nothing() -> None:
+    with pytest.raises(UsageError, match="overrides are a list of texts"):
+        vlmc.load(LLAVA, mini=True, overrides="token_budget.images=3")
+    refused("image 1: an empty text is no path to a picture", "What?", "")

@@ -29,6 +29,8 @@ def source_of(given: object) -> Source:
 
     Raises UsageError, with what would do, where it is no picture.
     """
+    if isinstance(given, str) and not given:
+        raise UsageError("an empty text is no path to a picture")
     if isinstance(given, str | Path):
         return _file(str(given))
     if isinstance(given, bytes | bytearray | memoryview):

@@ -109,7 +109,7 @@ def start(
         if blocks is not None:
             graphs = read_graphs(folder / engine)
             pool = dtype_of(getattr(torch, graphs.dtype))
-            check_blocks(arch, blocks, design.cache_elements, torch.device(graphs.device), pool)
+            check_blocks(arch, blocks, design.cache_elements, torch.device(graphs.place), pool)
         session = equipment.session(running, lambda: not_finite(folder / "weights"))
     session.load_seconds = time.perf_counter() - begun
     return session

@@ -38,7 +38,7 @@ class Engine(Protocol):
     on at once, in one thread."""
 
     name: str
-    """eager, compile, aoti or onnx."""
+    """As `vlmc run --engine` calls it: eager, compile, aoti, onnx, onnx-int8 or onnx-int4."""
 
     @property
     def capacity(self) -> int | None:

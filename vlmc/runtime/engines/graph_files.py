@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -55,10 +55,16 @@ class GraphFolder:
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that one row may have."""
-        if "decode" in self.graphs:
-            return self.graphs["decode"].most("slots")
-        return self.graphs["model"].most("text")
+        """Tokens that one row may have. Raises EnvironmentFault where no graph answers."""
+        for name, extent in (("decode", "slots"), ("model", "text")):
+            if name in self.graphs:
+                return self.graphs[name].most(extent)
+        raise EnvironmentFault(f"{self.folder}: there is no graph that answers; build it again")
+
+    @property
+    def place(self) -> str:
+        """Where they run, as torch calls it."""
+        return "cuda" if self.device == "cuda" else "cpu"
 
 
 def read_graphs(folder: Path) -> GraphFolder:
@@ -66,19 +72,26 @@ def read_graphs(folder: Path) -> GraphFolder:
     path = folder / "graphs.json"
     try:
         found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        graphs = {entry["name"]: _graph_file(folder, entry) for entry in found["graphs"]}
         return GraphFolder(
             folder=folder,
-            torch=found["torch"],
-            dtype=found["dtype"],
-            device=found["device"],
-            system=found.get("system", {}),
+            torch=str(found["torch"]),
+            dtype=_graph_word(found, "dtype", ("float32", "bfloat16", "float16")),
+            device=_graph_word(found, "device", ("any", "cpu", "cuda")),
+            system=dict(found.get("system", {})),
             gpu=_capability(found.get("gpu")),
-            graphs={entry["name"]: _graph_file(folder, entry) for entry in found["graphs"]},
+            graphs=graphs,
         )
     except FileNotFoundError:
         raise EnvironmentFault(f"{folder}: there are no graphs here; build them") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentFault(f"{path}: is damaged ({error}); build it again") from None
+
+
+def _graph_word(found: Mapping[str, Any], key: str, words: Sequence[str]) -> str:
+    if found[key] not in words:
+        raise ValueError(f"{key} is {found[key]!r}: {', '.join(words)} is expected")
+    return found[key]
 
 
 def _capability(found: Any) -> tuple[int, int] | None:
@@ -93,7 +106,7 @@ def _graph_file(folder: Path, entry: Mapping[str, Any]) -> GraphFile:
         path=folder / entry["file"],
         inputs=tuple(_graph_wire(wire) for wire in entry["inputs"]),
         outputs=tuple(_graph_wire(wire) for wire in entry["outputs"]),
-        bounds={name: (least, most) for name, (least, most) in entry["bounds"].items()},
+        bounds={name: (int(least), int(most)) for name, (least, most) in entry["bounds"].items()},
         constants={
             name: parts if isinstance(parts, str) else tuple(parts)
             for name, parts in entry["constants"].items()

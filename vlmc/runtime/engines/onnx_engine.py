@@ -23,8 +23,6 @@ class OnnxEngine:
     onnxruntime is missing or cannot open a graph.
     """
 
-    name = "onnx"
-
     def __init__(
         self,
         folder: Path,
@@ -38,6 +36,7 @@ class OnnxEngine:
         self.serving = serving
         self.start_token = start_token
         self.variant = variant
+        self.name = "onnx" if variant is None else f"onnx-{variant}"
         self.threads = threads
         self._open: dict[str, OnnxGraph] = {}
         onnx_runtime()

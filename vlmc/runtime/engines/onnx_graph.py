@@ -45,8 +45,14 @@ class OnnxGraph:
         self.inputs: dict[str, Any] = {one.name: one for one in self.session.get_inputs()}
         self.outputs: dict[str, Any] = {one.name: one for one in self.session.get_outputs()}
         notes = self.session.get_modelmeta().custom_metadata_map
-        self.bounds = cast("dict[str, list[int]]", json.loads(notes["vlmc.bounds"]))
-        self.image_tokens = int(notes["vlmc.image_tokens"])
+        try:
+            self.bounds = cast("dict[str, list[int]]", json.loads(notes["vlmc.bounds"]))
+            self.image_tokens = int(notes["vlmc.image_tokens"])
+        except (KeyError, ValueError):
+            raise EnvironmentFault(
+                f"{path}: lacks what vlmc notes in a graph, as where another tool has saved it; "
+                "build it again"
+            ) from None
         self.in_place = notes.get("vlmc.cache") == "in place"
         """Whether the newest tokens may be written behind the others in one buffer."""
 

@@ -92,8 +92,7 @@ def _graphs(
     if name == "aoti":
         check_machine(graphs)
     dtype = getattr(torch, graphs.dtype)
-    device = "cuda" if graphs.device == "cuda" else "cpu"
-    weights = MappedWeights(folder / "weights", folder / name, dtype, device)
+    weights = MappedWeights(folder / "weights", folder / name, dtype, graphs.place)
     if name == "aoti":
         return TorchEngine(name, graphs, design, lambda graph: AotiProgram(graph, weights))
     return TorchEngine(

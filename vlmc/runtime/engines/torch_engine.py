@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlmc.diagnostics.faults import UsageError
+from vlmc.diagnostics.faults import EnvironmentFault, UsageError
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
 from vlmc.runtime.engines.graph_files import GraphFile, GraphFolder
@@ -75,7 +75,7 @@ class TorchEngine:
         self.graphs = graphs.graphs
         self.capacity = graphs.capacity
         self.design = design
-        self.device = torch.device(graphs.device if graphs.device == "cuda" else "cpu")
+        self.device = torch.device(graphs.place)
         self.dtype: torch.dtype = getattr(torch, graphs.dtype)
         self._load = load
         self._kind = "" if blocks is None else "paged_"
@@ -165,6 +165,10 @@ class TorchEngine:
 
     def _program(self, name: str) -> TorchProgram:
         if name not in self._programs:
+            if name not in self.graphs:
+                raise EnvironmentFault(
+                    f"the {self.name} graphs of this build lack {name}; build it again"
+                )
             self._programs[name] = self._load(self.graphs[name])
         return self._programs[name]
 
