@@ -10,7 +10,7 @@ validated in a fraction of the time that importing torch takes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -192,7 +192,7 @@ def build(
     still).
     """
     from vlmc.emit.compiling import compiling_in
-    from vlmc.emit.fresh import current, remember
+    from vlmc.emit.fresh import current, laid, remember
     from vlmc.emit.store import store
 
     overrides = (*listed(overrides), *wanted(artifacts))
@@ -212,14 +212,13 @@ def build(
     standing = current(this, kept)
     if standing is None:
         with compiling_in(kept):
-            standing, settled = _made(this)
-        if settled:
-            remember(this, standing, kept)
-            kept.trim()
+            standing, settled = _made(this, laid(this, kept))
+        remember(this, standing, kept, settled=settled)
+        kept.trim()
     return standing.called(command(path, overrides), to_folder(output))
 
 
-def _made(this: Build) -> tuple[Manifest, bool]:
+def _made(this: Build, laid: Mapping[str, tuple[int, ...]]) -> tuple[Manifest, bool]:
     """The build, made or found to stand; and whether the next one could only be the same."""
     from vlmc.builder.model import instantiate
     from vlmc.emit import catalog
@@ -236,6 +235,7 @@ def _made(this: Build) -> tuple[Manifest, bool]:
         this.folder,
         artifacts,
         partial(Manifest.of, this),
+        laid=laid,
         verify=blaming_weights(verifier(this)),
         progress=this.progress,
     )

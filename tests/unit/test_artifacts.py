@@ -18,12 +18,13 @@ import vlmc
 from vlmc import pipeline
 from vlmc.commands import app
 from vlmc.diagnostics import EnvironmentFault, SpecError, UsageError
-from vlmc.emit import fresh, writer
+from vlmc.emit import fresh, staging, writer
 from vlmc.emit.artifact import Artifact, Deferred, Graphs, Needed
 from vlmc.emit.catalog import uncommitted
 from vlmc.emit.faults import NotHere
 from vlmc.emit.manifest import MEASURED, NAME, Manifest
 from vlmc.emit.options import Options, check
+from vlmc.emit.record import File, hashed
 from vlmc.emit.store import Store, store
 from vlmc.emit.verify import Unsound
 from vlmc.emit.verify.finite import blaming_weights
@@ -338,6 +339,41 @@ def test_any_change_is_looked_at(
     else:
         plan = replace(plan, seed=1)
     assert fresh.current(plan, kept) is None
+
+
+@pytest.mark.parametrize("place", ["over", "instead"])
+def test_older_weights_in_the_place_of_those_built_are_found(tmp_path: Path, place: str) -> None:
+    out = tmp_path / "out"
+    vlmc.build(LLAVA, out, mini=True, artifacts=["model"])
+    file = out / "weights" / "model.safetensors"
+    right = file.read_bytes()
+    if place == "instead":
+        file.unlink()
+    file.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    os.utime(file, ns=(0, 0))  # as `cp -p` and rsync leave a file of an earlier day
+    assert not vlmc.build(LLAVA, out, mini=True, artifacts=["model"]).unchanged
+    assert file.read_bytes() == right
+
+
+def test_weights_that_lie_as_they_were_left_are_not_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, times = tmp_path / "out", list[str]()
+
+    def counted(path: Path) -> File:
+        times.append(path.name)
+        return hashed(path)
+
+    vlmc.build(LLAVA, out, mini=True, artifacts=["model"])
+    monkeypatch.setattr(staging, "hashed", counted)
+    for _ in range(2):  # a build that was not settled, after one that was, and after another
+        monkeypatch.setattr(pipeline, "_by_host", lambda *given: True)
+        monkeypatch.setattr(fresh, "current", lambda *given: None)
+        assert vlmc.build(LLAVA, out, mini=True, artifacts=["model"]).unchanged
+    assert times == []
+    monkeypatch.setenv("VLMC_CACHE", str(tmp_path / "empty"))
+    assert vlmc.build(LLAVA, out, mini=True, artifacts=["model"]).unchanged
+    assert times == ["model.safetensors"], "nothing is known of how they lay"
 
 
 def test_notes_on_builds_stay_within_the_limit(

@@ -1,6 +1,6 @@
 """Whether a build stands as it would be made now, without making any of it, nor loading torch.
 
-After a build, what it followed from and its files as they lay (size, time, inode) are noted in the
+After a build, what it followed from and its files as they lay (size, times, inode) are noted in the
 user's cache. While neither has changed, there is nothing to build.
 """
 
@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vlmc.emit.backends import spec_resolved
 from vlmc.emit.beside import beside
 from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
 from vlmc.emit.recipe import digest, source, stats, values_in, versions
+from vlmc.emit.record import Lying, lying
 from vlmc.emit.store import Store
 from vlmc.hardware import Device, device
 from vlmc.hardware.processor import processor_says
@@ -41,13 +42,24 @@ def current(build: Build, store: Store) -> Manifest | None:
         return None
 
 
-def remember(build: Build, manifest: Manifest, store: Store) -> None:
-    """Notes that `manifest` stands at the folder of `build`. Where the cache cannot be written, the
-    next build looks at everything again."""
+def laid(build: Build, store: Store) -> Mapping[str, Lying]:
+    """How the files of the last build of the folder lay when it ended; nothing where none is
+    known."""
+    try:
+        files: Any = json.loads(_note(build, store).read_bytes())["files"]
+        return {str(name): tuple(map(int, one)) for name, one in files.items() if one is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def remember(build: Build, manifest: Manifest, store: Store, *, settled: bool = True) -> None:
+    """Notes that `manifest` stands at the folder of `build`, and whether the next build could only
+    be the same (`settled`). Where the cache cannot be written, that one looks at everything
+    again."""
     note = _note(build, store)
     with suppress(OSError):
         files = _files(build.folder, (*manifest.files, NAME, MEASURED))
-        text = json.dumps({"follows_from": _cause(build), "files": files})
+        text = json.dumps({"follows_from": _cause(build) if settled else None, "files": files})
         note.parent.mkdir(parents=True, exist_ok=True)
         store.unfinished.mkdir(exist_ok=True)
         handle, draft = tempfile.mkstemp(prefix="vlmc-", dir=store.unfinished)
@@ -100,8 +112,7 @@ def _files(folder: Path, names: Iterable[str]) -> dict[str, list[int] | None]:
     found: dict[str, list[int] | None] = {}
     for name in names:
         try:
-            stat = (folder / name).stat(follow_symlinks=False)
-            found[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            found[name] = [*lying(folder / name)]
         except FileNotFoundError:
             found[name] = None
     return found

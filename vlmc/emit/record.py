@@ -60,3 +60,14 @@ def hashed(path: Path) -> File:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         return File(sha256=digest.hexdigest(), size=file.tell())
+
+
+Lying = tuple[int, ...]
+"""How a file lies on disk: it can hold something else only if this has changed."""
+
+
+def lying(path: Path) -> Lying:
+    """Size, times of content and of inode, and inode. Whoever puts an older file in the place of
+    another may keep its time, and not the rest. Raises OSError where there is none."""
+    found = path.stat(follow_symlinks=False)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

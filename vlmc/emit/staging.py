@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlmc.diagnostics import EnvironmentFault
@@ -12,18 +12,24 @@ from vlmc.emit.artifact import Artifact, Deferred, Graphs, Progress, Text, Weigh
 from vlmc.emit.carry import link
 from vlmc.emit.faults import NotHere
 from vlmc.emit.manifest import NAME, Manifest
-from vlmc.emit.record import File, Status, hashed
+from vlmc.emit.record import File, Lying, Status, hashed, lying
 
 
 class Staging:
     """A build as it grows: its files, its artifacts, and whether any of it is new."""
 
     def __init__(
-        self, folder: Path, former: Path, old: Manifest | None, progress: Progress
+        self,
+        folder: Path,
+        former: Path,
+        old: Manifest | None,
+        laid: Mapping[str, Lying],
+        progress: Progress,
     ) -> None:
         self.folder = folder
         self.former = former
         self.old = old
+        self.laid = laid
         self.files: dict[str, File] = {}
         self.statuses: dict[str, Status] = {}
         self.fresh = False
@@ -141,7 +147,7 @@ class Staging:
             name
             for name in status.files
             if (record := self.old.files.get(name)) is None
-            or not _intact(self.former / name, record, written)
+            or not self._intact(name, record, written)
         ]
         if changed and isinstance(artifact, Deferred) and status.source is not None:
             self._check_gone(changed, artifact)
@@ -149,6 +155,20 @@ class Staging:
             return None
         fits = isinstance(artifact, Graphs) or artifact.fits(self.former / artifact.path)
         return status if fits else None
+
+    def _intact(self, name: str, record: File, written: int) -> bool:
+        """Whether a file of the earlier build is as recorded. One that lies as that build left it,
+        and was not touched since its manifest was written, needs no second hash: weights are
+        large."""
+        path = self.former / name
+        try:
+            found = lying(path)
+            if found[0] != record.size or path.is_symlink():
+                return False
+            same = self.laid.get(name) == found and path.stat().st_mtime_ns <= written
+            return same or hashed(path) == record
+        except OSError:
+            return False
 
     def _check_gone(self, changed: Sequence[str], artifact: Deferred) -> None:
         """Raises EnvironmentFault where one of the `changed` files of weights is still there: they
@@ -160,18 +180,6 @@ class Staging:
                     f"remove it without making it again ({artifact.reason}): move it away, or "
                     f"write it anew with {artifact.command}"
                 )
-
-
-def _intact(path: Path, record: File, written: int) -> bool:
-    """Whether a file is as recorded. One that was not touched since the manifest was written needs
-    no second hash: weights are large."""
-    try:
-        found = path.stat(follow_symlinks=False)
-        if found.st_size != record.size:
-            return False
-        return found.st_mtime_ns <= written or hashed(path) == record
-    except OSError:
-        return False
 
 
 def read(path: Path) -> bytes | None:

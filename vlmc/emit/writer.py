@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vlmc.diagnostics import EnvironmentFault
@@ -20,7 +20,7 @@ from vlmc.emit.claim import earlier, located
 from vlmc.emit.faults import explained
 from vlmc.emit.lock import locked
 from vlmc.emit.manifest import MEASURED, NAME, Manifest
-from vlmc.emit.record import File, Status
+from vlmc.emit.record import File, Lying, Status
 from vlmc.emit.staging import Staging, holds, read
 from vlmc.emit.staging import write as put
 
@@ -32,6 +32,9 @@ Verify = Callable[[Path, Manifest, bytes | None], bytes | None]
 measured of it, if anything was. Raises where an artifact is not what it should be."""
 
 
+UNKNOWN: Mapping[str, Lying] = {}
+
+
 def unverified(folder: Path, manifest: Manifest, before: bytes | None) -> None:
     """Measures nothing."""
 
@@ -41,14 +44,16 @@ def write(
     artifacts: Sequence[Artifact],
     describe: Describe,
     *,
+    laid: Mapping[str, Lying] = UNKNOWN,
     verify: Verify = unverified,
     progress: Progress = silent,
 ) -> Manifest:
     """Makes `folder` the build of `artifacts`. Touches nothing where it is that already.
 
-    Files in it that no build wrote stay. Raises EnvironmentFault where the folder is not vlmc's
-    own, another process builds it, or the system refuses, and what `verify` raises; the folder is
-    then as it was.
+    `laid` is how its files lay when the last build of it ended: those that lie so still are not
+    hashed again. Files in it that no build wrote stay. Raises EnvironmentFault where the folder is
+    not vlmc's own, another process builds it, or the system refuses, and what `verify` raises; the
+    folder is then as it was.
     """
     with explained(folder):
         real = located(folder)
@@ -60,7 +65,7 @@ def write(
             remove(places.former)
             old = earlier(real)
             try:
-                manifest = _stage(places, old, artifacts, describe, verify, progress)
+                manifest = _stage(places, old, artifacts, describe, laid, verify, progress)
                 if manifest is None:
                     assert old is not None
                     return old.at(folder, unchanged=True)
@@ -78,12 +83,13 @@ def _stage(
     old: Manifest | None,
     artifacts: Sequence[Artifact],
     describe: Describe,
+    laid: Mapping[str, Lying],
     verify: Verify,
     progress: Progress,
 ) -> Manifest | None:
     """The whole new build at `staging`, on disk to the last byte; None where it would be the old
     one again."""
-    staged = Staging(places.staging, places.folder, old, progress)
+    staged = Staging(places.staging, places.folder, old, laid, progress)
     places.staging.mkdir()
     for artifact in artifacts:
         staged.add(artifact)
