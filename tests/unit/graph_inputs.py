@@ -16,7 +16,16 @@ from vlmc.capture.stages import CacheKind
 from vlmc.ir import Arch
 from vlmc.pipeline import load_spec, resolve
 
-EXTENTS = {"batch": 2, "images": 2, "frames": 3, "text": 5, "source": 7, "past": 6, "slots": 6}
+EXTENTS = {
+    "batch": 2,
+    "images": 2,
+    "frames": 3,
+    "text": 5,
+    "source": 7,
+    "past": 6,
+    "slots": 6,
+    "pool": 40,
+}
 
 
 FIXED = {
@@ -60,6 +69,8 @@ def _tensor(wire: Wire, extents: Mapping[str, int], random: torch.Generator) -> 
     shape = [dim if isinstance(dim, int) else extents[dim] for dim in wire.dims]
     if wire.name in FIXED:
         return FIXED[wire.name][-shape[0] :]
+    if wire.name == "table":  # blocks of the pool; no two rows share the first, which is read
+        return 1 + torch.arange(shape[0] * shape[1]).reshape(shape) % (EXTENTS["pool"] - 1)
     if "mask" in wire.name:
         mask = torch.ones(shape, dtype=torch.int64)
         mask[0, 0 if wire.name == "attention_mask" else -1] = 0

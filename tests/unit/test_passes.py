@@ -49,6 +49,7 @@ SYSTEMS: list[tuple[str, CacheKind]] = [
     ("flamingo", "static"),
     ("idefics-9b", "static"),
     ("llava-1.5", "static"),
+    ("llava-1.5", "paged"),
 ]
 """Every system, and every way of serving with a cache written in place."""
 
@@ -75,6 +76,14 @@ def test_numbers_stay_after_every_pass(spec: str, kind: CacheKind) -> None:
                 assert gap(spec, graph, after) <= TOLERANCE, (one.__name__, graph.name)
             now = after
         assert len(now.program.graph.nodes) < len(graph.program.graph.nodes)
+
+
+def test_numbers_stay_after_the_passes_of_quantised_graphs() -> None:
+    graph = graphs("llava-1.5", "growing")["decoder"]
+    told: list[str] = []
+    after = optimise(graph, "quantised", lambda effect: told.append(effect.pass_name))
+    assert "last_token_after_attention" in told
+    assert gap("llava-1.5", graph, after) <= TOLERANCE
 
 
 def test_numbers_depend_on_every_float_input() -> None:

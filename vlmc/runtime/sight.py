@@ -128,7 +128,8 @@ class Sight:
         names = [one.name if isinstance(one, Clip) else "an image" for one in shown]
         told = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
         raise UsageError(
-            f"the videos of one prompt must show equally many frames, but they show: {told}"
+            f"videos that are asked about at once, by several prompts too, must show equally many "
+            f"frames, but they show: {told}"
         )
 
     def _encoded(self, feature: Any, pixels: Pixels, key: str) -> Encoded:
