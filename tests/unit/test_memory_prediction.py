@@ -70,6 +70,10 @@ PLANNED: list[dict[str, Any]] = [
         "case": {"system": "flamingo-3b", "layers": 6, "text": 64, "precision": "bf16"},
         "data": 2, "zero": 3,
     },
+    {
+        "case": {"system": "visualbert", "layers": 9, "trained": "all", "checkpointing": "full"},
+        "data": 2, "zero": 2,
+    },
 ]  # fmt: skip
 
 

@@ -51,6 +51,8 @@ class Chain:
         if report.mode == "train":
             self.inputs = times * float(report.inputs(**lines.sizes(setting.micro_batch)))
         self.cache = [times * size for size in self._sums(lambda part: part.cache)]
+        self.embeds = _counts(report.blocks[block].name == EMBEDDING for block in order)
+        self.embeds_again = _counts(bool(report.blocks[block].embedding) for block in order)
         self._states()
         self.outputs = [self.parts[block].output for block in order]
         self.token_parts = parts(tokens, setting) if tokens else self.parts
@@ -62,8 +64,6 @@ class Chain:
         self.looks = _counts(
             number == self.encoder - 1 or role == "fusion" for number, role in enumerate(roles)
         )
-        self.embeds = _counts(report.blocks[block].name == EMBEDDING for block in order)
-        self.embeds_again = _counts(bool(report.blocks[block].embedding) for block in order)
         self.room = lines.cluster.device.memory_bytes
         self.context = min(CONTEXT, self.room / 100)
         self.held = [self._held(group) for group in range(setting.pipeline)]
@@ -108,21 +108,28 @@ class Chain:
         self.late_gradients = self._sums(lambda part: part.late)
         self.ending = self._sums(lambda part: part.ending)
         self.stepping = self._sums(lambda part: part.stepping)
+        self.released = self._sums(lambda part: part.released)
         kept = [self.parts[block] for block in self.lines.report.order]
         self.forward_peaks = [
             level + part.saved + part.forward_peak
             for level, part in zip(self.saved, kept, strict=False)
         ]
+        # The gradient of a tied embedding is there from the start of a backward pass.
+        self.early = [0.0] * len(self.saved) if self.embeds_again[-1] else self.late_gradients
+        sending = [*(part.sending for part in kept[1:]), 0.0]
         self.backward_peaks = [
-            level + part.saved + part.backward_peak
-            for level, part in zip(self.saved, kept, strict=False)
+            level + part.saved + part.backward_peak + sent - late
+            for level, part, sent, late in zip(self.saved, kept, sending, self.early, strict=False)
         ]
         if self.lines.report.mode == "train":
             sizes = self.lines.sizes(self.setting.micro_batch)
             loss = float(self.lines.report.loss_peak(**sizes))
             self.forward_peaks[-1] = max(self.forward_peaks[-1], self.saved[-1] + loss)
         self.first_peaks = [
-            peak - made for peak, made in zip(self.backward_peaks, self.gradients, strict=False)
+            peak - made + gone
+            for peak, made, gone in zip(
+                self.backward_peaks, self.gradients, self.released[1:], strict=False
+            )
         ]
         self.buffers = [part.buffers for part in kept]
         self.over = max(
@@ -200,9 +207,10 @@ class Chain:
     def _over(self, held: float, first: int, end: int) -> float:
         """Bytes at the fullest moment over the model's states and all that is saved. Where no
         backward pass comes before all forward passes are done, gradients appear only while what is
-        saved of the first micro-batch goes: then it can be below 0."""
+        saved of the first micro-batch goes, and with the only one copies of weights too: then it
+        can be below 0."""
         saved, made = self.saved, self.gradients
-        late = self.late_gradients[end] - self.late_gradients[first]
+        late = self.late_gradients[end] - self.late_gradients[first] + self.early[first]
         forward = max(self.forward_peaks[first:end]) - saved[end]
         backward = max(self.backward_peaks[first:end]) - saved[end] + late
         ending = max(row[end] - row[first] for row in (self.ending, self.stepping))
@@ -210,10 +218,11 @@ class Chain:
         ending -= held * one
         if held < self.setting.micro_batches or self.setting.chunks > 1:
             return max(forward, backward, ending)
+        gone = self.released
         return max(
             forward - (made[end] - made[first]),
-            max(self.first_peaks[first:end]) + made[first] - saved[end] + late,
-            backward - one if held > 1 else -one,
+            max(self.first_peaks[first:end]) + made[first] - gone[end] - saved[end] + late,
+            backward - one if held > 1 else gone[first] - gone[end] - one,
             ending,
         )
 

@@ -37,7 +37,9 @@ class Part(NamedTuple):
     forward_peak: float
     """Over what is saved, gathered weights included."""
     backward_peak: float
-    """Over what is saved, gathered weights and gradients on their way included."""
+    """Over what is saved, gathered weights and its own gradients on their way included."""
+    sending: float
+    """What its gradients are sent in while the block before it runs backward."""
     buffers: float
     """Of these peaks, what is gathered or sent."""
     late: float
@@ -46,6 +48,8 @@ class Part(NamedTuple):
     """When all is computed: those, and what they are sent in."""
     stepping: float
     """What the optimiser makes on its way."""
+    released: float
+    """Copies of weights that go when the last backward pass is done with the block."""
     cache: float
     output: float
 
@@ -74,7 +78,8 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     if request.mode == "serve":
         return Part(
             cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
-            0.0, cost.saved[0] + cost.peak_forward + sent, 0.0, sent, 0.0, 0.0, 0.0, cost.cache,
+            0.0, cost.saved[0] + cost.peak_forward + sent, 0.0, 0.0, sent, 0.0, 0.0, 0.0, 0.0,
+            cost.cache,
             cost.output,
         )  # fmt: skip
     trained = cost.parameters if block.trained else 0
@@ -118,11 +123,13 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         optimiser=held.optimiser,
         saved=saved,
         forward_peak=cost.peak_forward + held.gathered + sent,
-        backward_peak=peak + held.gathered_again + held.reducing + sent,
-        buffers=max(held.gathered, held.gathered_again + held.reducing) + sent,
+        backward_peak=peak + held.gathered_again + held.unreduced + sent,
+        sending=held.sending,
+        buffers=max(held.gathered, held.gathered_again + held.unreduced + held.sending) + sent,
         late=held.late,
         ending=held.ending,
         stepping=held.stepping,
+        released=held.released,
         cache=0.0,
         output=cost.output,
     )

@@ -39,14 +39,19 @@ class States:
     """Weights beside `weights` while the block runs forward."""
     gathered_again: float
     """While it runs backward."""
-    reducing: float
-    """Its gradients while it runs backward, and what those of the block before it are sent in."""
+    unreduced: float
+    """Its gradients while it runs backward."""
+    sending: float
+    """What those are sent in while the block before it in the chain runs backward."""
     late: float
-    """Gradients of what is gathered with its stage: they wait for the end of a backward pass."""
+    """Gradients of what is gathered with its stage: once there, they wait for the end of a backward
+    pass."""
     ending: float
     """`late`, and what those are sent in, less the copies of weights that are gone by then."""
     stepping: float
     """What the optimiser makes on its way, all roots of second moments in one call, less copies."""
+    released: float
+    """Copies, in `weights`, that go when the last backward pass is done with the block."""
 
 
 def held_states(
@@ -73,6 +78,7 @@ def held_states(
     masters = rounded(MASTER, shards) if trained else rounded(size, data if zero == 3 else 1)
     state = OPTIMISERS[request.optimiser]
     copies = rounded(size, 1) if whole and copied else 0.0
+    released = copies if stacked and setting.pipeline == 1 else 0.0
     unreduced = copied and stepped * size
     late = 0.0 if stacked else max(0.0, unreduced - (made if once else 0.0))
     ending = 0.0 if stacked else late + (copied and stepped * MASTER)
@@ -84,10 +90,12 @@ def held_states(
         # A block's own copy, and what the latest gather received, or in the backward pass the next.
         gathered=copied * size * (zero > 0 if whole else 1 + (zero == 3)) if stacked else 0.0,
         gathered_again=0.0 if whole else copied * size * (1 + (zero == 3)),
-        reducing=unreduced + (copied and stepped * MASTER * reduced) if stacked else 0.0,
+        unreduced=unreduced if stacked else 0.0,
+        sending=copied and stepped * MASTER * reduced if stacked else 0.0,
         late=late,
         ending=ending - (copies if setting.pipeline == 1 or not stacked else 0.0),
         stepping=stepped / shards * MASTER * (cuda and request.optimiser == "adamw") - copies,
+        released=released,
     )
 
 

@@ -30,9 +30,13 @@ def context_of(parts: Parts, model: Any, data: Data, dtype: torch.dtype) -> Simp
     key = torch.arange(mask.shape[1], device=mask.device)
     # A padded query sees itself, so that no row is empty.
     seen = ((key <= key[:, None]) & mask[:, None, :].bool()) | (key == key[:, None])
+    kind = parts.argument("language", "positions")
+    if kind != "transformer_xl":
+        # Each layer would convert a mask of booleans, and save the result for the backward pass.
+        seen = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
     where = SimpleNamespace(positions=positions, keys=positions, mask=seen[:, None], causal=False)
     rotary = None
-    if parts.argument("language", "positions") == "rotary":
+    if kind == "rotary":
         rotary = model.language.rotary(positions, dtype)
     return SimpleNamespace(places=where, rotary=rotary)
 
