@@ -20,7 +20,7 @@ from vlmc.runtime.parallel.ruled import Held
 from vlmc.runtime.parallel.sequences import Sequences
 from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.untyped import RECOMPUTATION
-from vlmc.runtime.parallel.words import context_of
+from vlmc.runtime.parallel.words import bias_of, context_of
 
 
 class Through(torch.autograd.Function):
@@ -176,9 +176,10 @@ class Stage(nn.Module):
 
     def informed(self, data: Data) -> Data:
         """The micro-batch with how its sequences are shared out, and with what all layers of a
-        decoder share, made when first asked for."""
+        stack share, made when first asked for."""
         context = cache(partial(context_of, self.parts, self.model, data))
-        return {**data, "sequences": self.sequences, "context": context}
+        bias = cache(partial(bias_of, self.model, data))
+        return {**data, "sequences": self.sequences, "context": context, "bias": bias}
 
     def run(self, state: State, data: Data) -> State:
         """The stage's steps, without what a backward pass needs where none will come."""

@@ -41,6 +41,20 @@ def context_of(parts: Parts, model: Any, data: Data, dtype: torch.dtype) -> Simp
     return SimpleNamespace(places=where, rotary=rotary)
 
 
+def bias_of(model: Any, data: Data, side: str) -> Tensor:
+    """What all layers of an encoder, or of a decoder, add to their scores: how far words stand
+    apart, and who sees whom. One tensor, since each layer saves it for the backward pass."""
+    language, mask = model.language, data["attention_mask"]
+    words = mask if side == "encoder" else data["labels"]
+    place = torch.arange(words.shape[1], device=mask.device)[None]
+    if side == "encoder":
+        bias, hidden = language.encoder_bias(place, place), ~mask[:, None, None, :].bool()
+    else:
+        bias = language.decoder_bias(place, place)
+        hidden = place[:, None, None, :] > place[:, None, :, None]
+    return bias.masked_fill(hidden, float("-inf"))
+
+
 def _filled(words: Tensor, visual: Tensor, data: Data) -> Tensor:
     """Words with visual tokens in their places. Images beyond the places are there for the shape
     alone; without any place the visual tokens get a gradient of zeros."""
@@ -160,10 +174,7 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         return passed(state, "visual", x=data["sequences"].share(x))
 
     def encode(index: int, model: Any, state: State, data: Data) -> State:
-        mask: Tensor = data["attention_mask"]
-        place = torch.arange(mask.shape[1], device=mask.device)[None]
-        bias = model.language.encoder_bias(place, place)
-        bias = bias.masked_fill(~mask[:, None, None, :].bool(), float("-inf"))
+        bias = data["bias"]("encoder")
         return passed(state, x=model.language.encoder_layers[index](state["x"], mask=bias))
 
     def turn(model: Any, state: State, data: Data) -> State:
@@ -176,10 +187,7 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         return passed(state, encoded=encoded, x=x)
 
     def decode(index: int, model: Any, state: State, data: Data) -> State:
-        place = torch.arange(data["labels"].shape[1], device=state["x"].device)[None]
-        bias = model.language.decoder_bias(place, place)
-        ahead = place[:, None, None, :] > place[:, None, :, None]
-        bias = bias.masked_fill(ahead, float("-inf"))
+        bias = data["bias"]("decoder")
         seen = data["attention_mask"][:, None, None, :].bool()
         block = model.language.decoder_layers[index]
         return passed(state, x=block.look(state["x"], state["encoded"], bias, seen))
