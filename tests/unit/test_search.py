@@ -146,7 +146,8 @@ def test_every_way_to_keep_is_reached_once() -> None:
 
 def test_kinds_of_blocks_keep_what_suits_each() -> None:
     """Faster than with one word for all kinds."""
-    devices, asked = a100(256), replace(TRAIN, batch=1024, data=64, tensor=4, zero=3)
+    asked = replace(TRAIN, batch=1024, text=2304, data=32, tensor=8, zero=3)
+    devices = a100(256)
     plan = find(flamingo_80b(), devices, asked).plan
     assert plan.predicted is not None
     kept = {plan.checkpointing.get(one, "none") for one in ("fusion.gated.*", "language.layers.*")}
