@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 
 from vlmc.diagnostics import UsageError
 from vlmc.partition.plan import ParallelPlan
+from vlmc.runtime.parallel.chain import Step, unit
 from vlmc.runtime.parallel.parts import Part, Parts
 from vlmc.runtime.parallel.plan_file import Plan, check_plan, read_plan
+from vlmc.runtime.parallel.ruled import Held
+from vlmc.runtime.parallel.stage import cuts
 
 ONE = {"pipeline": 1, "data": 1, "tensor": 1}
 WHOLE = [{"block": "language.layers.*", "first": 0, "last": 3}]
@@ -22,6 +26,7 @@ PARTS = Parts(
     parts={
         "encoder": Part(kind="vit", arguments={"heads": 4, "hidden": 64}),
         "language": Part(kind="decoder", arguments=LANGUAGE),
+        "fusion": Part(kind="placeholder", arguments={}),
     },
     image=(3, 8, 8),
     places=4,
@@ -61,7 +66,7 @@ def read(folder: Path, **given: Any) -> Plan:
 def test_a_plan_is_read(tmp_path: Path) -> None:
     plan = read(tmp_path)
     assert plan.micro_batches == 4
-    assert plan.stages[1][0].names == ("language.layers.2", "language.layers.3")
+    assert plan.stages[1][0].final == "language.layers.3"
     check_plan(plan, PARTS, 4)
     assert (plan.shares, read(tmp_path, sequence_parallel=True).shares) == (1, 2)
 
@@ -139,6 +144,8 @@ def test_a_file_that_is_no_plan_is_answered(text: str, tmp_path: Path) -> None:
     [
         ({"spec": "1" * 64}, 4, "another spec"),
         ({}, 2, "for 4 processes, but there are 2"),
+        ({"text": 1_000_000_000}, 4, "text: a sequence of 1000000000 tokens; the model has 64"),
+        ({"images": 17}, 4, "images: 17 of 4 tokens each; the model has 64"),
         # Two key/value heads on four devices load elsewhere, and fail in the first step.
         (
             {"mesh": {"pipeline": 2, "data": 1, "tensor": 4}, "count": 8},
@@ -157,3 +164,48 @@ def test_a_plan_of_another_build_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=reason):
         check_plan(read(tmp_path, **given), PARTS, ranks)
+
+
+def test_numbers_of_blocks_are_compared_and_not_listed() -> None:
+    held = Held("language.layers.*", 2, 10**18)
+    for path in (
+        "language.layers.2",
+        "language.layers.999.attention",
+        "language.layers",
+        "language",
+    ):
+        assert held.related(path), path
+    for path in ("language.layers.1", "language.layers.x", "language.layerz.2", "adapter.layers.2"):
+        assert not held.related(path), path
+    assert Held("head", 0, 0).related("head.classifier")
+    assert not Held("head", 0, 0).related("header")
+
+
+class Stack(nn.Module):
+    """Four layers of a language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.language = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(1, 1) for _ in range(4))})
+
+
+def step(number: int) -> Step:
+    return unit(f"language.layers.{number}", lambda _model, state, _data: state)
+
+
+def test_stages_are_cut_by_number(tmp_path: Path) -> None:
+    made = cuts([step(n) for n in range(4)], read(tmp_path), Stack())
+    assert [[one.name for one in cut.steps] for cut in made] == [
+        ["language.layers.0", "language.layers.1"],
+        ["language.layers.2", "language.layers.3"],
+    ]
+
+
+def test_blocks_behind_the_last_one_are_refused(tmp_path: Path) -> None:
+    holds = [
+        [{"block": "language.layers.*", "first": first, "last": last}]
+        for first, last in ((0, 1), (2, 30_000_000))
+    ]
+    stages = [{"group": n, "holds": one} for n, one in enumerate(holds)]
+    with pytest.raises(UsageError, match=r"stages\[1\]: the model has no language.layers.30000000"):
+        cuts([step(n) for n in range(4)], read(tmp_path, stages=stages), Stack())

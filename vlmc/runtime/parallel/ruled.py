@@ -27,12 +27,19 @@ class Held:
     first: int
     last: int
 
+    def related(self, path: str) -> bool:
+        """Whether a path is one of its modules, lies within one or around one. Numbers are
+        compared, not listed: a range read from a file may be of any length."""
+        for own, part in zip(self.block.split("."), path.split("."), strict=False):
+            numbered = own == "*" and part.isdecimal() and self.first <= int(part) <= self.last
+            if own != part and not numbered:
+                return False
+        return True
+
     @property
-    def names(self) -> tuple[str, ...]:
-        """Paths of its modules."""
-        if "*" not in self.block:
-            return (self.block,)
-        return tuple(self.block.replace("*", str(n)) for n in range(self.first, self.last + 1))
+    def final(self) -> str:
+        """Path of the last of its modules."""
+        return self.block.replace("*", str(self.last))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

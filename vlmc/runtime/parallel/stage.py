@@ -58,6 +58,7 @@ class Cut:
 
 def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     """The stages of a plan. Raises UsageError where they do not follow the chain."""
+    _check_depth(plan.stages, model)
     where = _places(steps, plan.stages)
     names = [name for name, _ in model.named_parameters()]
     found: list[Cut] = []
@@ -98,18 +99,20 @@ def owned(step: Step, names: Sequence[str]) -> list[str]:
     return [n for n in names if any(n == path or n.startswith(f"{path}.") for path in step.owns)]
 
 
+def _check_depth(stages: Sequence[Sequence[Held]], model: nn.Module) -> None:
+    """Refuses numbers that a stack does not reach: no step would miss those blocks."""
+    modules = {name for name, _ in model.named_modules()}
+    for index, stage in enumerate(stages):
+        for one in stage:
+            if "*" in one.block and one.final not in modules:
+                raise UsageError(f"stages[{index}]: the model has no {one.final[:60]}")
+
+
 def _places(steps: Sequence[Step], stages: Sequence[Sequence[Held]]) -> list[int]:
     """The stage of each step. What a plan does not name goes with what follows it."""
-    named = [(path, i) for i, stage in enumerate(stages) for one in stage for path in one.names]
     found: list[int | None] = []
     for step in steps:
-        of = {
-            i
-            for path, i in named
-            if path == step.name
-            or step.name.startswith(f"{path}.")
-            or path.startswith(f"{step.name}.")
-        }
+        of = {i for i, held in enumerate(stages) if any(one.related(step.name) for one in held)}
         if len(of) > 1 and step.block is not None:
             raise UsageError(f"stages: {step.name} is held by more than one stage")
         found.append(min(of) if of else None)
