@@ -37,7 +37,7 @@ def block(
     split = parameters if limits != (1,) else 0
     phases: list[Phase] = ["forward"]
     if mode == "train":
-        phases += ["backward_input"] * reached + ["backward_weight"] * trained
+        phases += ["backward_input"] * reached + ["backward_weight"] * (trained and reached)
     operators: list[Operator] = []
     for phase in phases:
         moved = activations * 4 + 2 * parameters
@@ -132,20 +132,21 @@ def flamingo_80b(mode: Mode = "train") -> GraphReport:
 
 def random_report(random: Random, mode: Mode = "train") -> GraphReport:
     """Two to four blocks of an encoder's side, two to four of a language model's, all unlike;
-    some of them are of one kind."""
+    some of them are of one kind, some are trained where nothing reads what they make."""
     blocks: list[Block] = []
     reached = False
     for role, least in (("encoder", 0), ("adapter", 0), ("language", 1), ("fusion", 0)):
         for number in range(random.randint(least, 2)):
             trained = mode == "train" and random.random() < 0.5
-            reached = reached or trained
+            unread = trained and random.random() < 0.2
+            reached = reached or (trained and not unread)
             positions = BATCH * (IMAGES * TOKENS if role in ("encoder", "adapter") else TEXT)
             blocks.append(
                 block(
                     random.choice([f"{role}.{number}", f"{role}.*"]),
                     role, 1, random.randint(1, 40) * 100_000,
                     positions * random.randint(1, 3), random.choice([64, 128, 256]), mode=mode,
-                    trained=trained, reached=reached and mode == "train",
+                    trained=trained, reached=reached and not unread,
                     limits=random.choice([(1,), (2,), (4, 64), (8,), (3,)])
                     if role in ("encoder", "adapter")
                     else random.choice([(4,), (8, 64), (2,)]),

@@ -119,6 +119,12 @@ class Block:
     cache: Polynomial = ZERO
     """Bytes of the key/value cache that it holds when it serves, for all tokens of `Sizes`."""
 
+    @property
+    def stepped(self) -> bool:
+        """Whether the optimiser changes its parameters: those that are trained where nothing reads
+        what they make (an encoder's layers behind the one that is read) never get gradients."""
+        return self.trained and self.reached
+
     def flops(self, phase: Phase) -> Polynomial:
         """FLOPs of one block."""
         return sum((one.flops for one in self.operators if one.phase == phase), ZERO)

@@ -13,6 +13,7 @@ from vlmc.partition.part import Part
 from vlmc.partition.plan import Schedule
 from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.setting import Setting
+from vlmc.partition.states import MASTER
 
 
 class Bounds:
@@ -100,7 +101,7 @@ class Bounds:
         for block, cost in zip(lines.report.blocks, costs, strict=True):
             each = size
             if request.mode == "train" and block.trained:
-                each = 8 + OPTIMISERS[request.optimiser]
+                each = 2 * MASTER + OPTIMISERS[request.optimiser] if block.stepped else MASTER
             shards = base.data if request.mode == "train" and request.zero in (None, 3) else 1
             if request.mode == "train" and request.zero in (1, 2) and block.trained:
                 shards, each = 1, size  # what is computed with; all else may be shared out

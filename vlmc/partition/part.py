@@ -83,14 +83,15 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
             cost.output,
         )  # fmt: skip
     trained = cost.parameters if block.trained else 0
+    stepped = cost.parameters if block.stepped else 0
     kept = _KEEPS[keeps(setting, block)]
     again = (0.0, cost.again_selective, cost.again_full)[kept]
     backward = cost.backward_input + cost.backward_weight + again
     span = data * setting.tensor
     gather = lines.gather((cost.parameters if zero == 3 else trained) * size, data, span)
-    scatter = lines.gather(trained * 4, data, span)
-    share = trained / max(1, block.parameters) / (data if zero else 1)
-    updating = lines.update(number, share) if trained else 0.0
+    scatter = lines.gather(stepped * 4, data, span)
+    share = stepped / max(1, block.parameters) / (data if zero else 1)
+    updating = lines.update(number, share) if stepped else 0.0
     tail = updating
     late_forward, late_backward = 0.0, 0.0
     # A pipeline reduces what is reduced once a step when its last backward pass is done.

@@ -257,6 +257,7 @@ def _replicas(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
     number = BYTES[lines.request.precision]
     kept = [costs[one].parameters for one in blocks]
     trained = sum(costs[one].parameters for one in blocks if report.blocks[one].trained)
+    stepped = sum(costs[one].parameters for one in blocks if report.blocks[one].stepped)
     seconds = sum(
         times * chain.parts[one].gathered + chain.parts[one].tail - chain.parts[one].update
         for one in blocks
@@ -265,7 +266,7 @@ def _replicas(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
     if gathers is None:
         reached = sum(costs[one].parameters for one in blocks if report.blocks[one].reached)
         gathers = times * number * (sum(kept) + reached)
-    scatters = trained * 4 * (times if setting.zero >= 2 else 1)
+    scatters = stepped * 4 * (times if setting.zero >= 2 else 1)
     moved = gathers + scatters
     if setting.zero == 0:
         yield Collective(

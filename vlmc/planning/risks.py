@@ -11,6 +11,7 @@ from vlmc.diagnostics.nearest import listing
 from vlmc.partition.reliability import Goodput, Straggling, factor, goodput, stragglers
 from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.schedule.orders import orders_of
+from vlmc.partition.states import MASTER
 from vlmc.planning.made import Made
 from vlmc.planning.played import pipeline
 
@@ -116,8 +117,12 @@ def simulate_risks(
             )
             for group in range(plan.mesh.pipeline)
         )
-    trained = sum(one.count * one.parameters for one in made.report.blocks if one.trained)
-    size = trained * (4 + OPTIMISERS[plan.optimiser])
+    state = OPTIMISERS[plan.optimiser]
+    size = sum(
+        one.count * one.parameters * (MASTER + state * one.stepped)
+        for one in made.report.blocks
+        if one.trained
+    )
     nodes = -(-plan.count // plan.per_node)
     saving = size / (STORAGE * nodes)
     if "failures" in named:
