@@ -1,14 +1,16 @@
-"""What a rank holds of weights and of their gradients while it takes a step."""
+"""What a rank holds of weights, of their gradients, and for backward passes in a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from vlmc.runtime.parallel.batches import Row
 from vlmc.runtime.parallel.engine import Engine
 
 
@@ -50,6 +52,33 @@ def watched(engine: Engine) -> Callable[[], dict[str, int]]:
     return look
 
 
+def saved(engine: Engine, rows: Sequence[Row]) -> int:
+    """Bytes that a step's forward passes keep for the backward ones, parameters apart; whole
+    memories, each counted once."""
+    weights = {_memory(p)[0] for p in engine.parameters().values()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        place, size = _memory(tensor)
+        if place not in weights:  # what is kept stays, so that no other takes its place
+            kept.setdefault(place, (tensor.detach(), size))
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        engine.step(rows)
+    return sum(size for _, size in kept.values())
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's memory begins, and its bytes."""
+    storage = _local(tensor.detach()).untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
 def size_of(tensor: Tensor) -> int:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    local = _local(tensor)
     return local.numel() * local.element_size()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 
-from tests.distributed.held import size_of, watched
+from tests.distributed.held import saved, size_of, watched
 from tests.distributed.moved import Moved
 from tests.distributed.one_process import gradients, loaded
 from vlmc.runtime.parallel.engine import Engine
@@ -229,6 +229,7 @@ WORK: dict[str, Callable[[dict[str, Any]], Any]] = {
     "compare": compare,
     "rounded": rounded,
     "lengths": lengths,
+    "saved": lambda work: saved(engine_of(work), work["rows"]),
     "frozen": frozen,
     "resume": resume,
     "executed": executed,

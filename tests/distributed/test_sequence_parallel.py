@@ -10,10 +10,18 @@ import pytest
 
 from tests.distributed.test_parallel_plans import across, everything, judge
 from tests.distributed.twins import Document, Twin, plan, rows, run_ranks, twin
+from vlmc.analysis.analyse import analyse
+from vlmc.hardware import device
+from vlmc.hardware.cluster import Cluster
+from vlmc.ir import Role
+from vlmc.partition.costs import Rooflines
+from vlmc.partition.request import Request
+from vlmc.runtime.parallel.batches import micro_batches
 
 SYSTEMS = ("llava-1.5", "flamingo", "blip2", "blip2-flan-t5", "visualbert")
 STACKS = ("language.layers.*", "gated_blocks.*", "language.encoder_layers.*",
           "language.decoder_layers.*")  # fmt: skip
+TRAINED: tuple[tuple[Role, ...], ...] = (("adapter",), ("adapter", "language", "head"))
 TWO, FOUR = {"tensor": 2}, {"pipeline": 2, "tensor": 2}
 Made = Callable[[Twin], Document]
 
@@ -59,17 +67,31 @@ def odd(made: Twin) -> Twin:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Document:
-    twins = {name: twin(name, tmp_path_factory.mktemp(name)) for name in SYSTEMS}
+def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
+    return {name: twin(name, tmp_path_factory.mktemp(name)) for name in SYSTEMS}
+
+
+@pytest.fixture(scope="module")
+def answers(twins: dict[str, Twin], tmp_path_factory: pytest.TempPathFactory) -> Document:
     uneven = odd(twins["llava-1.5"])
     work = [of(name, twins[system], document) for name, (system, document) in PLANS.items()]
     work.append(of("a length that two ranks do not divide", uneven, PLANS["llava-1.5: tensor"][1]))
+    for trained in TRAINED:
+        for way in (False, True):
+            name, document = saving(trained, shares=way)
+            work.append({**of(name, twins["llava-1.5"], document), "do": "saved"})
     found: Document = {}
     for ranks in (2, 4):
         own = [one for one in work if one["plan"]["count"] == ranks]
         folder: Path = tmp_path_factory.mktemp(f"ranks{ranks}")
         found |= zip((w["name"] for w in own), run_ranks(ranks, folder, own), strict=True)
     return found
+
+
+def saving(trained: tuple[Role, ...], *, shares: bool) -> tuple[str, Made]:
+    """The name and plan of a step whose saved bytes are counted."""
+    given = {"micro_batch": 8, "trained": list(trained), "sequence_parallel": shares}
+    return f"saved: {trained}, {shares}", lambda t: shared(t, mesh=TWO, **given)
 
 
 def of(name: str, made: Twin, document: Made) -> Document:
@@ -86,3 +108,23 @@ def of(name: str, made: Twin, document: Made) -> Document:
 @pytest.mark.parametrize("name", [*PLANS, "a length that two ranks do not divide"])
 def test_shared_sequences_give_what_one_process_gives(answers: Document, name: str) -> None:
     judge(answers[name])
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_what_is_saved_shrinks_as_predicted(
+    answers: Document, twins: dict[str, Twin], trained: tuple[Role, ...]
+) -> None:
+    """Bytes kept for the backward pass: fewer than with whole sequences by what the costs say."""
+    one = twins["llava-1.5"]
+    (given,) = micro_batches(one.parts, rows(one, 8), data=1, replica=0, size=8, shares=2)
+    text = given["input_ids"].shape[1] - one.parts.places
+    request = Request(mode="train", batch=8, text=text, images=1, precision="fp32")
+    report = analyse(one.arch, trained=trained, precision="fp32")
+    devices = Cluster(device=device("l4"), count=2, per_node=8, node_gbps=32, network_gbps=8)
+    costs = Rooflines(report, devices, request)
+    bytes_of = [
+        sum(costs.blocks(8, 2, way, False)[number].saved[0] for number in report.order)
+        for way in (False, True)
+    ]
+    whole, shares = (answers[saving(trained, shares=way)[0]] for way in (False, True))
+    assert whole - shares == pytest.approx(bytes_of[0] - bytes_of[1], rel=0.01)

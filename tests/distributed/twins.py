@@ -32,7 +32,7 @@ from vlmc.spec.loader import load
 
 RANK = Path(__file__).with_name("rank.py")
 Document = dict[str, Any]
-HANGS = 1500
+HANGS = 400
 """Seconds after which ranks wait for each other in vain, and not for a busy machine."""
 
 

@@ -13,9 +13,10 @@ from vlmc.analysis.report import GraphReport, Operator
 from vlmc.hardware.device import Device
 from vlmc.hardware.efficiency import Kind
 from vlmc.partition.chain import Chain
-from vlmc.partition.costs import Rooflines, kind_of
+from vlmc.partition.costs import Rooflines
 from vlmc.partition.request import Request
 from vlmc.partition.setting import Setting
+from vlmc.partition.work import kind_of
 
 ONE = Polynomial.constant(1)
 

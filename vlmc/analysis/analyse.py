@@ -177,6 +177,7 @@ class _Assembly:
             if self.segments(path) == where
         ]
         limits, split, all_reduces = shape(self.trial.model, where, parameters)
+        split_kept, split_made = self.costs.split_shares(where)
         return Block(
             role=role,
             name=name,
@@ -191,12 +192,13 @@ class _Assembly:
                 none=self._saved(where, "none"),
                 selective=self._saved(where, "selective"),
                 full=self._saved(where, "full"),
-                split=self.costs.split_share(where),
+                split=split_kept,
             ),
             input=self.costs.flow(where)[0],
             output=self.costs.flow(where)[1],
             peak_forward=self._peak(where, forward=True),
             peak_backward=self._peak(where, forward=False),
+            split_made=split_made,
             all_reduces=all_reduces,
             tensors=tuple(one.numel() for _, one in parameters),
             embedding=embedding(self.trial.model, name, self.arch),

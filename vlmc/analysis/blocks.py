@@ -13,7 +13,7 @@ from vlmc.analysis.report import Operator, Phase
 from vlmc.analysis.run import Runs, Trial
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.spans import Where
-from vlmc.analysis.trace import Allocated, Call
+from vlmc.analysis.trace import Allocated, Call, Freed
 from vlmc.components.shared.attention import Attention
 from vlmc.components.shared.mlp import MLP
 from vlmc.components.shared.relative import RelativeAttention
@@ -32,6 +32,7 @@ class Costs:
         self.runs, self.segments, self.trial = runs, segments, trial
         self._phases = phases(runs)
         self._splits: dict[str, bool] = {}
+        self._passing = passing(runs)
         self._by: dict[Where, dict[tuple[str, Phase, bool, bool], list[int]]] = defaultdict(
             lambda: defaultdict(list)
         )
@@ -65,17 +66,18 @@ class Costs:
         records = self.runs.records
         return self.trial.fit([sum(r.figures[i][which] for i in indices) for r in records])
 
-    def split_share(self, where: Where) -> Fraction:
-        """Of what the block allocates in its forward pass, the share that is divided."""
-        whole = divided = 0
+    def split_shares(self, where: Where) -> tuple[Fraction, Fraction]:
+        """Of what the block keeps for its backward pass, and of all that it makes in its forward
+        pass, the shares that are divided."""
+        kept, made = [0, 0], [0, 0]
         for index, event in enumerate(self.runs.first.events):
             if not isinstance(event, Allocated) or event.during != "forward":
                 continue
             if self.segments(event.path) == where:
-                size = self.runs.first.figures[index][0]
-                whole += size
-                divided += size if self._is_split(event.path) else 0
-        return Fraction(divided, whole) if whole else Fraction(0)
+                size, split = self.runs.first.figures[index][0], self._is_split(event.path)
+                made[split] += size
+                kept[split] += 0 if event.number in self._passing else size
+        return _share(kept), _share(made)
 
     def flow(self, where: Where) -> tuple[Polynomial, Polynomial]:
         """Bytes of activations that enter and leave a block."""
@@ -110,6 +112,22 @@ class Costs:
     def _flow(self, path: str, which: int) -> Polynomial:
         records = self.runs.records
         return self.trial.fit([r.flows.get(path, (0, 0))[which] for r in records])
+
+
+def _share(sizes: list[int]) -> Fraction:
+    """Of the second of two."""
+    return Fraction(sizes[1], sum(sizes)) if sum(sizes) else Fraction(0)
+
+
+def passing(runs: Runs) -> frozenset[int]:
+    """Numbers of the tensors that are gone before the backward pass."""
+    found: set[int] = set()
+    for event in runs.first.events:
+        if isinstance(event, Freed):
+            found.add(event.number)
+        elif event.during != "forward":
+            break
+    return frozenset(found)
 
 
 def phases(runs: Runs) -> dict[int, Phase]:

@@ -108,6 +108,9 @@ class Block:
     peak_backward: Largest
     """Bytes over the level before its backward pass (where `saved` is held), gradients of
     parameters left out."""
+    split_made: Fraction = Fraction(1)
+    """Share of what its forward pass makes that tensor parallelism divides, kept or not: that of
+    the peaks over `saved`."""
     all_reduces: int = 2
     """All-reduces of `output`'s size that tensor parallelism needs in its forward pass; as many in
     the backward pass."""

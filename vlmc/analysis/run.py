@@ -66,6 +66,9 @@ class Trial:
             if path:
                 module.register_forward_pre_hook(partial(self._called, path))
                 module.register_forward_hook(partial(self._returned, path), always_call=True)
+            if isinstance(module, Attention):  # keys and values are made without a call of it
+                given: Any = module
+                given.key_value = partial(self._inside, path, module.key_value)
         self.step: Step = (
             training_step(shrunk.arch, frames)
             if mode == "train"
@@ -108,6 +111,10 @@ class Trial:
 
     def _returned(self, path: str, _: object, given: object, made: object) -> None:
         self.recorder.returned(path, given, made)
+
+    def _inside(self, path: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self.recorder.inside(path):
+            return method(*args, **kwargs)
 
     @contextmanager
     def _checkpointed(self, kept: Kept) -> Generator[None]:

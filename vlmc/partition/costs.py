@@ -10,23 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, gcd, log2
 
-from vlmc.analysis.report import Block, GraphReport, Operator, Phase
+from vlmc.analysis.report import Block, GraphReport, Phase
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.efficiency import Kind
 from vlmc.ir import Role
 from vlmc.partition.request import Request
+from vlmc.partition.work import Work, gathered, kept_bytes, work_of
 
 ENCODER_SIDE: tuple[Role, ...] = ("encoder", "select", "adapter")
 OVERLAP = 0.9
 """Share of a block's time behind which gathers and gradient exchanges of FSDP hide: the two compete
 for memory and for a few multiprocessors. Assumed."""
-_ATTENTION = ("attention", "softmax", "bmm", "baddbmm")
-"""What an operator is called that selective checkpointing runs again."""
-_FUNCTIONS = (
-    "gelu", "silu", "sigmoid", "tanh", "exp", "erf", "sin", "cos", "pow", "sqrt", "softmax", "norm",
-    "sum", "mean",
-)  # fmt: skip
-"""What an operator is called that computes more than it moves: functions and reductions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +72,7 @@ class Rooflines:
         ] = {}
         """By the first place of a cut, micro-batch, tensor degree, sequence parallelism and
         whether the encoder is replicated: see Chain.levels."""
-        self._read: dict[int, list[_Work]] = {}
+        self._read: dict[int, list[Work]] = {}
         self._costs: dict[tuple[int, int, bool, bool], tuple[BlockCost, ...]] = {}
         self._updates: dict[tuple[int, float], float] = {}
 
@@ -90,7 +84,7 @@ class Rooflines:
         if key not in self._costs:
             if micro_batch not in self._read:
                 self._read[micro_batch] = [
-                    _work(block, self.sizes(micro_batch), self.request.text)
+                    work_of(block, self.sizes(micro_batch), self.request.text)
                     for block in self.report.blocks
                 ]
             self._costs[key] = tuple(
@@ -132,7 +126,7 @@ class Rooflines:
     def _cost(
         self,
         block: Block,
-        work: _Work,
+        work: Work,
         micro_batch: int,
         tensor: int,
         sequence_parallel: bool,
@@ -159,11 +153,11 @@ class Rooflines:
         if degree > 1:
             exchanged = work.output * block.all_reduces
             exchange = block.all_reduces * self.all_reduce(work.output, degree, degree)
-        ahead, back = _gathered(block, work) if sequence_parallel else (0.0, 0.0)
+        ahead, back = gathered(block, work) if sequence_parallel else (0.0, 0.0)
         waits = self.gather(ahead, tensor, tensor), self.gather(back, tensor, tensor)
         forward = phases.get("forward", 0.0) + exchange + waits[0]
         backward = phases.get("backward_input", 0.0) + exchange + waits[1]
-        kept = _kept(block, work, degree, whole)
+        kept = kept_bytes(block, work, degree, whole)
         sent = tensor if sequence_parallel and sends_shares(block) else 1
         return BlockCost(
             forward=forward,
@@ -236,98 +230,3 @@ def splits(blocks: tuple[Block, ...]) -> int:
     """The greatest degree that divides each of the blocks that can be split."""
     limits = [limit for block in blocks if not unsplit(block) for limit in block.tensor_limits]
     return gcd(*limits) if limits else 0
-
-
-def kind_of(operator: Operator) -> Kind:
-    """By which curve of a device an operator is timed."""
-    if operator.matmul:
-        if "scaled_dot_product" not in operator.name:
-            return "matmul"
-        return "attention_backward" if "backward" in operator.name else "attention"
-    return "function" if any(word in operator.name for word in _FUNCTIONS) else "elementwise"
-
-
-@dataclass(frozen=True, slots=True)
-class _Calls:
-    phase: Phase
-    count: int
-    flops: float
-    bytes: float
-    kind: Kind
-    split: bool
-    attention: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """A block's polynomials at the sizes of a micro-batch."""
-
-    calls: tuple[_Calls, ...]
-    saved: tuple[float, float, float]
-    input: float
-    output: float
-    peak_forward: float
-    peak_backward: float
-    cache: float
-
-
-def _work(block: Block, sizes: dict[str, int], whole_text: int) -> _Work:
-    """The cache is that of whole sequences, however many of their tokens are worked on."""
-    return _Work(
-        calls=tuple(
-            _Calls(
-                one.phase,
-                max(1, one.calls),
-                float(one.flops(**sizes)),
-                float(one.bytes(**sizes)),
-                kind_of(one),
-                one.split,
-                any(word in one.name for word in _ATTENTION),
-            )
-            for one in block.operators
-        ),
-        saved=(
-            max(0.0, float(block.saved.none(**sizes))),
-            max(0.0, float(block.saved.selective(**sizes))),
-            max(0.0, float(block.saved.full(**sizes))),
-        ),
-        input=float(block.input(**sizes)),
-        output=float(block.output(**sizes)),
-        peak_forward=float(block.peak_forward(**sizes)),
-        peak_backward=float(block.peak_backward(**sizes)),
-        cache=float(block.cache(**{**sizes, "text": whole_text})),
-    )
-
-
-def _gathered(block: Block, work: _Work) -> tuple[float, float]:
-    """Bytes that a block puts together of sequences that are shared out, forward and backward:
-    gradients of embeddings, what a decoder looks at, what the head reads."""
-    if block.role == "head":
-        return work.input, 0.0
-    if block.role == "language" and block.name.endswith(".between"):
-        return work.output, work.output
-    return 0.0, work.output if block.name == "language.begin" else 0.0
-
-
-def _kept(
-    block: Block, work: _Work, degree: int, whole: int
-) -> tuple[float, float, float, float, float]:
-    """Bytes that are saved (without checkpointing, selective, full), and peaks over what is saved,
-    forward and backward. Where tokens are shared out, projections still read whole sequences: those
-    that are trained keep them, as checkpointing does for attention that is computed again, and one
-    is there at any moment."""
-    split = float(block.saved.split)
-    share = split / degree + (1 - split) / whole
-    trained = block.all_reduces if block.trained else 0
-
-    def held(size: float, sequences: int) -> float:
-        read = min((1 - split) * size, sequences * work.output)
-        return size * share + read * (1 - 1 / whole)
-
-    return (
-        held(work.saved[0], trained),
-        held(work.saved[1], max(trained, block.all_reduces - 1)),
-        work.saved[2] / whole,
-        held(max(0.0, work.peak_forward - work.saved[0]), 1),
-        held(work.peak_backward, 1),
-    )

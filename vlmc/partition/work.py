@@ -1,0 +1,114 @@
+"""A block's work at the sizes of a micro-batch: calls, bytes kept and bytes handed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmc.analysis.report import Block, Operator, Phase
+from vlmc.hardware.efficiency import Kind
+
+_ATTENTION = ("attention", "softmax", "bmm", "baddbmm")
+"""What an operator is called that selective checkpointing runs again."""
+_FUNCTIONS = (
+    "gelu", "silu", "sigmoid", "tanh", "exp", "erf", "sin", "cos", "pow", "sqrt", "softmax", "norm",
+    "sum", "mean",
+)  # fmt: skip
+"""What an operator is called that computes more than it moves: functions and reductions."""
+
+
+def kind_of(operator: Operator) -> Kind:
+    """By which curve of a device an operator is timed."""
+    if operator.matmul:
+        if "scaled_dot_product" not in operator.name:
+            return "matmul"
+        return "attention_backward" if "backward" in operator.name else "attention"
+    return "function" if any(word in operator.name for word in _FUNCTIONS) else "elementwise"
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    phase: Phase
+    count: int
+    flops: float
+    bytes: float
+    kind: Kind
+    split: bool
+    attention: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A block's polynomials at the sizes of a micro-batch."""
+
+    calls: tuple[Calls, ...]
+    saved: tuple[float, float, float]
+    input: float
+    output: float
+    peak_forward: float
+    peak_backward: float
+    cache: float
+
+
+def work_of(block: Block, sizes: dict[str, int], whole_text: int) -> Work:
+    """The cache is that of whole sequences, however many of their tokens are worked on."""
+    return Work(
+        calls=tuple(
+            Calls(
+                one.phase,
+                max(1, one.calls),
+                float(one.flops(**sizes)),
+                float(one.bytes(**sizes)),
+                kind_of(one),
+                one.split,
+                any(word in one.name for word in _ATTENTION),
+            )
+            for one in block.operators
+        ),
+        saved=(
+            max(0.0, float(block.saved.none(**sizes))),
+            max(0.0, float(block.saved.selective(**sizes))),
+            max(0.0, float(block.saved.full(**sizes))),
+        ),
+        input=float(block.input(**sizes)),
+        output=float(block.output(**sizes)),
+        peak_forward=float(block.peak_forward(**sizes)),
+        peak_backward=float(block.peak_backward(**sizes)),
+        cache=float(block.cache(**{**sizes, "text": whole_text})),
+    )
+
+
+def gathered(block: Block, work: Work) -> tuple[float, float]:
+    """Bytes that a block puts together of sequences that are shared out, forward and backward:
+    gradients of embeddings, what a decoder looks at, what the head reads."""
+    if block.role == "head":
+        return work.input, 0.0
+    if block.role == "language" and block.name.endswith(".between"):
+        return work.output, work.output
+    return 0.0, work.output if block.name == "language.begin" else 0.0
+
+
+def kept_bytes(
+    block: Block, work: Work, degree: int, whole: int
+) -> tuple[float, float, float, float, float]:
+    """Bytes that are saved (without checkpointing, selective, full), and peaks over what is saved,
+    forward and backward. Where tokens are shared out, projections still read whole sequences: those
+    that are trained keep them, as checkpointing does for attention that is computed again, and one
+    is there at any moment."""
+    trained = block.all_reduces if block.trained else 0
+    whole_kept = (1 - float(block.saved.split)) * work.saved[0]
+    whole_made = 1 - float(block.split_made)
+
+    def held(size: float, undivided: float, sequences: int) -> float:
+        """Of `size` bytes; tensor parallelism leaves so many `undivided`."""
+        undivided = min(size, undivided)
+        read = min(undivided, sequences * work.output)
+        return (size - undivided) / degree + undivided / whole + read * (1 - 1 / whole)
+
+    over = max(0.0, work.peak_forward - work.saved[0])
+    return (
+        held(work.saved[0], whole_kept, trained),
+        held(work.saved[1], whole_kept, max(trained, block.all_reduces - 1)),
+        work.saved[2] / whole,
+        held(over, whole_made * over, 1),
+        held(work.peak_backward, whole_made * work.peak_backward, 1),
+    )
