@@ -101,7 +101,7 @@ def owned(step: Step, names: Sequence[str]) -> list[str]:
 
 def _check_depth(stages: Sequence[Sequence[Held]], model: nn.Module) -> None:
     """Refuses numbers that a stack does not reach: no step would miss those blocks."""
-    modules = {name for name, _ in model.named_modules()}
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     for index, stage in enumerate(stages):
         for one in stage:
             if "*" in one.block and one.final not in modules:
