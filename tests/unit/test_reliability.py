@@ -165,6 +165,13 @@ def test_young_and_daly() -> None:
     assert goodput(1.0, 1, 1.0, 8000.0, 0.0, per_node=1).daly_seconds == pytest.approx(3600)
 
 
+@pytest.mark.parametrize("hours", [1e9, 1e14, 1e16, 1e100])
+def test_where_failures_are_rare_young_is_right(hours: float) -> None:
+    told = goodput(4.4, 1024, hours, 0.9, 300.0, per_node=8)
+    assert told.interval_seconds == pytest.approx(told.young_seconds, rel=1e-4)
+    assert told.goodput > 1 - 1e-5
+
+
 def test_what_changes_the_goodput() -> None:
     base: dict[str, Any] = {
         "step_seconds": 5.0,

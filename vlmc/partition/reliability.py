@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, exp, expm1, inf, sqrt
+from math import ceil, exp, expm1, inf, log1p, sqrt
 
 from vlmc.diagnostics.faults import UsageError
 from vlmc.partition.schedule.orders import Op, Orders
@@ -162,13 +162,18 @@ def _daly(mean: float, checkpoint: float) -> float:
 
 
 def _best_interval(mean: float, checkpoint: float) -> float:
-    """Where the share is largest: (1 - x) e^x = e^(-d/M) for x = t/M, by halving."""
+    """Where the share is largest: -log(1 - x) - x = d/M for x = t/M, by halving."""
     low, high = 0.0, 1.0
-    target = exp(-checkpoint / mean)
-    for _ in range(80):
-        middle = (low + high) / 2
-        if (1 - middle) * exp(middle) > target:
+    while low < (middle := (low + high) / 2) < high:
+        if _excess(middle) < checkpoint / mean:
             low = middle
         else:
             high = middle
     return low * mean
+
+
+def _excess(x: float) -> float:
+    """-log(1 - x) - x; where the two would cancel, by its series."""
+    if x < 0.01:
+        return sum(x**power / power for power in range(2, 10))
+    return -log1p(-x) - x
