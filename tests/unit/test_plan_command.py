@@ -220,6 +220,7 @@ def test_a_slow_device_costs_at_most_what_it_lacks() -> None:
         ([SPEC, *TRAIN, "--simulate", "stragglers", "--slow", "-1"], 2, "--slow -1"),
         ([SPEC, *TRAIN, "--simulate", "failures", "--mtbf-hours", "nan"], 2, "--mtbf-hours nan"),
         ([SPEC, *TRAIN, "--simulate", "failures", "--mtbf-hours", "inf"], 2, "--mtbf-hours inf"),
+        ([SPEC, *TRAIN, "--simulate", "failures", "--mtbf-hours", "1e10"], 2, "--mtbf-hours 1e+10"),
         ([SPEC, *TRAIN, *FEW, "--simulate", "failures", "--mtbf-hours", "1e-9"], 2,
          "nothing would ever be done"),
         ([SPEC, "--batch", "99999999999"], 2, "2147483647"),

@@ -19,6 +19,7 @@ from vlmc.runtime.parallel.stage import cuts
 
 ONE = {"pipeline": 1, "data": 1, "tensor": 1}
 WHOLE = [{"block": "language.layers.*", "first": 0, "last": 3}]
+HEAD = {"block": "head", "first": 0, "last": 0}
 LANGUAGE = {"heads": 8, "kv_heads": 2, "hidden": 64}
 PARTS = Parts(
     name="made",
@@ -86,6 +87,7 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"mode": "serve"}, "not trained with"),
         ({"precision": "fp16"}, "cannot be .fp16. in training"),
         ({"trained": []}, "nothing would be learnt"),
+        ({"trained": ["language", "language"]}, "trained must list each role once"),
         ({"trained": ["vision"]}, "trained must list roles"),
         ({"schedule": "pipedream"}, "schedule must be one of"),
         ({"batch": "8"}, "batch must be a whole number"),
@@ -199,6 +201,40 @@ def test_stages_are_cut_by_number(tmp_path: Path) -> None:
         ["language.layers.0", "language.layers.1"],
         ["language.layers.2", "language.layers.3"],
     ]
+
+
+VISION = {"block": "encoder.layers.*", "first": 0, "last": 3}
+
+
+@pytest.mark.parametrize(
+    ("holds", "tensor", "refused"),
+    [
+        (([VISION, *WHOLE], [HEAD]), 2, {"own_group": "language, too, on stage 0"}),
+        (([VISION, *WHOLE], [HEAD]), 1, {"own_group": "", "replicated": "a tensor degree of 1"}),
+        (([VISION], [*WHOLE, HEAD]), 2, {}),
+        (
+            ([{**VISION, "last": 1}], [{**VISION, "first": 2}, *WHOLE, HEAD]),
+            2,
+            {
+                "stage_0": "some of them on stage 1",
+                "replicated": "some of them on stage 1",
+                "own_group": "language, too, on stage 1",
+            },
+        ),
+    ],
+)
+def test_where_the_encoder_lies_is_said_as_it_is(
+    holds: tuple[Any, Any], tensor: int, refused: dict[str, str], tmp_path: Path
+) -> None:
+    stages = [{"group": n, "holds": one} for n, one in enumerate(holds)]
+    mesh = {"pipeline": 2, "data": 1, "tensor": tensor}
+    for word in ("stage_0", "own_group", "replicated", "spread"):
+        given = {"stages": stages, "mesh": mesh, "count": 2 * tensor, "placement": word}
+        if word in refused:
+            with pytest.raises(UsageError, match=f"as `{word}` says.*{refused[word]}"):
+                read(tmp_path, **given)
+        else:
+            assert read(tmp_path, **given).placement == word
 
 
 def test_blocks_behind_the_last_one_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ BYTES: dict[str, float] = {
 }
 """Bytes of a number in each format."""
 
-UPDATED: dict[str, float] = {"adamw": 80, "adam": 72, "lion": 40, "momentum": 32, "sgd": 12}
+UPDATED: dict[str, float] = {"adamw": 80, "sgd": 12}
 """Bytes that an optimiser reads and writes for each parameter in fp32, one operator after the other
 as torch.optim runs them (AdamW: eight that take a tensor in place or make one)."""
 

@@ -11,9 +11,9 @@ from vlmc.partition.chain import RESERVE, held
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.part import Part
 from vlmc.partition.plan import Schedule
-from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.setting import Setting
 from vlmc.partition.states import MASTER
+from vlmc.runtime.parallel.plan_rules import OPTIMISERS
 
 
 class Bounds:

@@ -127,7 +127,7 @@ class ParallelPlan(Planned):
     encoder: Mesh | None = Field(
         default=None, description="Degrees of encoder and adapter where they differ."
     )
-    placement: Placement = "stage_0"
+    placement: Placement = "spread"
     sequence_parallel: bool = False
     zero: Literal[0, 1, 2, 3] = Field(
         default=0,

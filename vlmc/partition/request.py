@@ -10,16 +10,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import BYTES
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
-from vlmc.runtime.parallel.plan_rules import TRAINED_IN, zero_stages
-
-OPTIMISERS: dict[str, int] = {
-    "adamw": 8,
-    "adam": 8,
-    "lion": 4,
-    "momentum": 4,
-    "sgd": 0,
-}
-"""Bytes of state for each trained parameter, in fp32."""
+from vlmc.runtime.parallel.plan_rules import OPTIMISERS, TRAINED_IN, zero_stages
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

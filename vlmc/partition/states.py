@@ -18,9 +18,8 @@ from vlmc.analysis.memory import CUDA_QUANTUM
 from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
 from vlmc.partition.costs import Rooflines
-from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.setting import Setting
-from vlmc.runtime.parallel.plan_rules import whole_weights
+from vlmc.runtime.parallel.plan_rules import OPTIMISERS, whole_weights
 
 MASTER = 4
 """Bytes of a trained parameter, and of its gradient."""

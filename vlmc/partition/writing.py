@@ -64,6 +64,8 @@ def write(leaf: Leaf, bound: float) -> ParallelPlan:
 def placement(leaf: Leaf) -> Placement:
     """The narrowest name of where the encoder's side lies."""
     setting, encoder = leaf.chain.setting, leaf.chain.encoder
+    if setting.placement == "replicated" and setting.tensor == 1:
+        return "stage_0"
     if setting.placement != "spread":
         return setting.placement
     if leaf.ends[0] >= encoder:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import inf
 from typing import Any
 
 from vlmc.diagnostics import UsageError
 from vlmc.diagnostics.nearest import listing
 from vlmc.partition.reliability import Goodput, Straggling, factor, goodput, stragglers
-from vlmc.partition.request import OPTIMISERS
 from vlmc.partition.schedule.orders import orders_of
 from vlmc.partition.states import MASTER
 from vlmc.planning.made import Made
 from vlmc.planning.played import pipeline
+from vlmc.runtime.parallel.plan_rules import OPTIMISERS
 
 SLOW_PERCENT = 20.0
 KINDS = ("stragglers", "failures")
 NODE_HOURS = 6300.0
 """Between two failures of one node: 419 unexpected interruptions in 54 days on 16,384 devices,
 eight to a node (Dubey et al., 2024, arXiv:2407.21783, section 3.3.4)."""
+MOST_HOURS = 1e9
+"""Between two failures of one node: beyond, nothing ever fails."""
 STORAGE = 1e9
 """Bytes a second that a node writes to storage: 2 TB/s for about 2,000 nodes (the same, 3.3.1)."""
 RESTART_SECONDS = 300.0
@@ -89,8 +90,10 @@ def check_given(slow: float | None, node_hours: float | None) -> None:
     """Raises UsageError for what no device or node is."""
     if slow is not None and not 0 <= slow < 100:
         raise UsageError(f"--slow {slow:g}: a percentage from 0 to below 100 is expected")
-    if node_hours is not None and not 0 < node_hours < inf:
-        raise UsageError(f"--mtbf-hours {node_hours:g}: a number of hours above 0 is expected")
+    if node_hours is not None and not 0 < node_hours <= MOST_HOURS:
+        raise UsageError(
+            f"--mtbf-hours {node_hours:g}: hours above 0 are expected, at most {MOST_HOURS:g}"
+        )
 
 
 def simulate_risks(

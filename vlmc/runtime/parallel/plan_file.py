@@ -36,7 +36,7 @@ _KEYS = {
 }  # fmt: skip
 _NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", "stages")
 _DEFAULTS: dict[str, Any] = {
-    "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "stage_0",
+    "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "spread",
     "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
     "count": None, "per_node": 1, "text": 1, "images": 0, "encoder": None,
 }  # fmt: skip
@@ -170,6 +170,7 @@ def _plan(document: Any) -> Plan:
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
         f"trained must list roles out of {', '.join(_ROLES)}",
     )
+    _require(len(set(trained)) == len(trained), "trained must list each role once")
     mesh = _degrees("mesh", whole["mesh"])
     encoder = None if whole["encoder"] is None else _degrees("encoder", whole["encoder"])
     checkpointing = whole["checkpointing"]

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Ruled
-from vlmc.runtime.parallel.stage_rules import broken_ranges, broken_stages
+from vlmc.runtime.parallel.stage_rules import broken_placement, broken_ranges, broken_stages
 
-OPTIMISERS = ("adamw", "sgd")
+OPTIMISERS: dict[str, int] = {"adamw": 8, "sgd": 0}
+"""Bytes of state for each trained parameter, in fp32."""
 TRAINED_IN = ("bf16", "fp32")
 """fp16 overflows in training unless losses are scaled, which this executor does not do."""
 ZERO_STAGES = (0, 1, 2, 3)
@@ -84,6 +85,7 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
     yield from _broken_batch(plan)
     yield from broken_stages(plan)
     yield from broken_ranges(plan)
+    yield from broken_placement(plan)
     if plan.trains:
         yield from _broken_training(plan)
 
@@ -164,7 +166,7 @@ def _broken_batch(plan: Ruled) -> Iterator[Broken]:
 def _broken_training(plan: Ruled) -> Iterator[Broken]:
     """What train.py does not run."""
     for key, word, words in (
-        ("optimiser", plan.optimiser, OPTIMISERS),
+        ("optimiser", plan.optimiser, tuple(OPTIMISERS)),
         ("precision", plan.precision, TRAINED_IN),
     ):
         if word not in words:

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from vlmc.runtime.parallel.ruled import Broken, Held, Ruled
 
+_VISION = {"encoder", "adapter"}
+_WORDS_OF = {"language", "head"}
+_PLACED = {
+    "stage_0": "encoder and adapter on stage 0",
+    "replicated": "encoder and adapter on stage 0, whole on each rank of a tensor group",
+    "own_group": "stages of encoder and adapter that hold no language",
+}
+
 
 def broken_stages(plan: Ruled) -> Iterator[Broken]:
     groups, found = plan.mesh.pipeline, len(plan.stages)
@@ -109,3 +117,28 @@ def broken_range(place: Placed, name: str, got: str, expected: str, help_: str) 
 def blocks_named(first: int, last: int) -> str:
     """A range of blocks in words."""
     return f"block {first}" if first == last else f"blocks {first} to {last}"
+
+
+def broken_placement(plan: Ruled) -> Iterator[Broken]:
+    """Where encoder and adapter are said to lie and do not; `spread` is always so."""
+    roles = [{held.block.split(".")[0] for held in holds} for _, holds in plan.stages]
+    seeing = [index for index, of in enumerate(roles) if of & _VISION]
+    mixed = [index for index in seeing if roles[index] & _WORDS_OF]
+    later = [index for index in seeing if index]
+    got = None
+    if plan.placement == "replicated" and plan.mesh.tensor == 1:
+        got = "a tensor degree of 1, which shares nothing out"
+    elif plan.placement in ("stage_0", "replicated") and later:
+        got = f"some of them on stage {later[0]}"
+    elif plan.placement == "own_group" and mixed:
+        got = f"language, too, on stage {mixed[0]}"
+    if got is not None:
+        yield Broken(
+            code="VLMC162",
+            path=("placement",),
+            related=(("stages",),),
+            message=f"encoder and adapter are not placed as `{plan.placement}` says",
+            expected=_PLACED[plan.placement],
+            got=got,
+            help="placement: spread",
+        )
