@@ -99,7 +99,7 @@ def owned(step: Step, names: Sequence[str]) -> list[str]:
     return [n for n in names if any(n == path or n.startswith(f"{path}.") for path in step.owns)]
 
 
-def _check_depth(stages: Sequence[Sequence[Held]], model: nn.Module) -> None:
+def _check_depth(stages: Sequence[Sequence[Held]], model: Any) -> None:
     """Refuses numbers that a stack does not reach: no step would miss those blocks."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for index, stage in enumerate(stages):
