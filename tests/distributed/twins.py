@@ -86,7 +86,8 @@ def rows(made: Twin, count: int, *, seed: int = 0, blind: tuple[int, ...] = ()) 
 
 
 def plan(made: Twin, cut: tuple[str, ...] = (), **given: Any) -> Document:
-    """A plan whose stages begin at the steps named in `cut`."""
+    """A plan whose stages begin at the steps named in `cut`, with checkpointing of those of the
+    named blocks that the design has."""
     chain = made.chain
     edges = [0, *(chain.index(name) for name in cut), len(chain)]
     mesh = {"pipeline": 1, "data": 1, "tensor": 1, **given.pop("mesh", {})}
@@ -98,6 +99,8 @@ def plan(made: Twin, cut: tuple[str, ...] = (), **given: Any) -> Document:
         for place, (first, last) in enumerate(pairwise(edges))
     ]
     frozen = [node.role for node in made.arch.nodes if not node.frozen]
+    kept = given.pop("checkpointing", {})
+    own = {key: kept[key] for key in kept if any(n.startswith(key.rstrip("*")) for n in chain)}
     return {
         "version": 1,
         "design": made.arch.name,
@@ -114,6 +117,7 @@ def plan(made: Twin, cut: tuple[str, ...] = (), **given: Any) -> Document:
         "text": 16,
         "images": 1,
         "stages": stages,
+        "checkpointing": own,
         **given,
     }
 

@@ -245,3 +245,12 @@ def test_blocks_behind_the_last_one_are_refused(tmp_path: Path) -> None:
     stages = [{"group": n, "holds": one} for n, one in enumerate(holds)]
     with pytest.raises(UsageError, match=r"stages\[1\]: the model has no language.layers.30000000"):
         cuts([step(n) for n in range(4)], read(tmp_path, stages=stages), Stack())
+
+
+def test_checkpointing_names_blocks_that_there_are(tmp_path: Path) -> None:
+    steps = [step(n) for n in range(4)]
+    for key in ("language.layers.*", "language.layers.3", "language.layers.0.attention"):
+        assert cuts(steps, read(tmp_path, checkpointing={key: "full"}), Stack())
+    for key in ("language.layerz.*", "language.layers.4", "language"):
+        with pytest.raises(UsageError, match=f"checkpointing: the model has no {key}"):
+            cuts(steps, read(tmp_path, checkpointing={key: "full"}), Stack())

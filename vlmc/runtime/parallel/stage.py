@@ -59,6 +59,7 @@ class Cut:
 def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     """The stages of a plan. Raises UsageError where they do not follow the chain."""
     _check_depth(plan.stages, model)
+    _check_checkpointing(steps, plan.checkpointing)
     where = _places(steps, plan.stages)
     names = [name for name, _ in model.named_parameters()]
     found: list[Cut] = []
@@ -106,6 +107,14 @@ def _check_depth(stages: Sequence[Sequence[Held]], model: Any) -> None:
         for one in stage:
             if "*" in one.block and one.final not in modules:
                 raise UsageError(f"stages[{index}]: the model has no {one.final[:60]}")
+
+
+def _check_checkpointing(steps: Sequence[Step], checkpointing: dict[str, str]) -> None:
+    """Refuses names of no block, which would be kept whole in silence. What lies within a step
+    that is never cut has no step of its own."""
+    for key in checkpointing:
+        if not any(_matches(key, s.name) or key.startswith(f"{s.name}.") for s in steps):
+            raise UsageError(f"checkpointing: the model has no {key[:60]}")
 
 
 def _places(steps: Sequence[Step], stages: Sequence[Sequence[Held]]) -> list[int]:
