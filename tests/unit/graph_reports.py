@@ -163,6 +163,7 @@ def random_report(random: Random, mode: Mode = "train") -> GraphReport:
         blocks=tuple(blocks),
         order=tuple(order),
         loss_peak=Largest((BATCH * TEXT * random.randint(0, 2000),)),
+        inputs=BATCH * (random.randint(0, 20) * 100_000) if mode == "train" else ZERO,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from every_plan import every_checkpointing, fastest, instance, short_of_memory
 from graph_reports import cluster, flamingo_80b, random_report, small_device
 
-from vlmc.analysis.polynomial import ZERO
+from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import GraphReport
 from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
@@ -108,6 +108,15 @@ def test_bounds_are_never_above_what_they_bound() -> None:
                     compared += 1
     assert compared > 500
     assert unread > 5
+
+
+def test_inputs_that_no_device_holds_are_ruled_out_before_cutting() -> None:
+    """Every device is given its replica's share of the batch, whatever the micro-batch."""
+    report = replace(flamingo_80b(), inputs=Polynomial.symbol("batch") * 6_000_000)
+    lines = Rooflines(report, a100(64), replace(TRAIN, batch=2**20))
+    tried = list(bases(lines, across_nodes=False))
+    assert len(tried) > 100
+    assert min(map(Bounds(lines).states, tried)) > lines.cluster.device.memory_bytes
 
 
 def test_every_way_to_keep_is_reached_once() -> None:

@@ -92,7 +92,8 @@ class Bounds:
         return answer * (1 - 1e-12)
 
     def states(self, base: Setting) -> float:
-        """Bytes that the fullest device holds of the model at the least, whatever is sharded."""
+        """Bytes that the fullest device holds at the least, of the model, whatever is sharded, and
+        of a step's inputs."""
         lines, request = self.lines, self.lines.request
         replicated = base.placement == "replicated"
         costs = lines.blocks(base.micro_batch, base.tensor, base.sequence_parallel, replicated)
@@ -106,7 +107,7 @@ class Bounds:
             if request.mode == "train" and request.zero in (1, 2) and block.trained:
                 shards, each = 1, size  # what is computed with; all else may be shared out
             sizes.append(cost.parameters * each / shards)
-        return self._sum(sizes) / base.pipeline
+        return self._sum(sizes) / base.pipeline + self._inputs(base)
 
     def fits(self, setting: Setting, parts: Sequence[Part]) -> bool:
         """Whether all devices together have room for what they hold at the least: the states and
@@ -116,6 +117,7 @@ class Bounds:
         least += max(
             self._sum([one.gradients for one in parts]), self._sum([one.saved for one in parts])
         )
+        least += self._inputs(setting) * setting.pipeline
         return least * (1 + RESERVE) <= self.lines.cluster.device.memory_bytes * setting.pipeline
 
     def possible(self, setting: Setting, parts: Sequence[Part], under: float) -> bool:
@@ -145,6 +147,13 @@ class Bounds:
             if stages * chunks < count:
                 return False
         return True
+
+    def _inputs(self, setting: Setting) -> float:
+        """Bytes of all micro-batches of a step, which every device is given when training."""
+        if self.lines.request.mode == "serve":
+            return 0.0
+        sizes = self.lines.sizes(setting.micro_batch)
+        return setting.micro_batches * float(self.lines.report.inputs(**sizes))
 
     def _sum(self, values: Sequence[float]) -> float:
         return sum(count * value for count, value in zip(self.counts, values, strict=True))
