@@ -307,7 +307,7 @@ class Engine(Protocol):
     on at once, in one thread."""
 
     name: str
-    """eager, compile, aoti or onnx."""
+    """As `vlmc run --engine` calls it: eager, compile, aoti, onnx, onnx-int8 or onnx-int4."""
 
     @property
     def capacity(self) -> int | None:
@@ -1039,6 +1039,8 @@ def source_of(given: object) -> Source:
 
     Raises UsageError, with what would do, where it is no picture.
     """
+    if isinstance(given, str) and not given:
+        raise UsageError("an empty text is no path to a picture")
     if isinstance(given, str | Path):
         return _file(str(given))
     if isinstance(given, bytes | bytearray | memoryview):
@@ -2716,7 +2718,8 @@ class Sight:
         names = [one.name if isinstance(one, Clip) else "an image" for one in shown]
         told = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
         raise UsageError(
-            f"the videos of one prompt must show equally many frames, but they show: {told}"
+            f"videos that are asked about at once, by several prompts too, must show equally many "
+            f"frames, but they show: {told}"
         )
 
     def _encoded(self, feature: Any, pixels: Pixels, key: str) -> Encoded:
@@ -3395,10 +3398,16 @@ class GraphFolder:
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that one row may have."""
-        if "decode" in self.graphs:
-            return self.graphs["decode"].most("slots")
-        return self.graphs["model"].most("text")
+        """Tokens that one row may have. Raises EnvironmentFault where no graph answers."""
+        for name, extent in (("decode", "slots"), ("model", "text")):
+            if name in self.graphs:
+                return self.graphs[name].most(extent)
+        raise EnvironmentFault(f"{self.folder}: there is no graph that answers; build it again")
+
+    @property
+    def place(self) -> str:
+        """Where they run, as torch calls it."""
+        return "cuda" if self.device == "cuda" else "cpu"
 
 
 def read_graphs(folder: Path) -> GraphFolder:
@@ -3406,19 +3415,26 @@ def read_graphs(folder: Path) -> GraphFolder:
     path = folder / "graphs.json"
     try:
         found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        graphs = {entry["name"]: _graph_file(folder, entry) for entry in found["graphs"]}
         return GraphFolder(
             folder=folder,
-            torch=found["torch"],
-            dtype=found["dtype"],
-            device=found["device"],
-            system=found.get("system", {}),
+            torch=str(found["torch"]),
+            dtype=_graph_word(found, "dtype", ("float32", "bfloat16", "float16")),
+            device=_graph_word(found, "device", ("any", "cpu", "cuda")),
+            system=dict(found.get("system", {})),
             gpu=_capability(found.get("gpu")),
-            graphs={entry["name"]: _graph_file(folder, entry) for entry in found["graphs"]},
+            graphs=graphs,
         )
     except FileNotFoundError:
         raise EnvironmentFault(f"{folder}: there are no graphs here; build them") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentFault(f"{path}: is damaged ({error}); build it again") from None
+
+
+def _graph_word(found: Mapping[str, Any], key: str, words: Sequence[str]) -> str:
+    if found[key] not in words:
+        raise ValueError(f"{key} is {found[key]!r}: {', '.join(words)} is expected")
+    return found[key]
 
 
 def _capability(found: Any) -> tuple[int, int] | None:
@@ -3433,7 +3449,7 @@ def _graph_file(folder: Path, entry: Mapping[str, Any]) -> GraphFile:
         path=folder / entry["file"],
         inputs=tuple(_graph_wire(wire) for wire in entry["inputs"]),
         outputs=tuple(_graph_wire(wire) for wire in entry["outputs"]),
-        bounds={name: (least, most) for name, (least, most) in entry["bounds"].items()},
+        bounds={name: (int(least), int(most)) for name, (least, most) in entry["bounds"].items()},
         constants={
             name: parts if isinstance(parts, str) else tuple(parts)
             for name, parts in entry["constants"].items()
@@ -3774,8 +3790,14 @@ class OnnxGraph:
         self.inputs: dict[str, Any] = {one.name: one for one in self.session.get_inputs()}
         self.outputs: dict[str, Any] = {one.name: one for one in self.session.get_outputs()}
         notes = self.session.get_modelmeta().custom_metadata_map
-        self.bounds = cast("dict[str, list[int]]", json.loads(notes["vlmc.bounds"]))
-        self.image_tokens = int(notes["vlmc.image_tokens"])
+        try:
+            self.bounds = cast("dict[str, list[int]]", json.loads(notes["vlmc.bounds"]))
+            self.image_tokens = int(notes["vlmc.image_tokens"])
+        except (KeyError, ValueError):
+            raise EnvironmentFault(
+                f"{path}: lacks what vlmc notes in a graph, as where another tool has saved it; "
+                "build it again"
+            ) from None
         self.in_place = notes.get("vlmc.cache") == "in place"
         """Whether the newest tokens may be written behind the others in one buffer."""
 
@@ -3973,8 +3995,6 @@ class OnnxEngine:
     onnxruntime is missing or cannot open a graph.
     """
 
-    name = "onnx"
-
     def __init__(
         self,
         folder: Path,
@@ -3988,6 +4008,7 @@ class OnnxEngine:
         self.serving = serving
         self.start_token = start_token
         self.variant = variant
+        self.name = "onnx" if variant is None else f"onnx-{variant}"
         self.threads = threads
         self._open: dict[str, OnnxGraph] = {}
         onnx_runtime()
@@ -4279,7 +4300,7 @@ class TorchEngine:
         self.graphs = graphs.graphs
         self.capacity = graphs.capacity
         self.design = design
-        self.device = torch.device(graphs.device if graphs.device == "cuda" else "cpu")
+        self.device = torch.device(graphs.place)
         self.dtype: torch.dtype = getattr(torch, graphs.dtype)
         self._load = load
         self._kind = "" if blocks is None else "paged_"
@@ -4369,6 +4390,10 @@ class TorchEngine:
 
     def _program(self, name: str) -> TorchProgram:
         if name not in self._programs:
+            if name not in self.graphs:
+                raise EnvironmentFault(
+                    f"the {self.name} graphs of this build lack {name}; build it again"
+                )
             self._programs[name] = self._load(self.graphs[name])
         return self._programs[name]
 
@@ -4793,8 +4818,7 @@ def _graphs(
     if name == "aoti":
         check_machine(graphs)
     dtype = getattr(torch, graphs.dtype)
-    device = "cuda" if graphs.device == "cuda" else "cpu"
-    weights = MappedWeights(folder / "weights", folder / name, dtype, device)
+    weights = MappedWeights(folder / "weights", folder / name, dtype, graphs.place)
     if name == "aoti":
         return TorchEngine(name, graphs, design, lambda graph: AotiProgram(graph, weights))
     return TorchEngine(

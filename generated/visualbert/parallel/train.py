@@ -174,12 +174,19 @@ class Held:
     first: int
     last: int
 
+    def related(self, path: str) -> bool:
+        """Whether a path is one of its modules, lies within one or around one. Numbers are
+        compared, not listed: a range read from a file may be of any length."""
+        for own, part in zip(self.block.split("."), path.split("."), strict=False):
+            numbered = own == "*" and part.isdecimal() and self.first <= int(part) <= self.last
+            if own != part and not numbered:
+                return False
+        return True
+
     @property
-    def names(self) -> tuple[str, ...]:
-        """Paths of its modules."""
-        if "*" not in self.block:
-            return (self.block,)
-        return tuple(self.block.replace("*", str(n)) for n in range(self.first, self.last + 1))
+    def final(self) -> str:
+        """Path of the last of its modules."""
+        return self.block.replace("*", str(self.last))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +234,15 @@ class Broken:
 # --------------------------------------------------------------------------------------------------
 # What the stages of a plan must hold to: their number, their groups, their blocks.
 # --------------------------------------------------------------------------------------------------
+
+
+_SEEING = {"encoder", "adapter"}
+_WORDS_OF = {"language", "head"}
+_PLACED = {
+    "stage_0": "encoder and adapter on stage 0",
+    "replicated": "encoder and adapter on stage 0, whole on each rank of a tensor group",
+    "own_group": "stages of encoder and adapter that hold no language",
+}
 
 
 def broken_stages(plan: Ruled) -> Iterator[Broken]:
@@ -332,12 +348,38 @@ def blocks_named(first: int, last: int) -> str:
     return f"block {first}" if first == last else f"blocks {first} to {last}"
 
 
+def broken_placement(plan: Ruled) -> Iterator[Broken]:
+    """Where encoder and adapter are said to lie and do not; `spread` is always so."""
+    roles = [{held.block.split(".")[0] for held in holds} for _, holds in plan.stages]
+    seeing = [index for index, of in enumerate(roles) if of & _SEEING]
+    mixed = [index for index in seeing if roles[index] & _WORDS_OF]
+    later = [index for index in seeing if index]
+    got = None
+    if plan.placement == "replicated" and plan.mesh.tensor == 1:
+        got = "a tensor degree of 1, which shares nothing out"
+    elif plan.placement in ("stage_0", "replicated") and later:
+        got = f"some of them on stage {later[0]}"
+    elif plan.placement == "own_group" and mixed:
+        got = f"language, too, on stage {mixed[0]}"
+    if got is not None:
+        yield Broken(
+            code="VLMC162",
+            path=("placement",),
+            related=(("stages",),),
+            message=f"encoder and adapter are not placed as `{plan.placement}` says",
+            expected=_PLACED[plan.placement],
+            got=got,
+            help="placement: spread",
+        )
+
+
 # --------------------------------------------------------------------------------------------------
 # What a plan must hold to so that it can run: rules that `vlmc plan` and train.py share.
 # --------------------------------------------------------------------------------------------------
 
 
-OPTIMISERS = ("adamw", "sgd")
+OPTIMISERS: dict[str, int] = {"adamw": 8, "sgd": 0}
+"""Bytes of state for each trained parameter, in fp32."""
 TRAINED_IN = ("bf16", "fp32")
 """fp16 overflows in training unless losses are scaled, which this executor does not do."""
 ZERO_STAGES = (0, 1, 2, 3)
@@ -413,6 +455,7 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
     yield from _broken_batch(plan)
     yield from broken_stages(plan)
     yield from broken_ranges(plan)
+    yield from broken_placement(plan)
     if plan.trains:
         yield from _broken_training(plan)
 
@@ -493,7 +536,7 @@ def _broken_batch(plan: Ruled) -> Iterator[Broken]:
 def _broken_training(plan: Ruled) -> Iterator[Broken]:
     """What train.py does not run."""
     for key, word, words in (
-        ("optimiser", plan.optimiser, OPTIMISERS),
+        ("optimiser", plan.optimiser, tuple(OPTIMISERS)),
         ("precision", plan.precision, TRAINED_IN),
     ):
         if word not in words:
@@ -541,6 +584,8 @@ def _divisor_near(number: int, wanted: int) -> int:
 
 
 _ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
+MOST_POSITIONS = 2**20
+"""Of a model that has no end of them: relative positions bound no sequence."""
 _WORDS: dict[str, tuple[str, ...]] = {
     "mode": ("train", "serve"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -561,7 +606,7 @@ _KEYS = {
 }  # fmt: skip
 _NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", "stages")
 _DEFAULTS: dict[str, Any] = {
-    "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "stage_0",
+    "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "spread",
     "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
     "count": None, "per_node": 1, "text": 1, "images": 0, "encoder": None,
 }  # fmt: skip
@@ -629,6 +674,7 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
             f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
             f"torchrun --nproc-per-node {plan.mesh.ranks}"
         )
+    _check_sequence(plan, parts)
     heads = head_counts(parts)
     for role, counts in heads.items():
         degree = plan.encoder_tensor if role in ("encoder", "adapter") else plan.mesh.tensor
@@ -637,6 +683,18 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
                 raise UsageError(
                     f"mesh.tensor: {degree} devices cannot share the {count} {what} of the {role}"
                 )
+
+
+def _check_sequence(plan: Plan, parts: Parts) -> None:
+    """Refuses sequences that the model has no positions for, before any is drawn."""
+    most = MOST_POSITIONS if parts.context is None else parts.context
+    if plan.text > most:
+        raise UsageError(f"text: a sequence of {plan.text} tokens; the model has {most}")
+    taken = parts.places if parts.fusion in ("prefix", "placeholder") else 0
+    if plan.images * taken > most:
+        raise UsageError(
+            f"images: {plan.images} of {taken} tokens each; the model has {most} positions"
+        )
 
 
 def head_counts(parts: Parts) -> dict[str, list[tuple[str, int]]]:
@@ -682,6 +740,7 @@ def _plan(document: Any) -> Plan:
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
         f"trained must list roles out of {', '.join(_ROLES)}",
     )
+    _require(len(set(trained)) == len(trained), "trained must list each role once")
     mesh = _degrees("mesh", whole["mesh"])
     encoder = None if whole["encoder"] is None else _degrees("encoder", whole["encoder"])
     checkpointing = whole["checkpointing"]
@@ -1031,11 +1090,29 @@ def context_of(parts: Parts, model: Any, data: Data, dtype: torch.dtype) -> Simp
     key = torch.arange(mask.shape[1], device=mask.device)
     # A padded query sees itself, so that no row is empty.
     seen = ((key <= key[:, None]) & mask[:, None, :].bool()) | (key == key[:, None])
+    kind = parts.argument("language", "positions")
+    if kind != "transformer_xl":
+        # Each layer would convert a mask of booleans, and save the result for the backward pass.
+        seen = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
     where = SimpleNamespace(positions=positions, keys=positions, mask=seen[:, None], causal=False)
     rotary = None
-    if parts.argument("language", "positions") == "rotary":
+    if kind == "rotary":
         rotary = model.language.rotary(positions, dtype)
     return SimpleNamespace(places=where, rotary=rotary)
+
+
+def bias_of(model: Any, data: Data, side: str) -> Tensor:
+    """What all layers of an encoder, or of a decoder, add to their scores: how far words stand
+    apart, and who sees whom. One tensor, since each layer saves it for the backward pass."""
+    language, mask = model.language, data["attention_mask"]
+    words = mask if side == "encoder" else data["labels"]
+    place = torch.arange(words.shape[1], device=mask.device)[None]
+    if side == "encoder":
+        bias, hidden = language.encoder_bias(place, place), ~mask[:, None, None, :].bool()
+    else:
+        bias = language.decoder_bias(place, place)
+        hidden = place[:, None, None, :] > place[:, None, :, None]
+    return bias.masked_fill(hidden, float("-inf"))
 
 
 def _filled(words: Tensor, visual: Tensor, data: Data) -> Tensor:
@@ -1157,10 +1234,7 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         return passed(state, "visual", x=data["sequences"].share(x))
 
     def encode(index: int, model: Any, state: State, data: Data) -> State:
-        mask: Tensor = data["attention_mask"]
-        place = torch.arange(mask.shape[1], device=mask.device)[None]
-        bias = model.language.encoder_bias(place, place)
-        bias = bias.masked_fill(~mask[:, None, None, :].bool(), float("-inf"))
+        bias = data["bias"]("encoder")
         return passed(state, x=model.language.encoder_layers[index](state["x"], mask=bias))
 
     def turn(model: Any, state: State, data: Data) -> State:
@@ -1173,10 +1247,7 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         return passed(state, encoded=encoded, x=x)
 
     def decode(index: int, model: Any, state: State, data: Data) -> State:
-        place = torch.arange(data["labels"].shape[1], device=state["x"].device)[None]
-        bias = model.language.decoder_bias(place, place)
-        ahead = place[:, None, None, :] > place[:, None, :, None]
-        bias = bias.masked_fill(ahead, float("-inf"))
+        bias = data["bias"]("decoder")
         seen = data["attention_mask"][:, None, None, :].bool()
         block = model.language.decoder_layers[index]
         return passed(state, x=block.look(state["x"], state["encoded"], bias, seen))
@@ -1364,6 +1435,8 @@ class Cut:
 
 def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     """The stages of a plan. Raises UsageError where they do not follow the chain."""
+    _check_depth(plan.stages, model)
+    _check_checkpointing(steps, plan.checkpointing)
     where = _places(steps, plan.stages)
     names = [name for name, _ in model.named_parameters()]
     found: list[Cut] = []
@@ -1404,18 +1477,28 @@ def owned(step: Step, names: Sequence[str]) -> list[str]:
     return [n for n in names if any(n == path or n.startswith(f"{path}.") for path in step.owns)]
 
 
+def _check_depth(stages: Sequence[Sequence[Held]], model: Any) -> None:
+    """Refuses numbers that a stack does not reach: no step would miss those blocks."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    for index, stage in enumerate(stages):
+        for one in stage:
+            if "*" in one.block and one.final not in modules:
+                raise UsageError(f"stages[{index}]: the model has no {one.final[:60]}")
+
+
+def _check_checkpointing(steps: Sequence[Step], checkpointing: dict[str, str]) -> None:
+    """Refuses names of no block, which would be kept whole in silence. What lies within a step
+    that is never cut has no step of its own."""
+    for key in checkpointing:
+        if not any(_matches(key, s.name) or key.startswith(f"{s.name}.") for s in steps):
+            raise UsageError(f"checkpointing: the model has no {key[:60]}")
+
+
 def _places(steps: Sequence[Step], stages: Sequence[Sequence[Held]]) -> list[int]:
     """The stage of each step. What a plan does not name goes with what follows it."""
-    named = [(path, i) for i, stage in enumerate(stages) for one in stage for path in one.names]
     found: list[int | None] = []
     for step in steps:
-        of = {
-            i
-            for path, i in named
-            if path == step.name
-            or step.name.startswith(f"{path}.")
-            or path.startswith(f"{step.name}.")
-        }
+        of = {i for i, held in enumerate(stages) if any(one.related(step.name) for one in held)}
         if len(of) > 1 and step.block is not None:
             raise UsageError(f"stages: {step.name} is held by more than one stage")
         found.append(min(of) if of else None)
@@ -1482,9 +1565,10 @@ class Stage(nn.Module):
 
     def informed(self, data: Data) -> Data:
         """The micro-batch with how its sequences are shared out, and with what all layers of a
-        decoder share, made when first asked for."""
+        stack share, made when first asked for."""
         context = cache(partial(context_of, self.parts, self.model, data))
-        return {**data, "sequences": self.sequences, "context": context}
+        bias = cache(partial(bias_of, self.model, data))
+        return {**data, "sequences": self.sequences, "context": context, "bias": bias}
 
     def run(self, state: State, data: Data) -> State:
         """The stage's steps, without what a backward pass needs where none will come."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vlmc.runtime.parallel.ruled import Broken, Held, Ruled
 
-_VISION = {"encoder", "adapter"}
+_SEEING = {"encoder", "adapter"}
 _WORDS_OF = {"language", "head"}
 _PLACED = {
     "stage_0": "encoder and adapter on stage 0",
@@ -122,7 +122,7 @@ def blocks_named(first: int, last: int) -> str:
 def broken_placement(plan: Ruled) -> Iterator[Broken]:
     """Where encoder and adapter are said to lie and do not; `spread` is always so."""
     roles = [{held.block.split(".")[0] for held in holds} for _, holds in plan.stages]
-    seeing = [index for index, of in enumerate(roles) if of & _VISION]
+    seeing = [index for index, of in enumerate(roles) if of & _SEEING]
     mixed = [index for index in seeing if roles[index] & _WORDS_OF]
     later = [index for index in seeing if index]
     got = None
