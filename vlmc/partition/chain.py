@@ -67,7 +67,8 @@ class Chain:
         self.room = lines.cluster.device.memory_bytes
         self.context = min(CONTEXT, self.room / 100)
         self.held = [self._held(group) for group in range(setting.pipeline)]
-        self.message = 2 * (max(self.outputs) + self.features) if setting.pipeline > 1 else 0.0
+        cuts = range(1, self.length) if setting.pipeline > 1 else ()
+        self.message = 2 * max(map(self.carried, cuts), default=0.0)
 
     @property
     def levels(self) -> Levels:
@@ -84,11 +85,15 @@ class Chain:
             known[key] = _levels(first, [*map(self.send, places)], [*map(self.send_token, places)])
         return known[key]
 
+    def carried(self, end: int) -> float:
+        """Bytes of a message over a cut: what the block before it gives, and visual features where
+        a block behind it still looks at them."""
+        looked = self.encoder < end and self.looks[-1] > self.looks[end]
+        return self.outputs[end - 1] + (self.features if looked else 0.0)
+
     def send(self, end: int) -> float:
-        """Seconds of a message over a cut: what the block before it gives, and visual features
-        where a block behind it still looks at them."""
-        carried = self.features if self.encoder < end and self.looks[-1] > self.looks[end] else 0.0
-        return self.lines.send(self.outputs[end - 1] + carried, self.lines.cluster.count)
+        """Seconds of a message over a cut."""
+        return self.lines.send(self.carried(end), self.lines.cluster.count)
 
     def send_token(self, end: int) -> float:
         """As `send`, for the tokens of answers; what they look at lies in caches."""

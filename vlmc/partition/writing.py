@@ -189,8 +189,7 @@ def _collectives(leaf: Leaf) -> Iterator[Collective]:
     )
     blocks = [block for first, end in held for block in chain.lines.report.order[first:end]]
     yield from _tensor(chain, blocks)
-    message = max((chain.outputs[end - 1] for end in leaf.ends[:-1]), default=0.0)
-    message += chain.features if len(leaf.ends) > 1 and chain.looks[-1] > 1 else 0.0
+    message = max(map(chain.carried, leaf.ends[:-1]), default=0.0)
     times = setting.micro_batches * setting.chunks
     ways = 2 if chain.lines.request.mode == "train" else 1
     yield Collective(
