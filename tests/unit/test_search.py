@@ -300,6 +300,18 @@ def test_no_cuts_balance_stages_better(leaves: dict[str, Leaf]) -> None:
     assert any("times the mean" in line for line in even.why)
 
 
+def test_cuts_carry_features_until_the_last_block_that_looks(leaves: dict[str, Leaf]) -> None:
+    chain = leaves["1f1b"].chain
+    report = chain.lines.report
+    roles = [report.blocks[block].role for block in report.order]
+    last = max(place for place, role in enumerate(roles) if role == "fusion")
+    for end in range(1, len(roles)):
+        beside = chain.carried(end) - chain.outputs[end - 1]
+        looked = chain.encoder < end <= last
+        assert beside == (chain.outputs[chain.encoder - 1] if looked else 0), end
+    assert chain.message == 2 * max(chain.carried(end) for end in range(1, len(roles)))
+
+
 def test_a_plan_holds_every_block_once() -> None:
     plan = find(flamingo_80b(), a100(64), replace(TRAIN, pipeline=8)).plan
     held = [
