@@ -94,8 +94,16 @@ def test_json_holds_the_plan_and_the_next_ones(tmp_path: Path) -> None:
 def test_serving_figures_are_shown(asked_for: list[dict[str, Any]]) -> None:
     out = done(SPEC, "--set", "target.price=2.5")
     for word in ("serve 8 sequences at once, 128 tokens each", "first token", "tokens a second",
-                 "images", "largest batch", "KV cache", "a million tokens"):  # fmt: skip
+                 "images", "largest batch", "KV cache", "a million tokens",
+                 "busiest group, prompts", "busiest group, tokens of answers",
+                 "partial sums of tensor parallelism of tokens"):  # fmt: skip
         assert word in out, word
+    predicted = json.loads(done(SPEC, "--json"))["plan"]["predicted"]
+    parts = ("compute_seconds", "token_compute_seconds", "bubble_seconds", "token_bubble_seconds")
+    parts = [predicted[name] for name in parts] + [
+        one["seconds"] for one in predicted["collectives"]
+    ]
+    assert sum(parts) == pytest.approx(predicted["step_seconds"])
     assert [one["mode"] for one in asked_for] == ["prefill", "decode"]
     assert asked_for[0]["trained"] == ()
     assert "cost" not in done(SPEC)

@@ -338,6 +338,40 @@ def test_parts_of_the_time_add_up() -> None:
     assert all(one.total <= 80e9 for one in known.memory)
 
 
+@pytest.mark.parametrize("fixed", [{"pipeline": 4, "tensor": 2}, {"pipeline": 1, "tensor": 4}])
+@pytest.mark.parametrize("generate", [0, 128])
+def test_parts_of_the_time_of_answers_add_up(fixed: Any, generate: int) -> None:
+    asked = replace(SERVE, generate=generate, **fixed)
+    plan = find(flamingo_80b("prefill"), a100(8), asked, decode=flamingo_80b("decode")).plan
+    known = plan.predicted
+    assert known is not None
+    assert known.first_token_seconds is not None
+    tokens = [one for one in known.collectives if "of tokens" in one.purpose]
+    prompts = [one for one in known.collectives if one not in tokens]
+    parts = known.compute_seconds + sum(one.seconds for one in prompts)
+    assert parts + known.bubble_seconds == pytest.approx(known.first_token_seconds)
+    again = (known.token_compute_seconds or 0) + sum(one.seconds for one in tokens)
+    again += known.token_bubble_seconds or 0
+    assert known.first_token_seconds + again == pytest.approx(known.step_seconds)
+    assert again == pytest.approx(generate * (known.token_seconds or 0))
+    if plan.mesh.pipeline == 1:
+        assert known.bubble_seconds + (known.token_bubble_seconds or 0) < 1e-9
+    kinds = [one.kind for one in prompts]
+    assert kinds == ["all_reduce", "send"][: 1 + (plan.mesh.pipeline > 1)]
+    assert [one.kind for one in tokens] == (kinds if generate else [])
+
+
+def test_tokens_of_answers_are_summed_up_in_each_split_block() -> None:
+    asked = replace(SERVE, tensor=8)
+    known = find(
+        flamingo_80b("prefill"), a100(8), asked, decode=flamingo_80b("decode")
+    ).plan.predicted
+    assert known is not None
+    sums = 2 * (80 + 12 + 1)  # of layers, gated blocks and head
+    moved = [one.bytes for one in known.collectives if "of tokens" in one.purpose]
+    assert moved == [sums * 8192 * 2 * SERVE.batch * SERVE.generate]
+
+
 def test_a_tensor_group_stays_within_a_node() -> None:
     plan = find(flamingo_80b(), a100(8, per_node=2), replace(TRAIN, batch=16)).plan
     assert plan.mesh.tensor <= 2

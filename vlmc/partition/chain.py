@@ -55,8 +55,9 @@ class Chain:
         self.embeds_again = _counts(bool(report.blocks[block].embedding) for block in order)
         self._states()
         self.outputs = [self.parts[block].output for block in order]
+        self.token_lines = tokens or lines
         self.token_parts = parts(tokens, setting) if tokens else self.parts
-        self.token_order = tokens.report.order if tokens else order
+        self.token_order = self.token_lines.report.order
         row = [part.forward for part in self.token_parts]
         self.token = list(accumulate(map(row.__getitem__, self.token_order), initial=0.0))
         self.features = self.outputs[self.encoder - 1] if self.encoder else 0.0
@@ -95,10 +96,13 @@ class Chain:
         """Seconds of a message over a cut."""
         return self.lines.send(self.carried(end), self.lines.cluster.count)
 
+    def carried_token(self, end: int) -> float:
+        """As `carried`, for the tokens of answers; what they look at lies in caches."""
+        return self.token_parts[self.token_order[end - 1]].output
+
     def send_token(self, end: int) -> float:
-        """As `send`, for the tokens of answers; what they look at lies in caches."""
-        part = self.token_parts[self.token_order[end - 1]]
-        return self.lines.send(part.output, self.lines.cluster.count)
+        """As `send`, for the tokens of answers."""
+        return self.lines.send(self.carried_token(end), self.lines.cluster.count)
 
     def _sums(self, of: Callable[[Part], float]) -> list[float]:
         values = [of(part) for part in self.parts]

@@ -28,6 +28,10 @@ class Pace:
     """Of `busy`."""
     first_token: float | None = None
     token: float | None = None
+    token_busy: float = 0.0
+    """Of `token`, the turns of all micro-batches at the busiest group."""
+    token_messages: float = 0.0
+    """Of `token_busy`."""
 
 
 def pace(chain: Chain, ends: Sequence[int]) -> Pace:
@@ -71,7 +75,8 @@ def _answer(chain: Chain, ends: Sequence[int]) -> Pace:
     message = max((chain.send(end) for end in ends[:-1]), default=0.0)
     token_message = max((chain.send_token(end) for end in ends[:-1]), default=0.0)
     first = first_token(chain, heaviest(chain.forward, stages), message)
-    token = each_token(chain, heaviest(chain.token, stages), token_message)
+    slowest = heaviest(chain.token, stages)
+    token = each_token(chain, slowest, token_message)
     messages = message * setting.micro_batches
     return Pace(
         seconds=first + request.generate * token,
@@ -79,6 +84,8 @@ def _answer(chain: Chain, ends: Sequence[int]) -> Pace:
         messages=messages,
         first_token=first,
         token=token if request.generate else None,
+        token_busy=setting.micro_batches * (slowest + token_message),
+        token_messages=setting.micro_batches * token_message,
     )
 
 

@@ -98,10 +98,20 @@ class Predicted(Planned):
     kept: tuple[Kept, ...] = Field(
         default=(), strict=False, description="Of `activations`, what is kept; by stage, training."
     )
-    compute_seconds: float = Field(ge=0, description="The busiest device at work, in one step.")
+    compute_seconds: float = Field(
+        ge=0, description="The busiest device at work, in one step; when serving, on all prompts."
+    )
+    token_compute_seconds: float | None = Field(
+        default=None, ge=0, description="When serving, at work on all tokens of answers."
+    )
     collectives: tuple[Collective, ...] = Field(default=(), strict=False)
     bubble_seconds: float = Field(default=0, ge=0, description="Waiting in the pipeline.")
-    step_seconds: float = Field(ge=0, description="One training step.")
+    token_bubble_seconds: float | None = Field(
+        default=None, ge=0, description="When serving, waiting in the pipeline for tokens."
+    )
+    step_seconds: float = Field(
+        ge=0, description="One training step, or all answers of a batch: the sum of these parts."
+    )
     mfu: float | None = Field(default=None, description="Model FLOPs utilisation, a share of 1.")
     first_token_seconds: float | None = Field(default=None)
     token_seconds: float | None = Field(default=None)

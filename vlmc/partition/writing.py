@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from vlmc.hardware.device import BYTES
 from vlmc.partition.chain import RESERVE, Chain
 from vlmc.partition.leaf import Leaf
 from vlmc.partition.pace import pace
-from vlmc.partition.part import keeps
 from vlmc.partition.plan import (
-    Collective,
     Holding,
     Kept,
     Mesh,
@@ -22,6 +19,7 @@ from vlmc.partition.plan import (
     PlannedStage,
     Predicted,
 )
+from vlmc.partition.traffic import collectives, token_collectives
 
 MOST_AT_ONCE = 2**20
 """Sequences that a replica answers at once, at most, where nothing else bounds them."""
@@ -96,8 +94,8 @@ def _predicted(leaf: Leaf) -> Predicted:
     request, cluster = chain.lines.request, chain.lines.cluster
     groups = chain.groups(leaf.ends)
     memory = tuple(chain.memory(group, held) for group, held in enumerate(groups))
-    collectives = tuple(one for one in _collectives(leaf) if one.bytes)
-    hidden = found.busy - sum(one.seconds for one in collectives)
+    moved = tuple(one for one in collectives(leaf) if one.bytes)
+    compute = max(0.0, found.busy - sum(one.seconds for one in moved))
     peak = cluster.device.tflops[request.precision] * 1e12 * cluster.count
     batches = request.batch / chain.setting.micro_batch
     flops = chain.lines.flops(chain.setting.micro_batch) * batches
@@ -105,8 +103,8 @@ def _predicted(leaf: Leaf) -> Predicted:
         return Predicted(
             memory=memory,
             kept=tuple(_kept(leaf)),
-            compute_seconds=max(0.0, hidden),
-            collectives=collectives,
+            compute_seconds=compute,
+            collectives=moved,
             bubble_seconds=max(0.0, found.seconds - found.busy),
             step_seconds=found.seconds,
             mfu=flops / found.seconds / peak,
@@ -116,11 +114,17 @@ def _predicted(leaf: Leaf) -> Predicted:
     if cluster.price and tokens:
         cost = cluster.price / 3600 * cluster.count * found.seconds / tokens * 1e6
     first = found.first_token or found.seconds
+    of_tokens = tuple(one for one in token_collectives(leaf) if one.bytes)
+    turns = found.token_busy * request.generate
     return Predicted(
         memory=memory,
-        compute_seconds=max(0.0, hidden),
-        collectives=collectives,
+        compute_seconds=compute,
+        token_compute_seconds=max(0.0, turns - sum(one.seconds for one in of_tokens))
+        if request.generate
+        else None,
+        collectives=moved + of_tokens,
         bubble_seconds=max(0.0, first - found.busy),
+        token_bubble_seconds=max(0.0, found.seconds - first - turns) if request.generate else None,
         step_seconds=found.seconds,
         mfu=flops / first / peak,
         first_token_seconds=first,
@@ -178,117 +182,3 @@ def _most(does: Callable[[int], bool], known: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if does(middle) else (low, middle)
     return low
-
-
-def _collectives(leaf: Leaf) -> Iterator[Collective]:
-    """Of the busiest pipeline group, in one step."""
-    chain, setting = leaf.chain, leaf.chain.setting
-    held = max(
-        chain.groups(leaf.ends),
-        key=lambda stretches: sum(chain.work[end] - chain.work[first] for first, end in stretches),
-    )
-    blocks = [block for first, end in held for block in chain.lines.report.order[first:end]]
-    yield from _tensor(chain, blocks)
-    message = max(map(chain.carried, leaf.ends[:-1]), default=0.0)
-    times = setting.micro_batches * setting.chunks
-    ways = 2 if chain.lines.request.mode == "train" else 1
-    yield Collective(
-        kind="send",
-        purpose="activations and their gradients between stages",
-        group=2,
-        bytes=int(message * times * ways),
-        seconds=leaf.pace.messages,
-    )
-    if chain.lines.request.mode == "train" and setting.data > 1:
-        yield from _replicas(chain, blocks)
-
-
-def _tensor(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
-    lines, setting = chain.lines, chain.setting
-    costs = lines.blocks(
-        setting.micro_batch,
-        setting.tensor,
-        setting.sequence_parallel,
-        setting.placement == "replicated",
-    )
-    size, seconds, gathered, waits = 0.0, 0.0, 0.0, 0.0
-    for number in blocks:
-        block, cost = lines.report.blocks[number], costs[number]
-        again = keeps(setting, block) == "full"
-        times = 1 + (block.reached and lines.request.mode == "train") * (1 + again)
-        size += cost.exchanged * times * setting.micro_batches
-        seconds += cost.exchange_seconds * times * setting.micro_batches
-        gathered += sum(cost.gathered) * setting.micro_batches
-        waits += sum(cost.gather_seconds) * setting.micro_batches
-    if not setting.sequence_parallel:
-        yield Collective(
-            kind="all_reduce",
-            purpose="partial sums of tensor parallelism",
-            group=setting.tensor,
-            bytes=int(size),
-            seconds=seconds,
-        )
-        return
-    yield Collective(
-        kind="all_gather",
-        purpose="sequences before split layers",
-        group=setting.tensor,
-        bytes=int(size + gathered),
-        seconds=seconds / 2 + waits,
-    )
-    yield Collective(
-        kind="reduce_scatter",
-        purpose="sequences after split layers",
-        group=setting.tensor,
-        bytes=int(size),
-        seconds=seconds / 2,
-    )
-
-
-def _replicas(chain: Chain, blocks: list[int]) -> Iterator[Collective]:
-    """Gradients and weights between replicas; seconds are those that compute does not hide."""
-    lines, setting = chain.lines, chain.setting
-    costs = lines.blocks(
-        setting.micro_batch,
-        setting.tensor,
-        setting.sequence_parallel,
-        setting.placement == "replicated",
-    )
-    report, times = lines.report, setting.micro_batches
-    number = BYTES[lines.request.precision]
-    kept = [costs[one].parameters for one in blocks]
-    trained = sum(costs[one].parameters for one in blocks if report.blocks[one].trained)
-    stepped = sum(costs[one].parameters for one in blocks if report.blocks[one].stepped)
-    seconds = sum(
-        times * chain.parts[one].gathered + chain.parts[one].tail - chain.parts[one].update
-        for one in blocks
-    )
-    gathers = {0: 0.0, 1: trained * number, 2: trained * number}.get(setting.zero)
-    if gathers is None:
-        reached = sum(costs[one].parameters for one in blocks if report.blocks[one].reached)
-        gathers = times * number * (sum(kept) + reached)
-    scatters = stepped * 4 * (times if setting.zero >= 2 else 1)
-    moved = gathers + scatters
-    if setting.zero == 0:
-        yield Collective(
-            kind="all_reduce",
-            purpose="gradients of replicas",
-            group=setting.data,
-            bytes=int(scatters),
-            seconds=seconds,
-        )
-        return
-    yield Collective(
-        kind="reduce_scatter",
-        purpose="gradients of replicas",
-        group=setting.data,
-        bytes=int(scatters),
-        seconds=seconds * scatters / moved if moved else 0.0,
-    )
-    yield Collective(
-        kind="all_gather",
-        purpose="weights of replicas",
-        group=setting.data,
-        bytes=int(gathers),
-        seconds=seconds * gathers / moved if moved else 0.0,
-    )

@@ -148,8 +148,8 @@ def _time(side: Side) -> Iterator[tuple[str, float | None]]:
     found = side.made.plan.predicted
     training = side.made.plan.mode == "train"
     yield "step" if training else "all answers", found.step_seconds
-    yield "compute", found.compute_seconds
+    yield "compute", found.compute_seconds + (found.token_compute_seconds or 0)
     yield "communication", sum(one.seconds for one in found.collectives)
-    yield "bubble", found.bubble_seconds
+    yield "bubble", found.bubble_seconds + (found.token_bubble_seconds or 0)
     yield "first token", found.first_token_seconds
     yield "token", found.token_seconds

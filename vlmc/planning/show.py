@@ -156,10 +156,16 @@ def _time(made: Made) -> Table:
     whole = "a step" if plan.mode == "train" else "all answers"
     busiest = "busiest group" if plan.mode == "train" else "busiest group, prompts"
     table.add_row("compute", duration(predicted.compute_seconds), busiest)
+    if predicted.token_compute_seconds:
+        seconds = duration(predicted.token_compute_seconds)
+        table.add_row("compute", seconds, "busiest group, tokens of answers")
     for one in predicted.collectives:
         what = f"{volume(one.bytes)} over {one.group} ranks: {one.purpose}"
         table.add_row(f"{one.kind.replace('_', '-')}, not hidden", duration(one.seconds), what)
     table.add_row("bubble", duration(predicted.bubble_seconds), _bubble(plan))
+    if predicted.token_bubble_seconds:
+        seconds = duration(predicted.token_bubble_seconds)
+        table.add_row("bubble", seconds, "waiting in the pipeline for tokens of answers")
     table.add_row(whole, duration(predicted.step_seconds), _schedule(plan), style="bold")
     if predicted.mfu is not None:
         of = "" if plan.mode == "train" else " of the prompts"
@@ -172,7 +178,9 @@ def _time(made: Made) -> Table:
 def _bubble(plan: ParallelPlan) -> str:
     predicted = plan.predicted
     whole = predicted.step_seconds if predicted else 0
-    if plan.mode != "train" or not predicted or not whole:
+    if plan.mode != "train":
+        return "waiting in the pipeline for prompts"
+    if not predicted or not whole:
         return "waiting in the pipeline"
     return f"waiting in the pipeline: {predicted.bubble_seconds / whole:.1%} of the step"
 
