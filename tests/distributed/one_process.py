@@ -66,7 +66,7 @@ def call(parts: Parts, rows: list[Row]) -> dict[str, Any]:
     if parts.fusion == "gated_cross_attention":
         given["pixel_values"] = data["images"].unflatten(0, (len(rows), -1))
     elif parts.fusion == "single_stream":
-        given["visual_embeds"] = data["images"]
+        given["visual_embeds"] = data["images"].reshape(len(rows), -1, parts.image[-1])
         given["visual_attention_mask"] = data["visual_mask"]
     elif shown:
         given["pixel_values"] = torch.stack([image for row in rows for image in row.images])

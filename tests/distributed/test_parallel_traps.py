@@ -3,6 +3,7 @@ DeepSpeed#7170."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,11 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Twin:
     return twin("flamingo", tmp_path_factory.mktemp("flamingo"))
 
 
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Twin:
+    return twin("visualbert", tmp_path_factory.mktemp("visualbert"))
+
+
 SCHEDULES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "gpipe": (("language.layers.1",), {}),
     "1f1b": (("language.layers.1",), {}),
@@ -32,7 +38,7 @@ SCHEDULES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def work_of(made: Twin, gated: Twin) -> dict[str, Document]:
+def work_of(made: Twin, gated: Twin, stream: Twin) -> dict[str, Document]:
     def of(one: Twin, do: str, document: Document, **given: Any) -> Document:
         common = {"do": do, "folder": str(one.folder), "parts": one.parts, "plan": document}
         return {**common, "rows": rows(one, 8), **given}
@@ -43,11 +49,14 @@ def work_of(made: Twin, gated: Twin) -> dict[str, Document]:
     split = plan(made, mesh={"tensor": 2}, micro_batch=4)
     looped = plan(made, LOOPED, mesh=PIPELINE, schedule="interleaved", chunks=2, micro_batch=2)
     across = plan(gated, mesh={"data": 2}, zero=3, micro_batch=2)
+    regions = plan(stream, ("language.layers.1",), mesh=PIPELINE, micro_batch=2)
     batches = [rows(made, 8, seed=n) for n in range(4)]
     found = {
         # The second replica sees text alone, the first one images in each row.
         "modalities": of(made, "compare", sharded, rows=rows(made, 8, blind=(4, 5, 6, 7))),
         "modalities, gated": of(gated, "compare", across, rows=rows(gated, 8, blind=(4, 5, 6, 7))),
+        # As many images in each row of a single stream as in NLVR2, fewer, and none.
+        "several images": of(stream, "compare", regions, rows=pairs(stream)),
         # One micro-batch of a pipeline is text alone; then the whole step is.
         "text alone": of(made, "compare", spread, rows=rows(made, 8, blind=(2, 3))),
         "all text": of(made, "compare", spread, rows=rows(made, 8, blind=tuple(range(8)))),
@@ -70,14 +79,28 @@ def longer(made: Twin) -> list[Any]:
     return found
 
 
+def pairs(made: Twin) -> list[Any]:
+    """Sequences of two images, but for one of one image and one without."""
+    found = rows(made, 8, blind=(3,))
+    others = rows(made, 8, seed=5, blind=(3, 4))
+    return [
+        replace(one, images=one.images + other.images)
+        for one, other in zip(found, others, strict=True)
+    ]
+
+
 @pytest.fixture(scope="module")
-def answered(made: Twin, gated: Twin, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    work = work_of(made, gated)
+def answered(
+    made: Twin, gated: Twin, stream: Twin, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    work = work_of(made, gated, stream)
     found = run_ranks(2, tmp_path_factory.mktemp("traps"), list(work.values()))
     return dict(zip(work, found, strict=True))
 
 
-@pytest.mark.parametrize("name", ["modalities", "modalities, gated", "text alone", "all text"])
+@pytest.mark.parametrize(
+    "name", ["modalities", "modalities, gated", "several images", "text alone", "all text"]
+)
 def test_ranks_and_micro_batches_may_lack_images(answered: dict[str, Any], name: str) -> None:
     answer = answered[name]
     assert answer["loss"] < 1e-6, answer

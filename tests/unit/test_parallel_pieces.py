@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlmc.runtime.parallel import split as splitting
 from vlmc.runtime.parallel.split import split
 from vlmc.runtime.parallel.stage import Through
+from vlmc.runtime.parallel.words import context_of
 
 handed_on: Any = Through.apply
 
@@ -32,6 +33,17 @@ def test_what_a_frozen_stage_sends_asks_for_a_gradient() -> None:
     anchor = torch.zeros((), requires_grad=True)
     (sent,) = handed_on(1, torch.ones(3), anchor)
     assert sent.requires_grad
+
+
+def test_all_rows_share_their_positions() -> None:
+    """What layers work out of them, and save, is no larger with more rows."""
+    parts: Any = SimpleNamespace(argument=lambda _, name: {"positions": "transformer_xl"}[name])
+    data: Any = {"attention_mask": torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])}
+    where = context_of(parts, None, data, torch.float32).places
+    assert where.positions.tolist() == where.keys.tolist() == [[0, 1, 2, 3]]
+    first, second = where.mask[:, 0].long().tolist()
+    assert first == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert second == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
 
 
 class Mlp(nn.Module):

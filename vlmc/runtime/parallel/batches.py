@@ -41,18 +41,17 @@ def micro_batches(
     placed = [_placed(parts, row) for row in rows]
     text = max(len(words) for words, _ in placed)
     text = -(-text // _GRAIN) * _GRAIN
+    shown = max(1, *(len(row.images) for row in rows))
+    taken = shown * parts.places if parts.fusion == "single_stream" else 0
     if parts.context is not None:
         longest = max(len(words) for words, _ in placed)
-        taken = parts.places if parts.fusion == "single_stream" else 0
         if longest + taken > parts.context:
             raise UsageError(f"a sequence of {longest} tokens; the model has {parts.context}")
         text = min(text, parts.context - taken)
-    text = _divisible(parts, text, shares)
+    text = _divisible(parts, text, taken, shares)
     groups = [list(range(i, i + size)) for i in range(0, len(rows), size)]
-    if parts.fusion == "gated_cross_attention":
-        most = max(1, *(len(row.images) for row in rows))
-    elif parts.fusion == "single_stream":
-        most = 1
+    if _each(parts):
+        most = shown
     else:
         most = max(1, *(sum(len(rows[i].images) for i in group) for group in groups))
     total = _asked(parts, rows, placed)
@@ -61,10 +60,14 @@ def micro_batches(
     return [_micro_batch(parts, rows, placed, g, text, most, total / data, shares) for g in own]
 
 
-def _divisible(parts: Parts, text: int, shares: int) -> int:
-    """So much text and what follows it, that `shares` divides both together. Padding takes no
-    position of the model's but in a single stream, where visual tokens leave it some."""
-    after = parts.places if parts.fusion == "single_stream" else 0
+def _each(parts: Parts) -> bool:
+    """Whether every sequence has room for the same number of images."""
+    return parts.fusion in ("gated_cross_attention", "single_stream")
+
+
+def _divisible(parts: Parts, text: int, after: int, shares: int) -> int:
+    """So much text that `shares` divides it and the visual tokens `after` it together. Padding
+    takes no position of the model's but in a single stream, where visual tokens leave it some."""
     length = text + -(text + after) % shares
     if after and parts.context is not None and length > parts.context:
         raise UsageError(
@@ -169,7 +172,8 @@ def _micro_batch(
         given["seen"] = number <= before if previous else number == before
     if parts.fusion == "single_stream":
         shown = torch.tensor([len(rows[i].images) for i in group])
-        given["visual_mask"] = shown[:, None].expand(-1, parts.places).contiguous()
+        regions = (torch.arange(most) < shown[:, None]).long()
+        given["visual_mask"] = regions.repeat_interleave(parts.places, dim=1)
     return given
 
 
@@ -185,11 +189,9 @@ def _images(parts: Parts, rows: Sequence[Row], most: int, shape: tuple[int, ...]
     """All images of a micro-batch in their order, blank ones for those that are not there: every
     rank runs the same encoder, whatever it is shown."""
     blank = torch.zeros(shape)
-    each = parts.fusion in ("gated_cross_attention", "single_stream")
+    each = _each(parts)
     found: list[Tensor] = []
     for row in rows:
-        if each and len(row.images) > most:
-            raise UsageError(f"{len(row.images)} images in a sequence; the model takes {most}")
         found += row.images
         found += [blank] * (most - len(row.images) if each else 0)
     found += [blank] * (most * (len(rows) if each else 1) - len(found))

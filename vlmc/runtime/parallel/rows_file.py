@@ -47,16 +47,15 @@ def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> 
     token = parts.argument("fusion", "image_token")
     most = min(words, token if isinstance(token, int) else words)
     head = parts.parts["head"]
-    shown = min(images, 1) if parts.fusion == "single_stream" else images
     taken = 0
     if parts.fusion != "single_stream":
-        taken = shown * (1 if parts.fusion == "gated_cross_attention" else parts.places)
+        taken = images * (1 if parts.fusion == "gated_cross_attention" else parts.places)
     while True:
         batch: list[Row] = []
         for _ in range(size):
             length = max(2, text - taken)
             drawn: Any = torch.randint(0, most, (length,), generator=generator)
-            pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(shown))
+            pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(images))
             labels: Any = None
             if head.kind == "classify":
                 classes = head.arguments["classes"]

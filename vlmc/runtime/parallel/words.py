@@ -26,8 +26,10 @@ def word_steps(parts: Parts) -> list[Step]:
 def context_of(parts: Parts, model: Any, data: Data, dtype: torch.dtype) -> SimpleNamespace:
     """What all layers of a decoder share: who sees whom, and the rotation."""
     mask: Tensor = data["attention_mask"]
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     key = torch.arange(mask.shape[1], device=mask.device)
+    # Padding stands last: one row of positions is that of all, and so are the distances between
+    # them, which layers with relative attention save for the backward pass.
+    positions = key[None]
     # A padded query sees itself, so that no row is empty.
     seen = ((key <= key[:, None]) & mask[:, None, :].bool()) | (key == key[:, None])
     kind = parts.argument("language", "positions")
