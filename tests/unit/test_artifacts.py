@@ -315,6 +315,17 @@ def test_nothing_changed_needs_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_texts_and_weights_need_no_compiler(tmp_path: Path) -> None:
+    """They take seconds; torch's compiler and the runtimes of graphs would take as long again."""
+    code = (
+        "import sys, vlmc\n"
+        f"vlmc.build({str(LLAVA)!r}, {str(tmp_path / 'out')!r}, mini=True, artifacts=['model'])\n"
+        "heavy = {'sympy', 'torch._dynamo', 'torch._inductor', 'onnx', 'onnxruntime'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 @pytest.mark.parametrize("change", ["spec", "file", "missing", "options", "source", "seed"])
 def test_any_change_is_looked_at(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch

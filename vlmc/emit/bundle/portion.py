@@ -57,16 +57,13 @@ def portion(name: str, text: str) -> Portion:
         here = isinstance(node, ast.Import | ast.ImportFrom)
         if typing or here or (node is tree.body[0] and isinstance(node, ast.Expr)):
             left_out.append(node)
-        for found in ast.walk(node):
-            if not isinstance(found, ast.Import | ast.ImportFrom):
-                continue
+        for found in _imports(node):
             taken = _of_ours(name, found)
             if taken is not None:
                 (ours if here else later).update(taken)
                 left_out.append(found)
             elif typing or here:
                 (for_types if typing else imports).append(ast.unparse(found))
-    body = _without(name, text, left_out)
     return Portion(
         name=name,
         about=ast.get_docstring(tree) or "",
@@ -74,8 +71,8 @@ def portion(name: str, text: str) -> Portion:
         later=frozenset(later),
         imports=tuple(line for line in imports if not line.startswith("from __future__")),
         for_types=tuple(for_types),
-        body=body,
-        defined=_defined(name, body),
+        body=_without(name, text, left_out),
+        defined=_defined(name, [node for node in tree.body if node not in left_out]),
     )
 
 
@@ -88,6 +85,15 @@ def bound(line: str) -> Iterator[tuple[str, str]]:
         whole = alias.asname is not None or bool(module)
         name = alias.asname or (alias.name if whole else alias.name.split(".")[0])
         yield name, module + (alias.name if whole else name)
+
+
+def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports in a statement: they are statements, too, so that no expression is searched."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield node
+    for block in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for inner in getattr(node, block, ()):
+            yield from _imports(inner)
 
 
 def _of_ours(name: str, node: ast.Import | ast.ImportFrom) -> set[Taken] | None:
@@ -119,9 +125,9 @@ def _without(name: str, text: str, left_out: list[ast.stmt]) -> str:
     return "".join(lines).strip("\n") + "\n"
 
 
-def _defined(name: str, body: str) -> frozenset[str]:
+def _defined(name: str, code: list[ast.stmt]) -> frozenset[str]:
     found: list[str] = []
-    for node in ast.parse(body).body:
+    for node in code:
         match node:
             case ast.ClassDef(name=own) | ast.FunctionDef(name=own):
                 found.append(own)

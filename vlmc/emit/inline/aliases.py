@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import libcst as cst
 
-from vlmc.emit.inline.tree import Left, rewrite, statement, walk
+from vlmc.emit.inline.tree import Left, every, rewrite, statement
 from vlmc.emit.inline.usage import names
 
 Statements = Sequence[cst.CSTNode]
@@ -35,7 +35,7 @@ def without_aliases(function: cst.FunctionDef) -> cst.FunctionDef:
 
 
 def _blocks(node: cst.CSTNode) -> list[Statements]:
-    return [inner.body for inner in walk(node) if isinstance(inner, cst.IndentedBlock)]
+    return [block.body for block in every(node, cst.IndentedBlock)]
 
 
 def _alias(node: cst.CSTNode) -> tuple[str, str] | None:

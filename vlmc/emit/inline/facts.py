@@ -10,7 +10,7 @@ from torch import nn
 from vlmc.emit.inline.groups import Group, Grouping
 from vlmc.emit.inline.literals import UNKNOWN, Value, is_value, same
 from vlmc.emit.inline.program import Fact, Items, Objects, Program, Type
-from vlmc.emit.inline.tree import dotted, walk
+from vlmc.emit.inline.tree import dotted, every
 from vlmc.emit.inline.typist import join
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
@@ -41,11 +41,10 @@ def _set_once(program: Program, owner: str) -> list[str]:
 def assigned(node: cst.CSTNode) -> list[str]:
     """The attributes of `self` that a function sets."""
     found: list[str] = []
-    for inner in walk(node):
-        if isinstance(inner, cst.AssignTarget | cst.AnnAssign | cst.AugAssign):
-            for part in walk(inner.target):
-                if isinstance(part, cst.Attribute) and dotted(part.value) == "self":
-                    found.append(part.attr.value)
+    for inner in every(node, cst.AssignTarget, cst.AnnAssign, cst.AugAssign):
+        for part in every(inner.target, cst.Attribute):
+            if dotted(part.value) == "self":
+                found.append(part.attr.value)
     return found
 
 

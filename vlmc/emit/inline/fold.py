@@ -75,6 +75,9 @@ class Scope(Protocol):
         ...
 
 
+_TARGETS = (cst.AssignTarget, cst.AnnAssign, cst.AugAssign)
+
+
 def fold(node: cst.CSTNode, scope: Scope) -> Left:
     """The code with what is known put in, and without what can never run."""
     return rewrite(node, lambda original, updated: _fold(original, updated, scope))
@@ -82,7 +85,7 @@ def fold(node: cst.CSTNode, scope: Scope) -> Left:
 
 def _fold(original: cst.CSTNode, node: cst.CSTNode, scope: Scope) -> Left:
     """What becomes of one node whose children are folded."""
-    if isinstance(node, cst.AssignTarget | cst.AnnAssign | cst.AugAssign):
+    if type(node) in _TARGETS:
         return _same_target(original, node)
     informed = _INFORMED_RULES.get(type(node))
     if informed is not None:

@@ -11,7 +11,7 @@ from vlmc.emit.inline.prune import prune
 from vlmc.emit.inline.signatures import settle
 from vlmc.emit.inline.simplify import simplify
 from vlmc.emit.inline.specialise import UNMADE, define, draft
-from vlmc.emit.inline.tree import walk
+from vlmc.emit.inline.tree import every
 from vlmc.emit.inline.typist import returned
 from vlmc.emit.inline.usage import census
 
@@ -77,11 +77,10 @@ def _references(program: Program, name: str) -> list[str]:
     """The definitions that a definition refers to, in the order met."""
     known = {*program.classes, *program.aliases, *(k[1] for k in program.functions if not k[0])}
     found: dict[str, None] = {}
-    for node in walk(definition(program, name)):
-        if isinstance(node, cst.Name):
-            assert not node.value.startswith(UNMADE), f"{name}: {node.value} does not fold away"
-            if node.value in known and node.value != name:
-                found[node.value] = None
+    for node in every(definition(program, name), cst.Name):
+        assert not node.value.startswith(UNMADE), f"{name}: {node.value} does not fold away"
+        if node.value in known and node.value != name:
+            found[node.value] = None
     return list(found)
 
 

@@ -9,9 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import libcst as cst
-from typing_extensions import override
 
-from vlmc.emit.inline.tree import statement, walk
+from vlmc.emit.inline.tree import Left, every, rewrite, statement
 
 OURS = "vlmc."
 Origin = tuple[str, str]
@@ -45,7 +44,7 @@ class Source:
 
 def calls_by_name(node: cst.CSTNode) -> list[cst.Call]:
     """The calls `name(...)` below a node, in the order of the source."""
-    return [n for n in walk(node) if isinstance(n, cst.Call) and isinstance(n.func, cst.Name)]
+    return [call for call in every(node, cst.Call) if isinstance(call.func, cst.Name)]
 
 
 @cache
@@ -55,22 +54,20 @@ def source(module: str) -> Source:
     assert spec is not None, module
     assert spec.origin is not None, module
     text = Path(spec.origin).read_text(encoding="utf-8")
-    result = Source(module, spec.origin, {}, {}, {}, {}, _imports(text))
-    code = cst.parse_module(text).visit(_WithoutCasts())
+    read = cst.parse_module(text)
+    result = Source(module, spec.origin, {}, {}, {}, {}, _imports(read))
+    code = rewrite(read, _without_cast)
     assert isinstance(code, cst.Module)
     for node, parsed in zip(code.body, ast.parse(text).body, strict=True):
         _add(result, node, parsed)
     return result
 
 
-class _WithoutCasts(cst.CSTTransformer):
+def _without_cast(_: cst.CSTNode, node: cst.CSTNode) -> Left:
     """Leaves out what is said to the type checker alone: `cast(T, x)` becomes `x`."""
-
-    @override
-    def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
-        if isinstance(updated_node.func, cst.Name) and updated_node.func.value == "cast":
-            return updated_node.args[1].value
-        return updated_node
+    if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value == "cast":
+        return node.args[1].value
+    return node
 
 
 def _add(result: Source, node: cst.BaseStatement, parsed: ast.stmt) -> None:
@@ -99,9 +96,9 @@ def _add(result: Source, node: cst.BaseStatement, parsed: ast.stmt) -> None:
     result.calls[name] = tuple(call.lineno for call in found)
 
 
-def _imports(text: str) -> tuple[cst.SimpleStatementLine, ...]:
+def _imports(read: cst.Module) -> tuple[cst.SimpleStatementLine, ...]:
     found: list[cst.SimpleStatementLine] = []
-    for node in cst.parse_module(text).body:
+    for node in read.body:
         small = statement(node)
         if isinstance(small, cst.Import | cst.ImportFrom) and isinstance(
             node, cst.SimpleStatementLine

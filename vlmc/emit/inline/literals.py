@@ -6,7 +6,8 @@ import ast
 import json
 import math
 from enum import Enum, auto
-from typing import cast
+from functools import cache
+from typing import Any, cast
 
 import libcst as cst
 
@@ -39,9 +40,9 @@ def value_of(node: cst.CSTNode | None) -> Value | Unknown:  # noqa: PLR0911
         case cst.Name(value="None"):
             return None
         case cst.Integer() | cst.Float():
-            return ast.literal_eval(node.value)
+            return _read(node.value)
         case cst.SimpleString():
-            value = ast.literal_eval(node.value)
+            value = _read(node.value)
             return value if isinstance(value, str) else UNKNOWN
         case cst.UnaryOperation(operator=cst.Minus(), expression=cst.Integer() | cst.Float()):
             value = value_of(node.expression)
@@ -56,6 +57,12 @@ def value_of(node: cst.CSTNode | None) -> Value | Unknown:  # noqa: PLR0911
             return tuple(items)
         case _:
             return UNKNOWN
+
+
+@cache
+def _read(text: str) -> Any:
+    """What a literal says. There are few, asked for again and again."""
+    return ast.literal_eval(text)
 
 
 def literal(value: Value) -> cst.BaseExpression:  # noqa: PLR0911

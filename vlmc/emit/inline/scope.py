@@ -6,7 +6,7 @@ import libcst as cst
 
 from vlmc.emit.inline.literals import UNKNOWN, Unknown, Value, value_of
 from vlmc.emit.inline.program import Fact, Function, Key, Objects, Program
-from vlmc.emit.inline.tree import dotted, walk
+from vlmc.emit.inline.tree import dotted, every, walk
 from vlmc.emit.inline.typist import Typist
 from vlmc.emit.inline.usage import names
 
@@ -19,7 +19,7 @@ def optional(annotation: cst.Annotation | None) -> bool:
     """Whether an annotation allows None, or there is none."""
     if annotation is None:
         return True
-    return any(isinstance(n, cst.Name) and n.value == "None" for n in walk(annotation.annotation))
+    return any(name.value == "None" for name in every(annotation.annotation, cst.Name))
 
 
 class KnownScope:
@@ -36,8 +36,8 @@ class KnownScope:
         self.tables: dict[str, Value] = {}
         self.bindings: dict[str, cst.BaseExpression] = {}
         """The names that are bound once, each with what to."""
-        for node in walk(function.node):
-            if isinstance(node, cst.Assign) and len(node.targets) == 1:
+        for node in every(function.node, cst.Assign):
+            if len(node.targets) == 1:
                 self._bind(node.targets[0].target, node.value)
 
     def _bind(self, target: cst.BaseExpression, expression: cst.BaseExpression) -> None:

@@ -11,7 +11,7 @@ from vlmc.emit.inline.fold import fold
 from vlmc.emit.inline.literals import value_of
 from vlmc.emit.inline.program import Function, Program
 from vlmc.emit.inline.scope import KnownScope
-from vlmc.emit.inline.tree import Left, dotted, pure, rewrite, statement, walk
+from vlmc.emit.inline.tree import Left, dotted, every, pure, rewrite, statement
 
 
 def simplify(function: Function, program: Program) -> None:
@@ -57,16 +57,14 @@ def _with_parts(node: cst.FunctionDef, scope: KnownScope) -> Left:
 def _taken_apart(node: cst.FunctionDef) -> set[str]:
     """Names of lists `name = [item]` from which the next line takes `name[0]`."""
     found: set[str] = set()
-    for block in walk(node):
-        if not isinstance(block, cst.IndentedBlock):
-            continue
+    for block in every(node, cst.IndentedBlock):
         for first, second in pairwise(block.body):
             small = statement(first)
             if not isinstance(small, cst.Assign) or not isinstance(small.value, cst.List):
                 continue
             name = dotted(small.targets[0].target)
             if name is not None and len(small.value.elements) == 1 and pure(small.value):
-                reads = (n for n in walk(second) if isinstance(n, cst.Subscript))
+                reads = every(second, cst.Subscript)
                 if any(dotted(n.value) == name and _first(n) for n in reads):
                     found.add(name)
     return found

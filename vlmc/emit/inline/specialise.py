@@ -13,7 +13,7 @@ from vlmc.emit.inline.groups import Group, Grouping
 from vlmc.emit.inline.library import Origin, Source, calls_by_name, source
 from vlmc.emit.inline.literals import Value, is_value, literal
 from vlmc.emit.inline.program import Class, Function, Program
-from vlmc.emit.inline.tree import Left, rewrite, statement, walk, without_last_comma
+from vlmc.emit.inline.tree import Left, every, rewrite, statement, without_last_comma
 
 UNMADE = "never_made_"
 """Stands before the name of a class in a call that is never reached; such calls fold away."""
@@ -51,8 +51,8 @@ def _used(roots: list[Origin], made: set[Origin]) -> list[Origin]:
         if origin not in made and _is_module(definition):
             continue
         found[origin] = None
-        for node in walk(definition):
-            if isinstance(node, cst.Name) and node.value in here.names:
+        for node in every(definition, cst.Name):
+            if node.value in here.names:
                 waiting.append(here.names[node.value])
     return list(found)
 
@@ -95,7 +95,7 @@ class _Leader:
         self.names = names
         calls = calls_by_name(self.node)
         self.lines = dict(zip(calls, self.here.calls[origin[1]], strict=True))
-        self.bound = {n.name.value for n in walk(self.node) if isinstance(n, cst.Param)}
+        self.bound = {parameter.name.value for parameter in every(self.node, cst.Param)}
 
     def led(self) -> cst.BaseStatement:
         """The definition with its references led."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import cache
-from typing import Any, cast
+from functools import cache, lru_cache
+from typing import Any, TypeGuard, TypeVar, cast
 
 import libcst as cst
 
+_Node = TypeVar("_Node", bound=cst.CSTNode)
 Left = cst.CSTNode | list[cst.CSTNode] | None
 """What becomes of a node: itself or another, several (in a sequence), or nothing."""
 
@@ -42,24 +43,51 @@ def _structure(kind: type[cst.CSTNode]) -> tuple[str, ...]:
     return tuple(n for n in names if n not in skipped and not n.startswith("whitespace"))
 
 
-def children(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+@cache
+def _of_nodes(kind: type[object]) -> bool:
+    """Whether objects of a type are nodes; asked of each type once, since libcst's are abstract
+    classes, of which it takes long to say."""
+    return issubclass(kind, cst.CSTNode)
+
+
+def _is_node(value: object) -> TypeGuard[cst.CSTNode]:
+    return _of_nodes(type(value))
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[object]]:
+    return type(value) is tuple or type(value) is list
+
+
+def children(node: cst.CSTNode) -> list[cst.CSTNode]:
     """The nodes right below, in the order of the source, without trivia and without names that
     stand for an attribute, a keyword or a definition."""
+    found: list[cst.CSTNode] = []
     for name in _structure(type(node)):
-        value = getattr(node, name)
-        if isinstance(value, cst.CSTNode):
-            yield value
-        elif isinstance(value, tuple | list):
-            for item in cast("Sequence[object]", value):
-                if isinstance(item, cst.CSTNode):
-                    yield item
+        value: object = getattr(node, name)
+        if _is_node(value):
+            found.append(value)
+        elif _is_sequence(value):
+            found += (item for item in value if _is_node(item))
+    return found
 
 
-def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """A node and all below it, each before its children, in the order of the source."""
-    yield node
-    for child in children(node):
-        yield from walk(child)
+@lru_cache(maxsize=1024)
+def walk(node: cst.CSTNode) -> Sequence[cst.CSTNode]:
+    """A node and all below it, each before its children, in the order of the source. Nodes never
+    change, and the same ones are asked about again and again."""
+    found: list[cst.CSTNode] = []
+    waiting = [node]
+    while waiting:
+        first = waiting.pop()
+        found.append(first)
+        waiting.extend(reversed(children(first)))
+    return found
+
+
+def every(node: cst.CSTNode, *kinds: type[_Node]) -> list[_Node]:
+    """Those of the nodes of `walk` that are of one of the kinds, of which each is a class that
+    nothing is derived from."""
+    return [cast("_Node", found) for found in walk(node) if type(found) in kinds]
 
 
 def rewrite(node: cst.CSTNode, leave: Callable[[cst.CSTNode, cst.CSTNode], Left]) -> Left:
@@ -67,13 +95,13 @@ def rewrite(node: cst.CSTNode, leave: Callable[[cst.CSTNode, cst.CSTNode], Left]
     children make it. A tree in which nothing changes is returned as it is."""
     changes: dict[str, Any] = {}
     for name in _structure(type(node)):
-        value = getattr(node, name)
-        if isinstance(value, cst.CSTNode):
+        value: object = getattr(node, name)
+        if _is_node(value):
             new = rewrite(value, leave)
             if new is not value:
                 changes[name] = new
-        elif isinstance(value, tuple | list):
-            items = _items(cast("Sequence[object]", value), leave)
+        elif _is_sequence(value):
+            items = _items(value, leave)
             if items is not None:
                 changes[name] = items
     return leave(node, node.with_changes(**changes) if changes else node)
@@ -86,7 +114,7 @@ def _items(
     result: list[object] = []
     changed = False
     for item in items:
-        new = rewrite(item, leave) if isinstance(item, cst.CSTNode) else item
+        new = rewrite(item, leave) if _is_node(item) else item
         changed = changed or new is not item
         if isinstance(new, list):
             result.extend(cast("list[object]", new))
@@ -114,7 +142,7 @@ def statement(node: cst.CSTNode) -> cst.BaseSmallStatement | None:
 
 def pure(node: cst.CSTNode) -> bool:
     """Whether leaving an expression out changes nothing: it calls and binds nothing."""
-    return not any(isinstance(n, cst.Call | cst.NamedExpr | cst.Await) for n in walk(node))
+    return not every(node, cst.Call, cst.NamedExpr, cst.Await)
 
 
 def is_docstring(node: cst.CSTNode) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import libcst as cst
 
 from vlmc.emit.inline.program import Class, Function, Items, Key, Objects, Program, Together, Type
-from vlmc.emit.inline.tree import dotted, statement, walk
+from vlmc.emit.inline.tree import dotted, every, statement
 
+_BINDERS = (cst.Assign, cst.AnnAssign, cst.NamedExpr, cst.For, cst.CompFor)
 _LISTS = {"list", "Sequence", "Iterable", "Iterator"}
 
 
@@ -80,9 +81,8 @@ class Typist:
             note = parameter.annotation
             known = annotated(note.annotation, program) if note else "unknown"
             self.locals[parameter.name.value] = known
-        self.globals = {name for _, name in program.functions if ("", name) in program.functions}
         bindings: dict[str, list[Type]] = {n: [kind] for n, kind in self.locals.items()}
-        for node in walk(function.node):
+        for node in every(function.node, *_BINDERS):
             for target, kind in self._bound(node):
                 bindings.setdefault(target, []).append(kind)
                 self.locals[target] = join(bindings[target])
@@ -181,7 +181,7 @@ class Typist:
         if isinstance(func, cst.Name) and func.value not in self.locals:
             if func.value in self.program.classes:
                 return ((func.value, "__init__"),)
-            return (("", func.value),) if func.value in self.globals else ()
+            return (("", func.value),) if ("", func.value) in self.program.functions else ()
         if isinstance(func, cst.Attribute):
             kind = self.type(func.value)
             if isinstance(kind, Objects):
@@ -245,10 +245,11 @@ def _assigned(program: Program, class_: Class, name: str) -> Type:
     if constructor is None:
         return "unknown"
     typist = Typist(constructor, program)
-    for node in walk(constructor.node):
-        if isinstance(node, cst.AnnAssign) and dotted(node.target) == f"self.{name}":
-            return annotated(node.annotation.annotation, program)
-        if isinstance(node, cst.Assign) and dotted(node.targets[0].target) == f"self.{name}":
+    for node in every(constructor.node, cst.AnnAssign, cst.Assign):
+        if isinstance(node, cst.AnnAssign):
+            if dotted(node.target) == f"self.{name}":
+                return annotated(node.annotation.annotation, program)
+        elif dotted(node.targets[0].target) == f"self.{name}":
             return typist.type(node.value)
     return "foreign"
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import libcst as cst
 from torch import nn
 
 from vlmc.emit.inline.program import Function, Key, Objects, Program
-from vlmc.emit.inline.tree import walk
+from vlmc.emit.inline.tree import every
 from vlmc.emit.inline.typist import Typist
 
 _BINDERS = (
     cst.AssignTarget, cst.AnnAssign, cst.AugAssign, cst.NamedExpr, cst.For, cst.CompFor, cst.AsName,
 )  # fmt: skip
+
+_USES = (cst.Call, cst.AssignTarget, cst.AnnAssign, cst.Attribute, cst.Name)
 
 
 @dataclass(slots=True)
@@ -26,20 +29,21 @@ class Names:
     read: Counter[str] = field(default_factory=Counter[str])
 
 
+@lru_cache(maxsize=1024)
 def names(node: cst.CSTNode) -> Names:
     """The names below a node. Augmented assignment both binds and reads."""
     result = Names()
     targets: set[int] = set()
-    for inner in walk(node):
+    for inner in every(node, cst.Param, cst.Name, *_BINDERS):
         if isinstance(inner, cst.Param):
             result.bound[inner.name.value] += 1
-        elif isinstance(inner, _BINDERS):
+        elif not isinstance(inner, cst.Name):
             target = inner.name if isinstance(inner, cst.AsName) else inner.target
             for name in _target_names(target):
                 result.bound[name.value] += 1
                 if not isinstance(inner, cst.AugAssign):
                     targets.add(id(name))
-        elif isinstance(inner, cst.Name) and id(inner) not in targets:
+        elif id(inner) not in targets:
             result.read[inner.value] += 1
     return result
 
@@ -80,7 +84,7 @@ def usage(function: Function, program: Program) -> Usage:
     result = Usage()
     called: set[int] = set()
     stored: set[int] = set()
-    for node in walk(function.node):
+    for node in every(function.node, *_USES):
         match node:
             case cst.Call():
                 called.add(id(node.func))
