@@ -24,7 +24,8 @@ def run(graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -
         if spec.target is not None
     ]
     with torch.no_grad():
-        return list(Interpreter(program.graph_module).run(*constants, *inputs))
+        given = Interpreter(program.graph_module).run(*constants, *inputs)
+    return [one for one in given if one is not None]
 
 
 def compare(

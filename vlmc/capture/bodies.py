@@ -142,6 +142,23 @@ class PagedStep(Step):
         return PagedCache(_paired(rest[1:]), rest[0], positions, slots)
 
 
+class WrittenStep(nn.Module):
+    """A step that gives no tensor: its logits go into one of its caller's, the last input. It gives
+    None, since torch writes no program to a file that gives nothing at all."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.model = step.model  # so that parameters have the names that they have elsewhere
+        self.step = step.forward
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, slots: Tensor, *rest: Tensor
+    ) -> tuple[None]:
+        (logits,) = self.step(input_ids, positions, slots, *rest[:-1])
+        rest[-1].copy_(logits)
+        return (None,)
+
+
 class SinglePass(nn.Module):
     """A design that answers in one pass."""
 

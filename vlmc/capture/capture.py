@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from vlmc.builder.model import instantiate
 from vlmc.capture.graph import Graph, Stage, Stored, Wire
-from vlmc.capture.stages import CacheKind, capacity, stages
+from vlmc.capture.stages import CacheKind, capacity, stages, written
 from vlmc.ir import Arch
 
 ROOM = 8
@@ -31,7 +31,8 @@ def capture(arch: Arch, *, cache: CacheKind, dtype: torch.dtype = torch.float32)
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
         with _default(dtype):
             model = instantiate(arch, device="cpu").eval().requires_grad_(False)
-        return [_captured(stage, bounds, dtype, arch) for stage in stages(arch, model, cache)]
+        found = [written(stage) for stage in stages(arch, model, cache)]
+        return [_captured(stage, bounds, dtype, arch) for stage in found]
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class Wire:
     """Extents; those that vary from call to call by their names."""
     number: Number = "float"
     written: bool = False
-    """Whether the graph writes into it in place: a cache of fixed size."""
+    """Whether the graph writes into it in place: a cache of fixed size, the logits of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
+    ConstantArgument,
     ExportGraphSignature,
     InputKind,
     InputSpec,
@@ -138,10 +139,7 @@ class Draft:
             for node in self.placeholders()
         ]
         results: Any = self.output.args[0]
-        outputs = [
-            OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), None)
-            for node in results
-        ]
+        outputs = [OutputSpec(OutputKind.USER_OUTPUT, _argument(each), None) for each in results]
         root = self.program.module_call_graph[0]
         program = ExportedProgram(
             root=self.program.graph_module,
@@ -155,6 +153,13 @@ class Draft:
             verifiers=self.program.verifiers,
         )
         return replace(self.source, program=program, constants=self.constants)
+
+
+def _argument(result: Node | None) -> TensorArgument | ConstantArgument:
+    """How a signature says what a graph gives."""
+    if result is None:
+        return ConstantArgument(name="", value=None)
+    return TensorArgument(name=result.name)
 
 
 def has_effect(node: Node) -> bool:

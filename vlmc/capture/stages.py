@@ -1,13 +1,14 @@
 """How each way of serving divides a model's work into stages.
 
 Three sets for what decodes: `growing` takes the cache and gives it back one token longer, as ONNX
-clients expect; `static` writes into caches of fixed size, so that a step allocates nothing; `paged`
+clients expect; `static` writes into caches of fixed size, so that a step allocates none; `paged`
 writes into blocks of a pool that all generations share. The last is these stages alone, since all
 others are those of `static`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vlmc.capture import bodies
@@ -15,7 +16,7 @@ from vlmc.capture.graph import Stage, Wire
 from vlmc.capture.layout import BLOCK, CacheKind, Layout, capacity, pairs
 from vlmc.ir import Arch
 
-__all__ = ["BLOCK", "CacheKind", "Layout", "capacity", "stages"]
+__all__ = ["BLOCK", "CacheKind", "Layout", "capacity", "stages", "written"]
 
 
 def stages(arch: Arch, model: Any, cache: CacheKind) -> list[Stage]:
@@ -56,6 +57,20 @@ def stages(arch: Arch, model: Any, cache: CacheKind) -> list[Stage]:
     if cache == "paged":
         return _paged(arch, model, layout)
     return [*first, *_static(arch, model, layout)]
+
+
+def written(stage: Stage) -> Stage:
+    """The stage as it is captured: a step over a cache that is written in place writes its logits
+    in place, too, so that a caller who keeps its tensors is given none."""
+    if not isinstance(stage.body, bodies.Step):
+        return stage
+    (logits,) = stage.outputs
+    return replace(
+        stage,
+        body=bodies.WrittenStep(stage.body),
+        inputs=(*stage.inputs, replace(logits, written=True)),
+        outputs=(),
+    )
 
 
 def _growing(arch: Arch, model: Any, layout: Layout) -> Stage:

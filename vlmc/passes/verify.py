@@ -85,7 +85,8 @@ def _edge(graph: Graph, side: str) -> list[tuple[str, str]]:
     """Names of inputs, shapes and number formats of inputs or outputs, in order."""
     program: Any = graph.program
     if side == "outputs":
-        return [("", _type(node.meta["val"])) for node in program.graph.output_node().args[0]]
+        results = program.graph.output_node().args[0]
+        return [("", "None" if each is None else _type(each.meta["val"])) for each in results]
     specs = program.graph_signature.input_specs
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
     return [

@@ -32,6 +32,7 @@ from vlmc.emit.torch_graphs.archive import rewrite
 from vlmc.ir import Arch
 from vlmc.passes.effect import Effect
 from vlmc.passes.pipeline import optimise
+from vlmc.runtime.engines.graph_files import GRAPHS_SCHEMA
 
 Tell = Callable[[Effect], None] | None
 
@@ -149,7 +150,7 @@ def describe(
     """Writes `graphs.json`, and `constants.safetensors` where a constant is no weight."""
     folded: dict[str, Tensor] = {}
     document = {
-        "schema": 1,
+        "schema": GRAPHS_SCHEMA,
         "torch": torch.__version__.split("+", maxsplit=1)[0],
         "dtype": str(dtype).removeprefix("torch."),
         "serving": arch.serving,

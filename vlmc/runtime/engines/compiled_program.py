@@ -15,7 +15,10 @@ from vlmc.runtime.engines.graph_files import GraphFile
 from vlmc.runtime.engines.mapped_weights import MappedWeights
 from vlmc.runtime.engines.plain_archive import check_plain
 
-SINGLE_ROW = {"realize_opcount_threshold": 4}
+STEP: dict[str, Any] = {"cpp_wrapper": True}
+"""Options for a step: what calls its kernels is compiled, too. Else Python does, one by one, which
+takes as long as some of them."""
+SINGLE_ROW: dict[str, Any] = {**STEP, "realize_opcount_threshold": 4}
 """Options for a step of a single row, whose products are sums over what must lie in memory: else a
 norm is computed anew for every row of the matrix that reads it."""
 
@@ -46,9 +49,10 @@ class CompiledProgram:
         self.compiled = self.name != "embed"
         if self.compiled:  # looking words up is one call as it is
             compiler: Any = torch
-            chosen = SINGLE_ROW if backend == "inductor" and self.name == "decode_one" else None
+            chosen = _compiler_options(self.name) if backend == "inductor" else None
+            # Not the module: it looks at each input in Python before each call.
             self.run = compiler.compile(
-                module, fullgraph=True, dynamic=False, backend=backend, options=chosen
+                module.forward, fullgraph=True, dynamic=False, backend=backend, options=chosen
             )
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -63,6 +67,13 @@ class CompiledProgram:
                 dynamo.maybe_mark_dynamic(inputs[place], axis)
         with quiet():
             return list(self.run(*inputs))
+
+
+def _compiler_options(name: str) -> dict[str, Any] | None:
+    """What the compiler is told of the graph `name` beyond its defaults."""
+    if "decode" not in name:
+        return None
+    return SINGLE_ROW if name == "decode_one" else STEP
 
 
 def exported_module(graph: GraphFile, weights: MappedWeights) -> Any:

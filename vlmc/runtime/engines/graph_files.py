@@ -10,6 +10,9 @@ from typing import Any, cast
 
 from vlmc.diagnostics.faults import EnvironmentFault
 
+GRAPHS_SCHEMA = 2
+"""How graphs.json and the wires that it names are to be read. In 1, steps returned their logits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphWire:
@@ -72,6 +75,8 @@ def read_graphs(folder: Path) -> GraphFolder:
     path = folder / "graphs.json"
     try:
         found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        if found.get("schema", GRAPHS_SCHEMA) != GRAPHS_SCHEMA:
+            raise EnvironmentFault(f"{folder}: made by another release of vlmc; build it again")
         graphs = {entry["name"]: _graph_file(folder, entry) for entry in found["graphs"]}
         return GraphFolder(
             folder=folder,

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
-from vlmc.runtime.engines.graph_files import GraphFile, GraphFolder
+from vlmc.runtime.engines.graph_files import GraphFile, GraphFolder, GraphWire
 from vlmc.runtime.engines.paged import Blocks, BlockTable
 
 TorchProgram = Callable[[list["Tensor"]], list["Tensor"]]
@@ -23,10 +23,10 @@ class TorchState:
     """A generation.
 
     `inputs` is the list that the graph of a step is called with: tokens, positions and slots, what
-    is read from outside the sequence, and the caches (or a block table and the pool), all allocated
-    before the first step. Between two steps tokens and positions are overwritten, and the slots
-    replaced by a longer view of `places`. What a graph computes in, and the logits that it gives,
-    are its own to allocate at each step.
+    is read from outside the sequence, the caches (or a block table and the pool), and the logits
+    that it writes, all allocated before the first step. Between two steps tokens and positions are
+    overwritten, and the slots made longer where they lie. What a graph computes in is its own to
+    allocate.
     """
 
     def __init__(
@@ -41,11 +41,16 @@ class TorchState:
         self.last = last
         """The position of the newest token of each row."""
         self.table = table
-        self.places = inputs[2]
+        self.slots = inputs[2]
+        """All of them at first: as much as there is room for."""
         self.own = inputs[:2]
         self.on_host = [tensor.cpu() for tensor in self.own]
         """The same tensors where they are on the host already."""
         self.numbers = [tensor.numpy() for tensor in self.on_host]
+        self.logits = inputs[-1]
+        self.read = self.logits.float().cpu()
+        """The same tensor where it is fp32 on the host already."""
+        self.answer = self.read.numpy()[:, 0]
 
     def put(self, tokens: Ids, seen: int) -> None:
         """Puts the next token of each row, its position and the slots that it sees in place."""
@@ -54,7 +59,14 @@ class TorchState:
         for there, here in zip(self.own, self.on_host, strict=True):
             if there is not here:
                 there.copy_(here)
-        self.inputs[2] = self.places[:seen]
+        self.slots.resize_(seen)
+
+    def step(self) -> Logits:
+        """The logits [batch, vocabulary] after what was put in place."""
+        self.program(self.inputs)
+        if self.read is not self.logits:
+            self.read.copy_(self.logits)
+        return self.answer
 
 
 class TorchEngine:
@@ -116,7 +128,7 @@ class TorchEngine:
         where = torch.from_numpy(last).to(self.device)  # pyright: ignore[reportUnknownMemberType]
         outside = self._outside(rows, ids.shape[1])
         state = self._begin(len(rows), outside, last)
-        caches = state.inputs[3 + len(outside) :]
+        caches = state.inputs[3 + len(outside) : -1]
         logits = self._program(f"{self._kind}prefill")([x, where, *outside, *caches])[0]
         if outside:
             # From now on a token sees what the last one of the prompt saw.
@@ -138,7 +150,7 @@ class TorchEngine:
             self._reach(state, state.table, state.last + 1)
         state.last += 1
         state.put(tokens, seen)
-        return self._numbers(state.program(state.inputs)[0])
+        return state.step()
 
     @torch.inference_mode()
     def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
@@ -234,25 +246,27 @@ class TorchEngine:
         own = [torch.zeros(batch, 1, dtype=torch.int64, device=self.device) for _ in range(2)]
         assert self.capacity is not None
         inputs = [*own, torch.arange(self.capacity, device=self.device), *outside]
+        *caches, answer = [wire for wire in self.graphs[name].inputs if wire.written]
+        logits = self._zeros([answer], batch)
         if self._blocks is None:
-            inputs += self._zeros(name, batch)
+            inputs += [*self._zeros(caches, batch), *logits]
             return TorchState(self._program(name), inputs, last.copy(), None)
         if self._pool is None:
             # Block 0 is nobody's.
-            made = self._zeros(name, self._blocks + 1)
+            made = self._zeros(caches, self._blocks + 1)
             self._pool = Blocks(self._blocks, made[0].shape[2]), made
         blocks, pools = self._pool
         width = next(wire for wire in self.graphs[name].inputs if wire.name == "table").dims[1]
         table = BlockTable(blocks, batch, int(width))
-        inputs += [torch.zeros(batch, int(width), dtype=torch.int64, device=self.device), *pools]
+        numbers = torch.zeros(batch, int(width), dtype=torch.int64, device=self.device)
+        inputs += [numbers, *pools, *logits]
         state = TorchState(self._program(name), inputs, last.copy(), table)
         table.owned_by(state)
         self._reach(state, table, last)
         return state
 
-    def _zeros(self, name: str, first: int) -> list[Tensor]:
-        """Zeros for every input that the graph writes into; `first` is their first extent."""
-        wires = [wire for wire in self.graphs[name].inputs if wire.written]
+    def _zeros(self, wires: Sequence[GraphWire], first: int) -> list[Tensor]:
+        """Zeros for inputs that a graph writes into; `first` is their first extent."""
         sizes = [[first, *(int(extent) for extent in wire.dims[1:])] for wire in wires]
         return [torch.zeros(size, dtype=self.dtype, device=self.device) for size in sizes]
 
