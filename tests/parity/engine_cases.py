@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -126,31 +126,41 @@ class MallInfo(ctypes.Structure):
     )
 
 
-def bytes_held() -> int | None:
-    """Bytes that malloc has given out and not got back, or keeps for the next who asks; None where
-    it does not say."""
+class Memory(NamedTuple):
+    """What malloc says of this process, in bytes."""
+
+    held: int
+    """Given out and not got back, or kept for the next who asks."""
+    taken: int
+    """Taken from the system."""
+
+
+def memory() -> Memory | None:
+    """None where malloc does not say."""
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallinfo2"):
         return None
     library.mallinfo2.restype = MallInfo
     found = library.mallinfo2()
-    return found.uordblks + found.hblkhd
+    return Memory(found.uordblks + found.hblkhd, found.arena + found.hblkhd)
 
 
 def assert_steps_hold_nothing(engine: Engine, rows: list[Row]) -> None:
-    """Ninety steps hold less than a tensor's handle each, malloc's own caches included, and every
-    step answers in the same array."""
+    """Ninety steps take nothing from the system and hold less than a tensor's handle each, malloc's
+    own caches included; every step answers in the same array."""
     state, _ = engine.prefill(rows)
     tokens = np.full(len(rows), 7, np.int64)
     answer = engine.step(state, tokens)
-    held: dict[int, int | None] = {}
+    found: dict[int, Memory | None] = {}
     for number in range(2, 111):
         assert engine.step(state, tokens) is answer
         if number in (20, 110):
             gc.collect()
-            held[number] = bytes_held()
-    if held[20] is not None and held[110] is not None:
-        assert held[110] - held[20] < 90 * 200, held
+            found[number] = memory()
+    before, after = found[20], found[110]
+    if before is not None and after is not None:
+        assert after.held - before.held < 90 * 200
+        assert after.taken <= before.taken
 
 
 def assert_same(ours: Engine, reference: Engine, one: Twin, tolerance: float = 1e-4) -> None:
