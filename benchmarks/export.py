@@ -24,7 +24,8 @@ def main() -> None:
         seconds = export_transformers(system, root, next(iter(fusions), None))
         print(json.dumps(seconds))
         return
-    from vlmc.emit.onnx import OnnxOptions, write
+    from vlmc.emit.onnx import write
+    from vlmc.emit.options import Options
     from vlmc.pipeline import load_spec, resolve
 
     arch = resolve(load_spec(root / f"{name}.yaml"))
@@ -36,7 +37,7 @@ def main() -> None:
         arch,
         root / "build-fp32" / "weights",
         target,
-        options=OnnxOptions(),
+        options=Options(),
         progress=lambda *_: None,
     )
     print(json.dumps({"all": {"seconds": time.perf_counter() - begun}}))

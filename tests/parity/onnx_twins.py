@@ -16,8 +16,8 @@ from vlmc.builder.seed import initialise
 from vlmc.capture.capture import capture
 from vlmc.capture.graph import Graph
 from vlmc.capture.stages import Layout
-from vlmc.emit.onnx import OnnxOptions
 from vlmc.emit.onnx.writer import Writer, link_weights, silent
+from vlmc.emit.options import Options
 from vlmc.ir import Arch
 from vlmc.passes.pipeline import optimise
 from vlmc.pipeline import load_spec, resolve
@@ -48,7 +48,7 @@ class Twin:
     def write(self, weights: Path, folder: Path, opset: int = 23) -> Path:
         """The graphs over `weights`, which lie beside `folder`."""
         link_weights(weights, folder)
-        Writer(self.arch, weights, folder, OnnxOptions(opset=opset), silent).write(self.graphs)
+        Writer(self.arch, weights, folder, Options(opset=opset), silent).write(self.graphs)
         return folder
 
     def engine(self, folder: Path, variant: str | None = None) -> OnnxEngine:

@@ -20,7 +20,8 @@ from vlmc.builder.located import located_in
 from vlmc.builder.model import instantiate
 from vlmc.builder.weights import siblings
 from vlmc.emit import catalog
-from vlmc.emit.onnx import OnnxOptions, write
+from vlmc.emit.onnx import write
+from vlmc.emit.options import Options
 from vlmc.ir import Arch
 
 SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
@@ -59,7 +60,7 @@ class Beside:
 def beside(path: Path, folder: Path, overrides: tuple[str, ...], *, mini: bool) -> Beside:
     this = pipeline.plan(path, None, overrides, mini)
     weights = sparse(this.arch, folder / "weights")
-    write(this.arch, folder / "weights", folder / "onnx", options=OnnxOptions())
+    write(this.arch, folder / "weights", folder / "onnx", options=Options())
     files = {text.path: len(text.data) for text in catalog.texts(this)}
     for file in (folder / "onnx").iterdir():
         if file.is_file():

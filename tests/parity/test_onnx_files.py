@@ -26,13 +26,14 @@ from vlmc.builder.stream import Streamed, write_safetensors
 from vlmc.builder.weights import save_weights
 from vlmc.capture.capture import capture
 from vlmc.diagnostics import EnvironmentFault, UsageError
-from vlmc.emit.onnx import OnnxOptions, write
+from vlmc.emit.onnx import write
 from vlmc.emit.onnx.builder import Builder
 from vlmc.emit.onnx.external import Tables, of_weights
 from vlmc.emit.onnx.measure import measure
-from vlmc.emit.onnx.options import LARGEST_ERROR
 from vlmc.emit.onnx.quantise import pack
+from vlmc.emit.onnx.threshold import LARGEST_ERROR
 from vlmc.emit.onnx.writer import Writer, silent
+from vlmc.emit.options import Options
 from vlmc.passes.pipeline import optimise
 from vlmc.pipeline import load_spec, resolve
 from vlmc.runtime.engines.engine import Row
@@ -97,7 +98,7 @@ def test_weights_exist_once(tmp_path: Path) -> None:
     build = tmp_path / "build"
     save_weights(model, build / "weights")
     graphs = [optimise(graph, "onnx") for graph in capture(arch, cache="growing")]
-    options = OnnxOptions()
+    options = Options()
     os.makedirs(build / "onnx" / "weights")
     os.link(
         build / "weights" / "model.safetensors", build / "onnx" / "weights" / "model.safetensors"
@@ -112,7 +113,7 @@ def test_weights_exist_once(tmp_path: Path) -> None:
 def test_the_same_bytes_wherever_it_is_written(weights: Path, tmp_path: Path) -> None:
     arch = twin(NAME).arch
     for name in ("one", "another/deeper"):
-        write(arch, weights, tmp_path / name, options=OnnxOptions())
+        write(arch, weights, tmp_path / name, options=Options())
     files = sorted(path.name for path in (tmp_path / "one").glob("*.*"))
     assert files == ["constants.safetensors", "decoder.onnx", "embed.onnx", "vision.onnx"]
     for name in files:
@@ -132,7 +133,7 @@ def test_a_copy_where_there_are_no_links(
         raise OSError("no links on this file system")
 
     monkeypatch.setattr(os, "link", refuse)
-    write(twin(NAME).arch, weights, tmp_path / "onnx", options=OnnxOptions())
+    write(twin(NAME).arch, weights, tmp_path / "onnx", options=Options())
     copied = tmp_path / "onnx" / "weights" / "model.safetensors"
     assert copied.read_bytes() == (weights / "model.safetensors").read_bytes()
     assert copied.stat().st_ino != (weights / "model.safetensors").stat().st_ino
@@ -247,7 +248,7 @@ def test_quantised_graphs_and_their_error(
     bits: Any, least: float, most: float, weights: Path, tmp_path: Path
 ) -> None:
     made, folder = twin(NAME), tmp_path / "onnx"
-    write(made.arch, weights, folder, options=OnnxOptions(quantize=bits))
+    write(made.arch, weights, folder, options=Options(quantize=bits))
     error = json.loads((folder / "quantisation.json").read_text())[bits]
     assert least < error["mean"] < most
     assert error["mean"] <= error["largest"]
@@ -269,7 +270,7 @@ def test_quantised_graphs_and_their_error(
 
 @pytest.mark.usefixtures("captured_once")
 def test_quantisation_that_costs_too_much_is_refused(weights: Path, tmp_path: Path) -> None:
-    options = OnnxOptions(quantize="int4", quantize_vision=True, max_error=0.01)
+    options = Options(quantize="int4", quantize_vision=True, max_error=0.01)
     with pytest.raises(UsageError, match=r"int4 moves the logits by 0\.\d+ .* 0\.01 that is allow"):
         write(twin(NAME).arch, weights, tmp_path / "onnx", options=options)
     assert (tmp_path / "onnx" / "vision.int4.onnx").exists()
@@ -285,7 +286,7 @@ def test_an_encoder_decoder_and_a_single_pass_are_quantised(tmp_path: Path) -> N
         made, folder = twin(name), tmp_path / name
         save_weights(made.model, tmp_path / f"{name}-weights")
         made.write(tmp_path / f"{name}-weights", folder)
-        options = OnnxOptions(quantize="int8")
+        options = Options(quantize="int8")
         Writer(made.arch, tmp_path / f"{name}-weights", folder, options, silent).write_quantised(
             made.graphs
         )
@@ -294,11 +295,6 @@ def test_an_encoder_decoder_and_a_single_pass_are_quantised(tmp_path: Path) -> N
         ]
         # T5 does not scale its scores, so that drawn weights answer to the smallest change.
         assert 1e-5 < measure(made.arch, folder, "int8").mean < 0.3
-
-
-def test_an_unknown_opset_is_refused(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ONNX opset 19: 23 or 20 is expected"):
-        write(twin(NAME).arch, weights, tmp_path / "onnx", options=OnnxOptions(opset=19))
 
 
 def test_what_the_engine_refuses(

@@ -16,8 +16,8 @@ from engine_cases import calls
 from onnx_twins import Twin, relative, twin
 
 from vlmc.builder.weights import save_weights
-from vlmc.emit.onnx import OnnxOptions
 from vlmc.emit.onnx.writer import Writer, silent
+from vlmc.emit.options import Options
 from vlmc.passes.pipeline import optimise
 from vlmc.runtime.engines import onnx_graph
 
@@ -27,7 +27,7 @@ STEPS = 4
 def _written(made: Twin, folder: Path) -> Path:
     save_weights(made.model, folder / "weights")
     made.write(folder / "weights", folder / "onnx")
-    options = OnnxOptions(quantize="int8")
+    options = Options(quantize="int8")
     Writer(made.arch, folder / "weights", folder / "onnx", options, silent).write_quantised(
         [optimise(graph, "quantised") for graph in made.captured]
     )

@@ -20,7 +20,8 @@ from vlmc.builder.values import valued
 from vlmc.builder.weights import save_weights
 from vlmc.emit import catalog
 from vlmc.emit.backends import run_py
-from vlmc.emit.onnx import OnnxOptions, write
+from vlmc.emit.onnx import write
+from vlmc.emit.options import Options
 from vlmc.runtime.start import start
 
 PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
@@ -97,7 +98,7 @@ def built(root: Path, folder: Path, name: str) -> Twin:
     (folder / "manifest.json").write_text('{"artifacts": {"weights": {"source": "seed 0"}}}')
     (folder / "weights").mkdir()
     save_weights(valued(build.arch, seed=0), folder / "weights")
-    write(build.arch, folder / "weights", folder / "onnx", options=OnnxOptions())
+    write(build.arch, folder / "weights", folder / "onnx", options=Options())
     shown = picture(folder.parent / f"{name}.png", 0)
     session = start(pipeline.load_spec(path), mini=True)
     answer = session.generate(PROMPT, shown, max_new_tokens=TOKENS)

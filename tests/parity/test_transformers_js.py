@@ -25,7 +25,7 @@ from vlmc.builder.weights import save_weights
 from vlmc.emit.artifact import Graphs
 from vlmc.emit.backends.layout import emit
 from vlmc.emit.layout.transformers_js import transformers_js
-from vlmc.emit.onnx import OnnxOptions, write
+from vlmc.emit.onnx import write
 from vlmc.emit.options import Options
 from vlmc.pipeline import load_spec, plan, resolve
 from vlmc.runtime.start import start
@@ -96,7 +96,7 @@ def case(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     (build / "onnx").mkdir()
     (build / "weights").mkdir()
     save_weights(valued(arch, seed=0), build / "weights")
-    options = OnnxOptions(quantize="int8", max_error=1.0)
+    options = Options(quantize="int8", max_error=1.0)
     write(arch, build / "weights", build / "onnx", options=options)
     folder = build / "layout"
     folder.mkdir()

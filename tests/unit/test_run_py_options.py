@@ -43,6 +43,20 @@ def asked(
     return command.main(session.design, folder, options), prompts
 
 
+def test_json_is_that_of_vlmc_run(
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert asked(session, tmp_path, monkeypatch, "--json", "--prompt", "What?")[0] == 0
+    said = json.loads(capsys.readouterr().out)
+    own = session.to_json(session.generate("What?", max_new_tokens=1))
+    assert said.keys() == own.keys()
+    assert said["seconds"].keys() == own["seconds"].keys() >= {"load"}
+    assert (said["text"], said["engine"]) == (own["text"], own["engine"])
+
+
 def test_chat_makes_a_conversation_of_the_prompt(
     session: Session,
     tmp_path: Path,

@@ -64,7 +64,7 @@ def valued(
     for name, parameter in model.named_parameters():
         first = name.split(".")[0]
         if first not in given or first not in ROLES:
-            # Not empty_like: of a parameter without values it is traced, by all of torch's compiler.
+            # Not empty_like: of a parameter without values it loads all of torch's compiler.
             values = torch.empty(parameter.shape, device=device, dtype=dtype or parameter.dtype)
             assign(where[name], values)
     initialise(model, seed=seed, open_gates=arch.mini)

@@ -13,6 +13,7 @@ import typer
 from vlmc.commands.guard import Format, guarded
 from vlmc.commands.options import MAX_SEED, Checkpoint, Json, Mini, Overrides
 from vlmc.commands.progress import shown
+from vlmc.runtime.engines.names import EngineName
 
 
 def run(
@@ -71,7 +72,7 @@ def run(
         typer.Option("--chat", help="Put the prompt into the chat template of the weights."),
     ] = False,
     engine: Annotated[
-        Literal["eager", "compile", "aoti", "onnx", "onnx-int8", "onnx-int4"],
+        EngineName,
         typer.Option(help="What runs it: the model itself, or the graphs of a build folder."),
     ] = "eager",
     threads: Annotated[

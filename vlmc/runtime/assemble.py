@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.byte_tokenizer import ARCHITECTURES, byte_tokenizer
 from vlmc.runtime.chat import ChatTemplate, chat_template
 from vlmc.runtime.choices import class_names
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Engine
+from vlmc.runtime.finite import not_finite
 from vlmc.runtime.json_object import json_object
 from vlmc.runtime.processor import (
     ImageProcessor,
@@ -23,7 +22,6 @@ from vlmc.runtime.processor import (
     from_spec,
     has_processor,
 )
-from vlmc.runtime.regions import stored_values
 from vlmc.runtime.session import Session
 from vlmc.runtime.tokenizer import Tokenizer, load_tokenizer
 
@@ -162,16 +160,6 @@ def built_from(folder: Path) -> str:
     weights: Any = cast("Any", artifacts).get("weights") if isinstance(artifacts, dict) else None
     origin: Any = cast("Any", weights).get("source") if isinstance(weights, dict) else None
     return origin if isinstance(origin, str) else ""
-
-
-def not_finite(folder: Path) -> list[str]:
-    """Names of the tensors in a folder's safetensors files that hold NaN or infinity."""
-    return [
-        name
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, values in stored_values(path).items()
-        if not np.isfinite(values).all()
-    ]
 
 
 def _chat_of(belongings: Belongings) -> ChatTemplate | None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
 from vlmc.runtime.assemble import deployed
 from vlmc.runtime.design import Design
-from vlmc.runtime.engines.open import ENGINES, open_engine
-from vlmc.runtime.session import Session
+from vlmc.runtime.engines.names import ENGINES
+from vlmc.runtime.engines.open import open_engine
 
 
 def main(design: Design, folder: Path, arguments: Sequence[str] | None = None) -> int:
@@ -76,24 +76,12 @@ def _answer(design: Design, folder: Path, asked: argparse.Namespace) -> None:
         if not asked.json:
             print(printable(piece), end="", flush=True)
     if asked.json:
-        print(json.dumps(_as_json(session, asked.engine, stream.answer.to_json())))
+        print(json.dumps(session.to_json(stream.answer)))
         return
     print()
     for choice in stream.answer.choices:
         print(printable(str(choice)))
     print(stream.answer.summary(), file=sys.stderr)
-
-
-def _as_json(session: Session, engine: str, answer: dict[str, object]) -> dict[str, object]:
-    return {
-        "version": 1,
-        "name": session.design.name,
-        "engine": engine,
-        "seeded": session.seeded,
-        "seeded_parts": list(session.seeded_parts),
-        "load_seconds": round(session.load_seconds, 4),
-        **answer,
-    }
 
 
 def _failed(sentence: str, code: int, as_json: bool) -> int:

@@ -17,6 +17,7 @@ PORTABLE = (
     "vlmc.runtime.processor",
     "vlmc.runtime.media",
     "vlmc.runtime.regions",
+    "vlmc.runtime.finite",
     "vlmc.runtime.features",
     "vlmc.runtime.sampling",
     "vlmc.runtime.choices",
@@ -41,6 +42,7 @@ PORTABLE = (
     "vlmc.runtime.engines.aoti_program",
     "vlmc.runtime.engines.plain_archive",
     "vlmc.runtime.engines.compiled_program",
+    "vlmc.runtime.engines.names",
     "vlmc.runtime.engines.open",
     "vlmc.runtime.command",
 )

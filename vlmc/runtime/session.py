@@ -17,6 +17,7 @@ from vlmc.runtime.choices import check_masks, judged
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Engine, Pixels, Row
 from vlmc.runtime.features import Encoded, FeatureStore
+from vlmc.runtime.finite import DAMAGED, named_tensors
 from vlmc.runtime.media import listed
 from vlmc.runtime.processor import ImageProcessor
 from vlmc.runtime.questions import Asker, Question, of_prompt
@@ -137,7 +138,7 @@ class Session:
         return [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
 
     def to_json(self, answer: Answer) -> dict[str, Any]:
-        """What `vlmc run --json` prints."""
+        """What `vlmc run --json` and run.py's print."""
         said = answer.to_json()
         return {
             "version": 1,
@@ -288,10 +289,7 @@ class Session:
         bad = self.examine()
         if not bad:
             return message
-        parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in bad))
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         return (
-            f"the model's numbers are not finite, because weights are not: {', '.join(bad[:3])}"
-            f"{more} (part: {parts}); the file is damaged, or training diverged before it was "
-            f"saved: load another copy"
+            "the model's numbers are not finite, because weights are not: "
+            f"{named_tensors(bad)}; {DAMAGED}: load another copy"
         )

@@ -16,14 +16,16 @@ from vlmc.diagnostics import UsageError
 from vlmc.ir import Arch, Role
 from vlmc.resolver import resolve
 from vlmc.runtime.amounts import check_threads, check_whole
-from vlmc.runtime.assemble import Belongings, equip, not_finite, of_build, without_values
+from vlmc.runtime.assemble import Belongings, equip, of_build, without_values
 from vlmc.runtime.describe import describe
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.eager_engine import EagerEngine
 from vlmc.runtime.engines.engine import Engine
 from vlmc.runtime.engines.graph_files import read_graphs
-from vlmc.runtime.engines.open import ENGINES, open_engine
+from vlmc.runtime.engines.names import check_engine
+from vlmc.runtime.engines.open import open_engine
 from vlmc.runtime.engines.paged_eager import PagedEagerEngine
+from vlmc.runtime.finite import not_finite
 from vlmc.runtime.placement import check_blocks, check_memory, device_of, dtype_of
 from vlmc.runtime.session import Session
 from vlmc.spec.document import ModelSpec
@@ -156,8 +158,7 @@ def _build_for(
 ) -> Path:
     """The build folder whose graphs an engine runs. Raises UsageError where there is none, or what
     was asked for is settled in the graphs."""
-    if engine not in ENGINES:
-        raise UsageError(f"--engine {engine}: {', '.join(ENGINES)} is expected")
+    check_engine(engine)
     if build is None and checkpoint is not None and (checkpoint / "manifest.json").is_file():
         raise UsageError(
             f"--engine {engine} runs the graphs of a build as they were made: name {checkpoint} "

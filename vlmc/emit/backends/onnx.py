@@ -8,34 +8,23 @@ from vlmc.emit.artifact import Artifact, Build
 from vlmc.emit.backends.graphs import effects, graphs, telling
 
 PATH = "onnx"
+FOLLOWED = ("opset", "quantize", "quantize_vision", "max_error")
+"""The options that graphs follow from, beside the number format of the weights."""
 
 
 def emit(build: Build) -> Artifact:
     """The ONNX graphs of a build."""
-    given = build.options
-    options = {
-        "opset": given.opset,
-        "quantize": given.quantize,
-        "quantize_vision": given.quantize_vision,
-        "max_error": given.max_error,
-    }
-
+    options = build.options
     heard: list[str] = []
 
     def fill(weights: Path, folder: Path) -> None:
-        from vlmc.emit.onnx import OnnxOptions, write  # with onnx, only where it is made
+        from vlmc.emit.onnx import write  # with onnx, only where it is made
 
-        chosen = OnnxOptions(
-            opset=given.opset,
-            quantize=given.quantize,
-            quantize_vision=given.quantize_vision,
-            max_error=given.max_error,
-        )
         write(
             build.arch,
             weights,
             folder,
-            options=chosen,
+            options=options,
             progress=telling(build, PATH),
             tell=effects(build, PATH, heard),
         )
@@ -46,6 +35,6 @@ def emit(build: Build) -> Artifact:
         fill,
         sources=("emit/onnx",),
         packages=("onnx", "onnxruntime"),
-        options=options,
+        options={name: getattr(options, name) for name in FOLLOWED},
         heard=heard,
     )

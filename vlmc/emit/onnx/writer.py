@@ -26,9 +26,9 @@ from vlmc.emit.onnx.external import Initializer, Tables, of_weights
 from vlmc.emit.onnx.lowering import Lowering
 from vlmc.emit.onnx.measure import QuantisationError, measure
 from vlmc.emit.onnx.operators import OPERATORS
-from vlmc.emit.onnx.options import QUANTISATION, OnnxOptions
 from vlmc.emit.onnx.quantise import Quantiser
-from vlmc.emit.options import OPSETS
+from vlmc.emit.onnx.threshold import QUANTISATION, threshold
+from vlmc.emit.options import Options
 from vlmc.ir import Arch
 from vlmc.passes.effect import Effect
 from vlmc.passes.pipeline import optimise
@@ -58,7 +58,7 @@ def write(
     weights: Path,
     folder: Path,
     *,
-    options: OnnxOptions,
+    options: Options,
     progress: Progress = silent,
     tell: Callable[[Effect], None] | None = None,
 ) -> None:
@@ -66,12 +66,9 @@ def write(
 
     Graphs hold no weights: they point into the files of `weights`, which appear below `folder` as
     hard links (as copies where the file system has none), since a runtime opens nothing outside
-    the graph's folder. `tell` hears what the passes do. Raises UsageError for an unknown opset and
-    where quantisation costs more than the options allow.
+    the graph's folder. `tell` hears what the passes do. Raises UsageError where
+    quantisation costs more than the options allow.
     """
-    if options.opset not in OPSETS:
-        known = " or ".join(str(one) for one in OPSETS)
-        raise UsageError(f"ONNX opset {options.opset}: {known} is expected")
     folder.mkdir(parents=True, exist_ok=True)
     link_weights(weights, folder)
     progress("onnx: capturing graphs")
@@ -85,7 +82,7 @@ def write(
         error = measure(arch, folder, options.quantize)
         check(error, options)
         found = {key: float(f"{value:.3g}") for key, value in asdict(error).items()}
-        found["allowed"] = options.threshold
+        found["allowed"] = threshold(options)
         (folder / QUANTISATION).write_text(json.dumps({options.quantize: found}, indent=2) + "\n")
 
 
@@ -98,13 +95,14 @@ def link_weights(weights: Path, folder: Path) -> None:
         link(file, place)
 
 
-def check(error: QuantisationError, options: OnnxOptions) -> None:
+def check(error: QuantisationError, options: Options) -> None:
     """Raises UsageError where quantised graphs are too far from the plain ones."""
-    if not error.mean <= options.threshold:
+    allowed = threshold(options)
+    if not error.mean <= allowed:
         raise UsageError(
             f"{options.quantize} moves the logits by {error.mean:.3g} of their standard deviation "
             f"on average ({error.largest:.3g} at most; {error.agreement:.0%} of the tokens stay), "
-            f"more than the {options.threshold:g} that is allowed; "
+            f"more than the {allowed:g} that is allowed; "
             f"--max-error {_rounded_up(error.mean):g} would allow it"
             + (", and --quantize int8 is closer" if options.quantize == "int4" else "")
         )
@@ -122,7 +120,7 @@ class Writer:
     """Writes graphs of one build."""
 
     def __init__(
-        self, arch: Arch, weights: Path, folder: Path, options: OnnxOptions, progress: Progress
+        self, arch: Arch, weights: Path, folder: Path, options: Options, progress: Progress
     ) -> None:
         self.image_tokens = arch.tokens.per_image
         self.folder = folder

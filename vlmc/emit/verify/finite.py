@@ -8,7 +8,7 @@ from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.manifest import Manifest
 from vlmc.emit.verify.judge import Unsound
 from vlmc.emit.writer import Verify
-from vlmc.runtime.assemble import not_finite
+from vlmc.runtime.finite import DAMAGED, named_tensors, not_finite
 
 
 def blaming_weights(judge: Verify) -> Verify:
@@ -22,12 +22,9 @@ def blaming_weights(judge: Verify) -> Verify:
             bad = not_finite(folder / "weights")
             if not bad:
                 raise
-            parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in bad))
-            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise EnvironmentFault(
-                f"weights hold NaN or infinity: {', '.join(bad[:3])}{more} (part: {parts}), "
-                "so that no artifact can be compared; the file is damaged, or training diverged "
-                "before it was saved: build from another copy"
+                f"weights hold NaN or infinity: {named_tensors(bad)}, so that no artifact can be "
+                f"compared; {DAMAGED}: build from another copy"
             ) from unsound
 
     return judged

@@ -134,7 +134,7 @@ def _tolerance(runtime: Runtime, folder: Path, dtype: Dtype) -> float:
     and lies among their files, whose hashes the manifest knows."""
     if runtime.variant is None:
         return TOLERANCES[dtype]
-    from vlmc.emit.onnx.options import QUANTISATION
+    from vlmc.emit.onnx.threshold import QUANTISATION
 
     path = folder / "onnx" / QUANTISATION
     try:

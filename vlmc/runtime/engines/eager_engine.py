@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmc.runtime.design import Design
-from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
+from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row, padded
 
 
 class EagerState:
@@ -118,11 +118,7 @@ class EagerEngine:
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor | None]:
         """Ids [batch, text], padded on the right, and their mask; None where nothing is padding."""
-        longest = max(len(row.ids) for row in rows)
-        ids, mask = np.zeros((2, len(rows), longest), np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)] = row.ids
-            mask[index, : len(row.ids)] = 1
+        ids, mask = padded(rows)
         placed = torch.tensor(ids, device=self.device)
         return placed, None if mask.all() else torch.tensor(mask, device=self.device)
 

@@ -33,12 +33,22 @@ class Row:
     the sequence."""
 
 
+def padded(rows: Sequence[Row]) -> tuple[Ids, Ids]:
+    """Ids [batch, text], padded on the right, and their mask: 1 where there is a token."""
+    longest = max(len(row.ids) for row in rows)
+    ids, mask = np.zeros((2, len(rows), longest), np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids)] = row.ids
+        mask[index, : len(row.ids)] = 1
+    return ids, mask
+
+
 class Engine(Protocol):
     """Runs the stages of one design. Holds no state of a generation itself, so that several may go
     on at once, in one thread."""
 
     name: str
-    """As `vlmc run --engine` calls it: eager, compile, aoti, onnx, onnx-int8 or onnx-int4."""
+    """As `vlmc run --engine` calls it."""
 
     @property
     def capacity(self) -> int | None:

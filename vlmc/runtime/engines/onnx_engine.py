@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
-from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
+from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row, padded
 from vlmc.runtime.engines.onnx_graph import OnnxGraph, OnnxState, onnx_runtime
 
 
@@ -81,7 +81,7 @@ class OnnxEngine:
 
     def prefill(self, rows: Sequence[Row]) -> tuple[OnnxState, Logits]:
         """Reads whole prompts; see `Engine.prefill`."""
-        ids, mask = self._padded(rows)
+        ids, mask = padded(rows)
         decoder = self.graph("decoder")
         first = self.graph("encoder") if self.serving == "encoder_decoder" else decoder
         self._check(first, ids, rows)
@@ -114,7 +114,7 @@ class OnnxEngine:
     def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
         """The outputs of a design that answers in one pass."""
         graph = self.graph("model")
-        ids, mask = self._padded(rows)
+        ids, mask = padded(rows)
         self._check(graph, ids, rows)
         counts = [sum(len(one) for one in row.features) for row in rows]
         shape = (len(rows), max(1, *counts), graph.inputs["image_features"].shape[2])
@@ -160,15 +160,6 @@ class OnnxEngine:
 
     def _embedded(self, ids: Ids) -> NDArray[np.float32]:
         return self.graph("embed").run({"input_ids": ids})[0]
-
-    def _padded(self, rows: Sequence[Row]) -> tuple[Ids, Ids]:
-        """Ids and mask [batch, text], padded on the right."""
-        longest = max(len(row.ids) for row in rows)
-        ids, mask = np.zeros((2, len(rows), longest), np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)] = row.ids
-            mask[index, : len(row.ids)] = 1
-        return ids, mask
 
     def _memory(self, graph: OnnxGraph, rows: Sequence[Row], text: int) -> dict[str, NDArray[Any]]:
         """Keys and values [batch, heads, images * tokens, head_dim] of each row's images, and who

@@ -9,9 +9,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.amounts import check_threads
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Engine
-
-ENGINES = ("eager", "compile", "aoti", "onnx", "onnx-int8", "onnx-int4")
-"""Every engine: its artifact's name, then the number format of quantised graphs."""
+from vlmc.runtime.engines.names import ENGINES, check_engine
 
 
 def open_engine(
@@ -32,8 +30,7 @@ def open_engine(
     Raises UsageError where there is no such engine or the build lacks its graphs, EnvironmentFault
     where a file is damaged or this machine cannot run it.
     """
-    if name not in ENGINES:
-        raise UsageError(f"--engine {name}: {', '.join(ENGINES)} are there")
+    check_engine(name)
     artifact, _, quantised = name.partition("-")
     if name != "eager" and not (folder / artifact).is_dir():
         there = [one for one in ENGINES if (folder / one).is_dir()]
