@@ -152,7 +152,7 @@ def test_a_plan_has_the_orders_of_its_schedule() -> None:
         chunks=2,
         stages=tuple(PlannedStage(group=stage % 2, holds=()) for stage in range(4)),
     )
-    assert orders_of(plan) == order("interleaved", 2, 4, 2)
+    assert orders_of(plan, plan.micro_batches) == order("interleaved", 2, 4, 2)
 
 
 def test_what_is_no_pipeline_is_refused() -> None:

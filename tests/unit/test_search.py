@@ -103,6 +103,7 @@ def test_bounds_are_never_above_what_they_bound() -> None:
                     assert bounds.base(base, ways) <= bound * (1 + 1e-9)
                     assert bound <= leaf.pace.seconds
                     assert bounds.states(base) <= fullest(leaf)
+                    assert not bounds.too_many(base)
                     assert bounds.fits(kept, costs)
                     assert bounds.possible(setting, costs, leaf.pace.seconds)
                     compared += 1
@@ -117,6 +118,22 @@ def test_inputs_that_no_device_holds_are_ruled_out_before_cutting() -> None:
     tried = list(bases(lines, across_nodes=False))
     assert len(tried) > 100
     assert min(map(Bounds(lines).states, tried)) > lines.cluster.device.memory_bytes
+    assert all(map(Bounds(lines).too_many, tried))
+    with pytest.raises(Infeasible, match=r"inputs of all micro-batches.*smaller batch"):
+        find(report, a100(64), replace(TRAIN, batch=2**20))
+
+
+@pytest.mark.parametrize("batch", [2**20, 2**31 - 2])
+def test_sizes_of_micro_batches_are_bounded_by_what_they_save(batch: int) -> None:
+    """A batch may have a thousand divisors; few of them are sizes that memory allows."""
+    lines = Rooflines(flamingo_80b(), a100(64), replace(TRAIN, batch=batch))
+    bounds, sizes = Bounds(lines), set[int]()
+    for base in bases(lines, across_nodes=False):
+        if not bounds.too_many(base) and bounds.states(base) <= 80e9:
+            sizes.add(base.micro_batch)
+    assert 1 in sizes
+    assert max(sizes) < 2000 < max(divisors(batch)) / 100
+    assert max(lines._read) < 10_000  # nothing is worked out for larger ones
 
 
 def test_every_way_to_keep_is_reached_once() -> None:

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
+from vlmc.analysis.polynomial import Polynomial
+from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
 from vlmc.partition.chain import RESERVE, held
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.part import Part
 from vlmc.partition.plan import Schedule
 from vlmc.partition.setting import Setting
+from vlmc.partition.space import KEEPS, kinds
 from vlmc.partition.states import MASTER
 from vlmc.runtime.parallel.plan_rules import OPTIMISERS
 
@@ -24,6 +27,18 @@ class Bounds:
         self.tokens = tokens
         self.counts = _counts(lines)
         self.token_counts = _counts(tokens) if tokens else self.counts
+        words = kinds(lines)
+        self._words = [
+            [KEEPS.index(one) for one in words.get(block.name, ("none",))] if block.reached else [0]
+            for block in lines.report.blocks
+        ]
+        self._rising = [
+            words if all(_rises(_saved(block, word)) for word in words) else []
+            for block, words in zip(lines.report.blocks, self._words, strict=True)
+        ]
+        self._saved: dict[int, float] = {}
+        self._too_many: dict[int, int] = {}
+        """By devices of a replica, the smallest micro-batch that is known to be."""
 
     def base(self, base: Setting, schedules: Sequence[tuple[Schedule, int]]) -> float:
         """Of all completions of a base: nothing computed twice, no traffic between replicas."""
@@ -92,22 +107,57 @@ class Bounds:
         return answer * (1 - 1e-12)
 
     def states(self, base: Setting) -> float:
-        """Bytes that the fullest device holds at the least, of the model, whatever is sharded, and
-        of a step's inputs."""
+        """Bytes that the fullest device holds at the least, of the model and of one micro-batch,
+        whatever is sharded, and of a step's inputs."""
         lines, request = self.lines, self.lines.request
         replicated = base.placement == "replicated"
         costs = lines.blocks(base.micro_batch, base.tensor, base.sequence_parallel, replicated)
         size = BYTES[request.precision]
+        training = request.mode == "train"
+        shards = base.data if training and request.zero in (None, 3) else 1
+        kept = training and request.zero in (1, 2)
         sizes: list[float] = []
+        gradients: list[float] = []
         for block, cost in zip(lines.report.blocks, costs, strict=True):
-            each = size
-            if request.mode == "train" and block.trained:
-                each = 2 * MASTER + OPTIMISERS[request.optimiser] if block.stepped else MASTER
-            shards = base.data if request.mode == "train" and request.zero in (None, 3) else 1
-            if request.mode == "train" and request.zero in (1, 2) and block.trained:
-                shards, each = 1, size  # what is computed with; all else may be shared out
-            sizes.append(cost.parameters * each / shards)
-        return self._sum(sizes) / base.pipeline + self._inputs(base)
+            each, made = size / shards, 0.0
+            if kept and block.trained:
+                each = size  # what is computed with; all else may be shared out
+            elif training and block.trained:
+                state = OPTIMISERS[request.optimiser] if block.stepped else 0
+                each, made = (MASTER + state) / shards, block.stepped * MASTER / shards
+            sizes.append(cost.parameters * each + cost.cache * base.micro_batches)
+            gradients.append(cost.parameters * made)
+        saved = [
+            min(cost.saved[word] for word in words)
+            for cost, words in zip(costs, self._words, strict=True)
+        ]
+        least = self._sum(sizes) + max(self._sum(gradients), self._sum(saved))
+        return least / base.pipeline + self._inputs(base)
+
+    def too_many(self, base: Setting) -> bool:
+        """Whether micro-batches of such a size are ruled out before anything is known of blocks:
+        inputs alone are too much for a device, or what is saved of one at the least for all of a
+        replica's devices; then none of them keeps a larger one."""
+        devices, size = base.pipeline * base.tensor, base.micro_batch
+        room = self.lines.cluster.device.memory_bytes
+        if size >= self._too_many.get(devices, size + 1) or self._inputs(base) > room:
+            return True
+        if self._least_saved(size) <= room * devices:
+            return False
+        self._too_many[devices] = size
+        return True
+
+    def _least_saved(self, micro_batch: int) -> float:
+        """Bytes of all blocks but those that may save less of more sequences; what a degree divides
+        is divided by it at most."""
+        if micro_batch not in self._saved:
+            sizes = self.lines.sizes(micro_batch)
+            blocks = zip(self.counts, self.lines.report.blocks, self._rising, strict=True)
+            self._saved[micro_batch] = sum(
+                count * min((float(_saved(block, word)(**sizes)) for word in words), default=0.0)
+                for count, block, words in blocks
+            )
+        return self._saved[micro_batch]
 
     def fits(self, setting: Setting, parts: Sequence[Part]) -> bool:
         """Whether all devices together have room for what they hold at the least: the states and
@@ -166,3 +216,13 @@ def _counts(lines: Rooflines) -> list[int]:
     """How often each distinct block stands in the chain."""
     counts = Counter(lines.report.order)
     return [counts[number] for number in range(len(lines.report.blocks))]
+
+
+def _saved(block: Block, word: int) -> Polynomial:
+    """Bytes of a micro-batch that a block saves, by the place of a word among KEEPS."""
+    return (block.saved.none, block.saved.selective, block.saved.full)[word]
+
+
+def _rises(polynomial: Polynomial) -> bool:
+    """Whether it is surely no less for more sequences."""
+    return all(coefficient > 0 for _, coefficient in polynomial)

@@ -121,7 +121,7 @@ class _Search:
         """Until nothing that is left can be among the best."""
         room = self.lines.cluster.device.memory_bytes
         for base in starts:
-            if self.bounds.states(base) <= room:
+            if not self.bounds.too_many(base) and self.bounds.states(base) <= room:
                 bound = self.bounds.base(base, schedules(self.lines, base))
                 self._push(bound, base, None)
         while self._queue:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain as joined
 
+from vlmc.partition.bounds import Bounds
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.cuts import Cutter
@@ -37,7 +38,7 @@ def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     starts = list(joined(bases(lines, across_nodes=False), bases(lines, across_nodes=True)))
     if not starts or not any(schedules(lines, base) for base in starts):
         return _nothing_divides(lines)
-    least = min(_leasts(lines, starts), key=lambda one: one.memory.total, default=None)
+    least = _least(lines, starts)
     if least is None:
         return _nothing_divides(lines)
     room = lines.cluster.device.memory_bytes
@@ -46,25 +47,35 @@ def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     return _too_slow(lines, unlimited)
 
 
-def _leasts(lines: Rooflines, starts: list[Setting]) -> Iterator[_Least]:
-    """For each combination of degrees, what takes the least memory."""
-    seen: set[tuple[int, int, int, str]] = set()
+def _least(lines: Rooflines, starts: list[Setting]) -> _Least | None:
+    """Of what takes the least memory at each combination of degrees, the least."""
+    bounds = Bounds(lines)
+    found: dict[tuple[int, int, int, str], tuple[float, Setting]] = {}
     for base in sorted(starts, key=lambda one: (one.micro_batch, not one.sequence_parallel)):
         key = (base.pipeline, base.data, base.tensor, base.placement)
-        ways = schedules(lines, base)
-        if key in seen or not ways:
-            continue
-        seen.add(key)
-        schedule, chunks = ("1f1b", 1) if ("1f1b", 1) in ways else ways[0]
-        allowed = zero_stages(schedule, base.pipeline)
-        kept: dict[str, Checkpointing] = {one: words[-1] for one, words in kinds(lines).items()}
-        for zero in [one for one in zero_choices(lines, base) if one in allowed][-1:]:
-            setting = replace(
-                base, zero=zero, keeps=keeping(kept), schedule=schedule, chunks=chunks
-            )
-            memory = _least_memory(Chain(lines, setting))
-            if memory:
-                yield _Least(setting, memory)
+        if key not in found and schedules(lines, base):
+            found[key] = bounds.states(base), base
+    best: _Least | None = None
+    for bound, base in sorted(found.values(), key=lambda one: one[0]):
+        if best and bound >= best.memory.total:
+            return best
+        for one in _leasts(lines, base):
+            if best is None or one.memory.total < best.memory.total:
+                best = one
+    return best
+
+
+def _leasts(lines: Rooflines, base: Setting) -> Iterator[_Least]:
+    """What takes the least memory of a base."""
+    ways = schedules(lines, base)
+    schedule, chunks = ("1f1b", 1) if ("1f1b", 1) in ways else ways[0]
+    allowed = zero_stages(schedule, base.pipeline)
+    kept: dict[str, Checkpointing] = {one: words[-1] for one, words in kinds(lines).items()}
+    for zero in [one for one in zero_choices(lines, base) if one in allowed][-1:]:
+        setting = replace(base, zero=zero, keeps=keeping(kept), schedule=schedule, chunks=chunks)
+        memory = _least_memory(Chain(lines, setting))
+        if memory:
+            yield _Least(setting, memory)
 
 
 def _least_memory(chain: Chain) -> Memory | None:
@@ -126,6 +137,11 @@ def _too_little_memory(lines: Rooflines, least: _Least, room: int) -> Infeasible
         "reserve": "a larger device",
     }[greatest]
     single = _largest_block(lines, least.setting, room)
+    inputs = Chain(lines, least.setting).inputs
+    if inputs > room / 2:
+        single = "; inputs of all micro-batches of a step, which each device is given, take "
+        single += f"{inputs / 1e9:.2f} GB of that"
+        advice = "a smaller batch, fewer images or more replicas"
     return Infeasible(
         f"Memory: the fullest device needs at least {held.total / 1e9:.2f} GB "
         f"({' + '.join(sizes)}) and has {room / 1e9:.2f} GB; that is the least of all plans, at "

@@ -17,6 +17,10 @@ from vlmc.partition.setting import Setting
 from vlmc.partition.space import keeping
 from vlmc.planning.made import Made
 
+MOST_PLAYED = 2**16
+"""Forward passes of a step that are played one by one. Of more, whole rounds of micro-batches over
+the groups are played: what fills and empties the pipeline is all there, and the rest repeats."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
@@ -83,13 +87,20 @@ def setting(plan: ParallelPlan) -> Setting:
     )
 
 
+def played(plan: ParallelPlan) -> int:
+    """Micro-batches of a step that are played."""
+    groups = plan.mesh.pipeline
+    rounds = max(1, MOST_PLAYED // len(plan.stages) // groups)
+    return plan.micro_batches if plan.micro_batches <= rounds * groups else rounds * groups
+
+
 def timeline(made: Made) -> Timeline | None:
     """When each pipeline group does what in one step; None where there is no pipeline."""
     if made.plan.mode != "train" or made.plan.mesh.pipeline == 1:
         return None
     parts = pipeline(made)
     return simulate(
-        orders_of(made.plan),
+        orders_of(made.plan, played(made.plan)),
         parts.durations,
         parts.transfer,
         first_backward=parts.first_backward,
@@ -101,8 +112,10 @@ def picture(made: Made) -> str | None:
     plan, times = made.plan, timeline(made)
     if times is None:
         return None
+    shown = played(plan)
+    first = f"{shown} of {plan.micro_batches}" if shown < plan.micro_batches else f"{shown}"
     title = (
         f"{plan.design}: {plan.schedule}, {plan.mesh.pipeline} groups, "
-        f"{plan.micro_batches} micro-batches of {plan.micro_batch}"
+        f"{first} micro-batches of {plan.micro_batch}"
     )
     return timeline_svg(times, title=title)

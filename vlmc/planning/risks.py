@@ -11,7 +11,7 @@ from vlmc.partition.reliability import Goodput, Straggling, factor, goodput, str
 from vlmc.partition.schedule.orders import orders_of
 from vlmc.partition.states import MASTER
 from vlmc.planning.made import Made
-from vlmc.planning.played import pipeline
+from vlmc.planning.played import pipeline, played
 from vlmc.runtime.parallel.plan_rules import OPTIMISERS
 
 SLOW_PERCENT = 20.0
@@ -109,7 +109,7 @@ def simulate_risks(
     assert plan.predicted is not None
     straggling, failures = None, None
     if "stragglers" in named:
-        parts, orders = pipeline(made), orders_of(plan)
+        parts, orders = pipeline(made), orders_of(plan, played(plan))
         straggling = tuple(
             stragglers(
                 orders,

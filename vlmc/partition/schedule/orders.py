@@ -32,9 +32,9 @@ Orders = Sequence[Sequence[Action]]
 """By rank: its actions, one after the other."""
 
 
-def orders_of(plan: ParallelPlan) -> list[list[Action]]:
-    """What each pipeline group of a plan does, in its order. ValueError as `order`."""
-    return order(plan.schedule, plan.mesh.pipeline, plan.micro_batches, plan.chunks)
+def orders_of(plan: ParallelPlan, micro_batches: int) -> list[list[Action]]:
+    """What each pipeline group of a plan does with so many, in its order. ValueError as `order`."""
+    return order(plan.schedule, plan.mesh.pipeline, micro_batches, plan.chunks)
 
 
 def order(
