@@ -28,7 +28,7 @@ def across(made: Twin, count: int) -> tuple[str, ...]:
 
 
 def everything(made: Twin) -> list[str]:
-    return [node.role for node in made.arch.nodes]
+    return [node.role for node in made.arch.nodes if node.count]
 
 
 def looped(made: Twin, cut: tuple[str, ...], **given: Any) -> Document:

@@ -98,7 +98,7 @@ def plan(made: Twin, cut: tuple[str, ...] = (), **given: Any) -> Document:
         }
         for place, (first, last) in enumerate(pairwise(edges))
     ]
-    frozen = [node.role for node in made.arch.nodes if not node.frozen]
+    frozen = [node.role for node in made.arch.nodes if node.count and not node.frozen]
     kept = given.pop("checkpointing", {})
     own = {key: kept[key] for key in kept if any(n.startswith(key.rstrip("*")) for n in chain)}
     return {

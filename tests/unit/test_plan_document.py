@@ -108,6 +108,7 @@ def test_what_contradicts_itself_is_named(
     ("changes", "code", "help_"),
     [
         ({"trained": ()}, "VLMC012", "trained: [adapter]"),
+        ({"trained": ("adapter", "fusion", "adapter")}, "VLMC012", "trained: [adapter, fusion]"),
         ({"zero": 3, "schedule": "interleaved"}, "VLMC012", "zero: 2"),
         ({"zero": 3, "schedule": "zero_bubble"}, "VLMC012", "zero: 1"),
         ({"zero": 2, "schedule": "zero_bubble"}, "VLMC012", "zero: 1"),
@@ -184,6 +185,12 @@ def test_a_plan_is_held_to_its_design(text: str, tmp_path: Path, report: GraphRe
     assert (found.code, found.got, found.help) == ("VLMC162", "nothing holds block 79", "last: 79")
     (found,) = faults(edit(text, "last: 79", "last: 10000000000000"), tmp_path, report)
     assert (found.code, found.help) == ("VLMC162", "last: 79")
+    (found,) = faults(edit(text, "[adapter, fusion]", "[adapter, select]"), tmp_path, report)
+    assert (found.code, found.path) == ("VLMC162", ("trained", 1))
+    assert found.message == "the design's select has no parameters to train"
+    several = edit(text, "block: head, first: 0, last: 0", "block: head, first: 0, last: 5")
+    (found,) = faults(several, tmp_path, report)
+    assert (found.code, found.help) == ("VLMC162", "last: 0")
     found = faults(text.replace("language.norm", "language.nrom"), tmp_path, report)
     assert next(one.help for one in found) == "block: language.norm"
     (found,) = faults(edit(text, "  - {block: head, first: 0, last: 0}\n", ""), tmp_path, report)

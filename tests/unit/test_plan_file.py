@@ -87,7 +87,7 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"mode": "serve"}, "not trained with"),
         ({"precision": "fp16"}, "cannot be .fp16. in training"),
         ({"trained": []}, "nothing would be learnt"),
-        ({"trained": ["language", "language"]}, "trained must list each role once"),
+        ({"trained": ["language", "language"]}, "names a part twice; expected each role once"),
         ({"trained": ["vision"]}, "trained must list roles"),
         ({"schedule": "pipedream"}, "schedule must be one of"),
         ({"batch": "8"}, "batch must be a whole number"),
@@ -117,6 +117,15 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"schedule": "zero_bubble", "zero": 2}, "cannot be 2 with zero_bubble"),
         ({"stages": [{"group": 0, "holds": WHOLE}, {"group": 1, "holds": []}]}, "holds nothing"),
         ({"stages": [{"group": 0, "holds": WHOLE}, {"group": 1, "holds": WHOLE}]}, "again"),
+        (
+            {
+                "stages": [
+                    {"group": 0, "holds": WHOLE},
+                    {"group": 1, "holds": [{**HEAD, "last": 7}]},
+                ]
+            },
+            "expected one block.*got from 0 to 7",
+        ),
         ({"stages": []}, "stages must list"),
         ({"stages": [{"group": 1, "holds": []}] * 2}, "stage 0 belongs to another group"),
         ({"checkpointing": {"head": "some"}}, "checkpointing must give"),
@@ -147,6 +156,7 @@ def test_a_file_that_is_no_plan_is_answered(text: str, tmp_path: Path) -> None:
         ({"spec": "1" * 64}, 4, "another spec"),
         ({}, 2, "for 4 processes, but there are 2"),
         ({"text": 1_000_000_000}, 4, "text: a sequence of 1000000000 tokens; the model has 64"),
+        ({"trained": ["select"]}, 4, "trained: this design has no select; it has encoder"),
         ({"images": 17}, 4, "images: 17 of 4 tokens each; the model has 64"),
         # Two key/value heads on four devices load elsewhere, and fail in the first step.
         (
@@ -245,6 +255,12 @@ def test_blocks_behind_the_last_one_are_refused(tmp_path: Path) -> None:
     stages = [{"group": n, "holds": one} for n, one in enumerate(holds)]
     with pytest.raises(UsageError, match=r"stages\[1\]: the model has no language.layers.30000000"):
         cuts([step(n) for n in range(4)], read(tmp_path, stages=stages), Stack())
+
+
+def test_parts_without_parameters_are_not_trained(tmp_path: Path) -> None:
+    steps = [step(n) for n in range(4)]
+    with pytest.raises(UsageError, match="trained: fusion has no parameters in this design"):
+        cuts(steps, read(tmp_path, trained=["language", "fusion"]), Stack())
 
 
 def test_checkpointing_names_blocks_that_there_are(tmp_path: Path) -> None:

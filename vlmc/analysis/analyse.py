@@ -40,7 +40,7 @@ def analyse(
     UsageError where a design that generates nothing is to decode.
     """
     if trained is None:
-        trained = tuple(node.role for node in arch.nodes if not node.frozen)
+        trained = tuple(node.role for node in arch.nodes if not node.frozen and node.count)
     shrunk = shrink(arch)
     if mode != "train":
         trained = ()

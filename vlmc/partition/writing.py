@@ -30,6 +30,7 @@ def write(leaf: Leaf, bound: float) -> ParallelPlan:
     chain = leaf.chain
     lines, setting, request = chain.lines, chain.setting, chain.lines.request
     mesh = Mesh(pipeline=setting.pipeline, data=setting.data, tensor=setting.tensor)
+    learns = {block.role for block in lines.report.blocks if block.parameters}
     apart = Mesh(pipeline=1, data=setting.data * setting.tensor, tensor=1)
     return ParallelPlan(
         design=lines.report.design,
@@ -38,7 +39,7 @@ def write(leaf: Leaf, bound: float) -> ParallelPlan:
         hardware=lines.cluster.device.name,
         count=lines.cluster.count,
         per_node=lines.cluster.per_node,
-        trained=lines.report.trained,
+        trained=tuple(role for role in lines.report.trained if role in learns),
         precision=request.precision,
         optimiser=request.optimiser,
         mesh=mesh,

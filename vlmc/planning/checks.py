@@ -82,12 +82,28 @@ def against(plan: ParallelPlan, fingerprint: str, report: GraphReport | None) ->
     if report is None:
         return
     yield from _tensor(plan, report)
+    yield from _trained(plan, report)
     missing = list(_missing(plan, report))
     yield from missing or _order(plan, report)
     names = list(_counts(report))
     for name in plan.checkpointing:
         if name not in names:
             yield _unknown_block(("checkpointing", name), name, names, at_key=True)
+
+
+def _trained(plan: ParallelPlan, report: GraphReport) -> Iterator[Problem]:
+    """Parts that have nothing to learn, or that the design does not have."""
+    learns = dict.fromkeys(one.role for one in report.blocks if one.parameters)
+    for number, role in enumerate(plan.trained):
+        if role not in learns:
+            yield Problem(
+                code="VLMC162",
+                path=("trained", number),
+                message=f"the design's {role} has no parameters to train",
+                expected=listing(role, list(learns)),
+                got=role,
+                help="name one of these, or leave it out",
+            )
 
 
 def checkpointed(target: Target, report: GraphReport) -> Iterator[Problem]:

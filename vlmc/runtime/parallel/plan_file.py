@@ -104,6 +104,9 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
             f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
             f"torchrun --nproc-per-node {plan.mesh.ranks}"
         )
+    for role in plan.trained:
+        if role not in parts.parts:
+            raise UsageError(f"trained: this design has no {role}; it has {', '.join(parts.parts)}")
     _check_sequence(plan, parts)
     heads = head_counts(parts)
     for role, counts in heads.items():
@@ -170,7 +173,6 @@ def _plan(document: Any) -> Plan:
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
         f"trained must list roles out of {', '.join(_ROLES)}",
     )
-    _require(len(set(trained)) == len(trained), "trained must list each role once")
     mesh = _degrees("mesh", whole["mesh"])
     encoder = None if whole["encoder"] is None else _degrees("encoder", whole["encoder"])
     checkpointing = whole["checkpointing"]

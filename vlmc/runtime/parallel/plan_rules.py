@@ -190,6 +190,11 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
     if not plan.trained:
         yield _not_run("trained", "no part is trained: nothing would be learnt",
                        "at least one role", "none", "[adapter]")  # fmt: skip
+    once = dict.fromkeys(plan.trained)
+    if len(once) < len(plan.trained):
+        listed = ", ".join(once)
+        yield _not_run("trained", "`trained` names a part twice", "each role once",
+                       ", ".join(plan.trained), f"[{listed}]")  # fmt: skip
 
 
 def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Broken:

@@ -62,6 +62,7 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     _check_checkpointing(steps, plan.checkpointing)
     where = _places(steps, plan.stages)
     names = [name for name, _ in model.named_parameters()]
+    _check_trained(plan.trained, names)
     found: list[Cut] = []
     reached = False
     for index in range(len(plan.stages)):
@@ -75,8 +76,6 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
             flags.append(reached)
         last = index == len(plan.stages) - 1
         found.append(Cut(index=index, steps=own, reached=tuple(flags), fed=fed, last=last))
-    if not reached:
-        raise UsageError(f"trained: {', '.join(plan.trained)} have no parameters in this design")
     return found
 
 
@@ -107,6 +106,13 @@ def _check_depth(stages: Sequence[Sequence[Held]], model: Any) -> None:
         for one in stage:
             if "*" in one.block and one.final not in modules:
                 raise UsageError(f"stages[{index}]: the model has no {one.final[:60]}")
+
+
+def _check_trained(trained: Sequence[str], names: Sequence[str]) -> None:
+    """Refuses parts that have nothing to learn: whoever names one means another."""
+    for role in trained:
+        if all(role_of(name) != role for name in names):
+            raise UsageError(f"trained: {role} has no parameters in this design")
 
 
 def _check_checkpointing(steps: Sequence[Step], checkpointing: dict[str, str]) -> None:

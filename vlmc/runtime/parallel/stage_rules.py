@@ -81,10 +81,16 @@ def places_of(stages: Sequence[tuple[int, Sequence[Held]]]) -> dict[str, list[Pl
 
 
 def broken_ranges(plan: Ruled) -> Iterator[Broken]:
-    """Ranges that end before they begin, overlap, or leave a gap between them."""
+    """Ranges that end before they begin, overlap, or leave a gap between them; numbers of what
+    stands alone."""
     for name, places in places_of(plan.stages).items():
         following = 0
         for place in places:
+            if "*" not in name and place.last > max(place.first, 0):
+                yield broken_range(place, name, f"from {place.first} to {place.last}",
+                                   "one block, as the name has no *", "last: 0")  # fmt: skip
+                following = place.last + 1
+                continue
             if place.last < place.first:
                 yield broken_range(place, name, f"from {place.first} to {place.last}",
                                    "a last block that is no earlier than the first",
