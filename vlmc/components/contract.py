@@ -276,12 +276,6 @@ def in_vocabulary(key: str, token: int, vocabulary: int, *, help_: int) -> Itera
         )
 
 
-def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of `number` that is closest to `wanted` (the smaller of two equally close)."""
-    divisors = [d for d in range(1, min(number, 4096) + 1) if number % d == 0]
-    return min(divisors, key=lambda d: (abs(d - wanted), d))
-
-
 def fields(spec: ComponentSpec, *names: str) -> Arguments:
     """The named fields of `spec` as module arguments of the same names."""
     values: Mapping[str, Any] = {name: getattr(spec, name) for name in names}

@@ -137,9 +137,3 @@ def _check_degrees(request: Request, cluster: Cluster) -> None:
         raise UsageError(
             f"zero {request.zero} cannot be with {schedule}, which needs whole stages: {stages[-1]}"
         )
-    if request.data is not None and request.batch % request.data:
-        less = "is smaller than" if request.batch < request.data else "is not divisible by"
-        raise UsageError(f"batch {request.batch} {less} data {request.data}")
-    micro = request.micro_batch
-    if micro is not None and (micro < 1 or request.batch % (micro * (request.data or 1))):
-        raise UsageError(f"micro_batch {micro} does not divide batch {request.batch}")

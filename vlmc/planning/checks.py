@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from vlmc.analysis.report import GraphReport
-from vlmc.components.contract import nearest_divisor
 from vlmc.diagnostics import Path, Problem
+from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.partition.plan import Mesh, ParallelPlan
 from vlmc.runtime.parallel.plan_rules import broken_rules

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmc.components.contract import nearest_divisor
-from vlmc.diagnostics import Diagnostic, Path, Problem, Span, SpecError
+from vlmc.diagnostics import Diagnostic, Problem, Span, SpecError
+from vlmc.diagnostics.divisors import nearest_divisor
+from vlmc.resolver.rules.cluster import uneven
 from vlmc.spec.document import ModelSpec, Target
 from vlmc.spec.source import SourceMap
 
@@ -35,29 +36,19 @@ def placed(problem: Problem, source: SourceMap | None, name: str) -> Diagnostic:
 
 
 def _problems(target: Target, batch: int) -> Iterator[Problem]:
+    shared = list(uneven(target, batch))
+    if shared:
+        yield from shared
+        return
     parallel = target.parallel
-    here: Path = ("target", "parallel")
-    of_language = (*here, "language") if parallel.language else here
     given = (parallel.language or parallel).data
     replicas = 1 if given == "auto" else given
-    if batch % replicas:
-        yield Problem(
-            code="VLMC155",
-            path=(*of_language, "data"),
-            related=(("target", "workload", "batch"),),
-            message=f"a batch of {batch} cannot be shared by {replicas} replicas",
-            expected=f"a batch that is a multiple of {replicas}",
-            got=f"{batch} / {replicas} = {batch // replicas} remainder {batch % replicas}",
-            help=f"--batch {replicas * -(-batch // replicas)}, or "
-            f"data: {nearest_divisor(batch, replicas)}",
-        )
-        return
     micro, share = parallel.micro_batch, batch // replicas
     if micro != "auto" and share % micro:
         each = f"{batch} / {replicas}" if replicas > 1 else f"{batch}"
         yield Problem(
             code="VLMC163",
-            path=(*here, "micro_batch"),
+            path=("target", "parallel", "micro_batch"),
             related=(("target", "workload", "batch"),),
             message=f"micro-batches of {micro} do not divide a replica's {share} sequences",
             expected=f"a number that divides {share}",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlmc.diagnostics import Path, Problem
+from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.hardware import Device
 from vlmc.resolver.flow import Flow
 from vlmc.resolver.rules.fit import known_device
@@ -78,31 +79,39 @@ def nodes_are_full(flow: Flow) -> Iterator[Problem]:
 
 
 def batch_feeds_replicas(flow: Flow) -> Iterator[Problem]:
-    """There is a sequence for each replica; in training, as many for each."""
+    """Each replica has as many sequences as the others."""
     if flow.target is None:
         return
     target, stages = flow.target, () if flow.training is None else flow.training.stages
-    replicas = target.parallel.data
-    if replicas == "auto":
-        return
-    training = target.workload.mode == "train"
     batches: list[tuple[Path, int | Auto]] = [
         (("target", "workload", "batch"), target.workload.batch)
     ]
-    if training and stages:  # each has a batch of its own
+    if target.workload.mode == "train" and stages:  # each has a batch of its own
         batches = [
             (("training", "stages", index, "batch"), stage.batch)
             for index, stage in enumerate(stages)
         ]
     for path, batch in batches:
-        if batch == "auto" or (batch >= replicas and (not training or batch % replicas == 0)):
-            continue
-        yield Problem(
-            code="VLMC155",
-            path=path,
-            related=(("target", "parallel", "data"),),
-            message=f"a batch of {batch} cannot be shared by {replicas} replicas",
-            expected=f"a multiple of {replicas}" if training else f"at least {replicas}",
-            got=f"{batch} / {replicas} = {batch // replicas} remainder {batch % replicas}",
-            help=f"batch: {replicas * -(-batch // replicas)}",
-        )
+        if batch != "auto":
+            yield from uneven(target, batch, path)
+
+
+def uneven(target: Target, batch: int, path: Path | None = None) -> Iterator[Problem]:
+    """Where replicas cannot share a batch, which stands at `path` or was given in the call."""
+    given = target.parallel.language
+    replicas = (given or target.parallel).data
+    if replicas == "auto" or batch % replicas == 0:
+        return
+    degree = ("target", "parallel", *(("language",) if given else ()), "data")
+    more = replicas * -(-batch // replicas)
+    yield Problem(
+        code="VLMC155",
+        path=path or degree,
+        related=(degree if path else ("target", "workload", "batch"),),
+        message=f"a batch of {batch} cannot be shared by {replicas} replicas",
+        expected=f"a batch that is a multiple of {replicas}",
+        got=f"{batch} / {replicas} = {batch // replicas} remainder {batch % replicas}",
+        help=f"batch: {more}"
+        if path
+        else f"--batch {more}, or data: {nearest_divisor(batch, replicas)}",
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vlmc.components.contract import nearest_divisor
 from vlmc.diagnostics import Path, Problem
+from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.resolver.flow import Flow
 from vlmc.spec.document import Degrees
 

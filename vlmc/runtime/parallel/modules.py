@@ -2,6 +2,7 @@
 
 TRAINING = (
     "vlmc.diagnostics.faults",
+    "vlmc.diagnostics.divisors",
     "vlmc.runtime.parallel.untyped",
     "vlmc.runtime.parallel.parts",
     "vlmc.runtime.parallel.ruled",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Ruled
 from vlmc.runtime.parallel.stage_rules import broken_placement, broken_ranges, broken_stages
 
@@ -112,7 +113,7 @@ def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
             expected=f"a divisor of {count}",
             got=f"{count} / {plan.per_node} = {count // plan.per_node} remainder "
             f"{count % plan.per_node}",
-            help=f"per_node: {_divisor_near(count, plan.per_node)}",
+            help=f"per_node: {nearest_divisor(count, plan.per_node)}",
         )
     apart = Degrees(1, mesh.data * mesh.tensor, 1)
     if plan.encoder in (None, mesh) or (plan.placement == "replicated" and plan.encoder == apart):
@@ -134,7 +135,7 @@ def _broken_batch(plan: Ruled) -> Iterator[Broken]:
     data = plan.mesh.data
     shared = data * plan.micro_batch
     if plan.batch % shared:
-        near = _divisor_near(plan.batch // data, plan.micro_batch) if plan.batch >= data else 1
+        near = nearest_divisor(plan.batch // data, plan.micro_batch) if plan.batch >= data else 1
         yield Broken(
             code="VLMC163",
             path=("micro_batch",),
@@ -206,8 +207,3 @@ def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Bro
         got=got,
         help=f"{key}: {meant}",
     )
-
-
-def _divisor_near(number: int, wanted: int) -> int:
-    divisors = [one for one in range(1, min(number, 4096) + 1) if number % one == 0]
-    return min(divisors, key=lambda one: (abs(one - wanted), one))

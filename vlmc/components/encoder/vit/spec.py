@@ -15,12 +15,12 @@ from vlmc.components.contract import (
     Parameters,
     divides,
     fields,
-    nearest_divisor,
 )
 from vlmc.components.encoder.frames import Frames
 from vlmc.components.encoder.preprocess import Preprocess
 from vlmc.components.fields import ActivationKind, Depth, Epsilon, Heads, Side, Width
 from vlmc.diagnostics import Path, Problem
+from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.ir import TensorType, Visual
 
 

@@ -16,7 +16,6 @@ from vlmc.components.contract import (
     Parameters,
     divides,
     fields,
-    nearest_divisor,
 )
 from vlmc.components.fields import (
     ActivationKind,
@@ -29,6 +28,7 @@ from vlmc.components.fields import (
     Width,
 )
 from vlmc.diagnostics import Path, Problem
+from vlmc.diagnostics.divisors import nearest_divisor
 
 
 class Positions(Described):

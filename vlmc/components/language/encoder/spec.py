@@ -15,10 +15,10 @@ from vlmc.components.contract import (
     Parameters,
     divides,
     fields,
-    nearest_divisor,
 )
 from vlmc.components.fields import ActivationKind, Depth, Epsilon, Heads, Positive, Rows, Width
 from vlmc.diagnostics import Problem
+from vlmc.diagnostics.divisors import nearest_divisor
 
 
 class TextEncoder(LanguageSpec):

@@ -17,7 +17,6 @@ from vlmc.components.contract import (
     divides,
     fields,
     in_vocabulary,
-    nearest_divisor,
 )
 from vlmc.components.fields import (
     ActivationKind,
@@ -30,6 +29,7 @@ from vlmc.components.fields import (
     Width,
 )
 from vlmc.diagnostics import Problem
+from vlmc.diagnostics.divisors import nearest_divisor
 
 
 class DistanceBuckets(Described):
