@@ -132,8 +132,9 @@ def plan(
     if output is None:
         stem = f"{path.stem}-mini" if mini else path.stem
         output = Path("generated") / stem if again is None else path
+    recorded = False
     if seed is None and checkpoint is None and again is not None:
-        seed = _seed(again)
+        seed, recorded = _seed(again), True
     if seed is None and mini and checkpoint is None:
         seed = 0
     parts = spec_of_build.weight_folders
@@ -151,6 +152,7 @@ def plan(
         mini=mini,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         seed=seed,
+        recorded=recorded,
         parts=parts,
         folder=Path(output),
         options=chosen,

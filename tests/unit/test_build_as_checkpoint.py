@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vlmc
+from vlmc.diagnostics import EnvironmentFault
+from vlmc.emit.backends import weights
 from vlmc.emit.fresh import current
 from vlmc.emit.manifest import MEASURED
 from vlmc.emit.store import store
@@ -46,3 +48,33 @@ def test_its_weights_are_what_is_read_of_it(first: Path, tmp_path: Path) -> None
     vlmc.build(first, second, checkpoint=first)
     carried = (second / "weights" / "generation_config.json").read_text()
     assert carried == '{"eos_token_id": 2}'
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["same-seed", "other-layout"])
+def test_weights_trained_in_place_are_not_drawn_again(
+    first: Path, others: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = first / "weights" / "model.safetensors"
+    drawn, values = load_file(file), load_file(file)
+    name = next(name for name in values if name.startswith("adapter."))
+    values[name] = values[name] + 1
+    save_file(values, file)
+    trained = file.read_bytes()
+    if others:
+        monkeypatch.setattr(weights, "LAYOUT", "another")
+    with pytest.raises(EnvironmentFault, match=r"has changed since it was built, and .* --seed 0"):
+        vlmc.build(first)
+    assert file.read_bytes() == trained
+
+    vlmc.build(first, checkpoint=first)
+    assert torch.equal(load_file(file)[name], values[name])
+    vlmc.build(first, seed=0)
+    assert torch.equal(load_file(file)[name], drawn[name])
+
+
+def test_missing_weights_are_drawn_again(first: Path) -> None:
+    file = first / "weights" / "model.safetensors"
+    before = file.read_bytes()
+    file.unlink()
+    vlmc.build(first)
+    assert file.read_bytes() == before

@@ -43,6 +43,8 @@ class Build:
     mini: bool = False
     checkpoint: Path | None = None
     seed: int | None = None
+    recorded: bool = False
+    """Whether the values are those that a build folder was made with, and not said in the call."""
     folder: Path = Path()
     """Where it will be written."""
     parts: Mapping[Role, Path] = field(default_factory=dict[Role, Path])
@@ -85,6 +87,9 @@ class Weights:
     """Fills an empty folder."""
     fits: Callable[[Path], bool]
     """Whether a folder holds the tensors of this design, by their names and shapes."""
+    ask: str = ""
+    """Where the call did not ask for these values, the option that does: files of an earlier build
+    that were changed since (trained) are replaced by nothing else."""
 
 
 Needed = Mapping[str, File]

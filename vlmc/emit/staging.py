@@ -138,23 +138,27 @@ class Staging:
         status = None if self.old is None else self.old.artifacts.get(artifact.path)
         if self.old is None or status is None or status.status != "built":
             return None
-        if isinstance(artifact, Weights) and artifact.source != status.source:
-            return None
         if isinstance(artifact, Graphs) and inputs != status.inputs:
             return None
-        written = (self.former / NAME).stat().st_mtime_ns
-        changed = [
-            name
-            for name in status.files
-            if (record := self.old.files.get(name)) is None
-            or not self._intact(name, record, written)
-        ]
-        if changed and isinstance(artifact, Deferred) and status.source is not None:
+        others = isinstance(artifact, Weights) and artifact.source != status.source
+        if others and not _unasked(artifact):
+            return None
+        changed = self._changed(self.old, status)
+        if changed and status.source is not None and _unasked(artifact):
             self._check_gone(changed, artifact)
-        if changed:
+        if changed or others:
             return None
         fits = isinstance(artifact, Graphs) or artifact.fits(self.former / artifact.path)
         return status if fits else None
+
+    def _changed(self, old: Manifest, status: Status) -> list[str]:
+        """The files of an artifact of the earlier build that are not as recorded."""
+        written = (self.former / NAME).stat().st_mtime_ns
+        return [
+            name
+            for name in status.files
+            if (record := old.files.get(name)) is None or not self._intact(name, record, written)
+        ]
 
     def _intact(self, name: str, record: File, written: int) -> bool:
         """Whether a file of the earlier build is as recorded. One that lies as that build left it,
@@ -170,16 +174,30 @@ class Staging:
         except OSError:
             return False
 
-    def _check_gone(self, changed: Sequence[str], artifact: Deferred) -> None:
+    def _check_gone(self, changed: Sequence[str], artifact: Weights | Graphs | Deferred) -> None:
         """Raises EnvironmentFault where one of the `changed` files of weights is still there: they
         may have been trained, and nothing makes them again."""
+        lost = (
+            f"remove it without making it again ({artifact.reason}): move it away, or write it "
+            f"anew with {artifact.command}"
+            if isinstance(artifact, Deferred)
+            else f"write it anew: keep it with --checkpoint {self.former}, or say {_ask(artifact)}"
+        )
         for name in changed:
             if os.path.lexists(self.former / name):
                 raise EnvironmentFault(
                     f"{self.former / name} has changed since it was built, and this build would "
-                    f"remove it without making it again ({artifact.reason}): move it away, or "
-                    f"write it anew with {artifact.command}"
+                    f"{lost}"
                 )
+
+
+def _ask(artifact: Artifact) -> str:
+    return artifact.ask if isinstance(artifact, Weights) else ""
+
+
+def _unasked(artifact: Artifact) -> bool:
+    """Whether nobody asked for the values that would take the place of what is there."""
+    return isinstance(artifact, Deferred) or bool(_ask(artifact))
 
 
 def read(path: Path) -> bytes | None:

@@ -65,6 +65,7 @@ def emit(build: Build) -> Artifact:
         fits=lambda folder: (
             all((folder / file.name).is_file() for file in carried) and _fits(build, folder)
         ),
+        ask=f"--seed {build.seed or 0}" if build.recorded else "",
     )
 
 
