@@ -16,12 +16,13 @@ from vlmc import pipeline
 from vlmc.builder.shards import stored_tensors
 from vlmc.commands import app
 from vlmc.diagnostics import EnvironmentFault
+from vlmc.emit import room
 from vlmc.emit.manifest import MEASURED, NAME, Manifest
 from vlmc.emit.options import Options
 from vlmc.emit.record import hashed
 from vlmc.emit.seal import sealed
 from vlmc.emit.store import Store
-from vlmc.emit.verify import Unsound, judge, subject, verifier, verify
+from vlmc.emit.verify import Unsound, judge, verifier, verify
 from vlmc.emit.verify.cases import STEPS, cases
 from vlmc.emit.verify.measure import errors
 from vlmc.emit.verify.record import Verification
@@ -245,7 +246,7 @@ def test_what_does_not_fit_is_measured_on_its_twin(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(subject, "free_memory", lambda: 0)
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
     plan = pipeline.plan(built, built, (), False, note=notes.append)
     onnx = verify(plan, built, Manifest.read(built), {}).engines["onnx"]
     assert (onnx.measured, onnx.sound) == ("twin", True)

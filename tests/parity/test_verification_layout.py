@@ -12,10 +12,11 @@ import pytest
 
 import vlmc
 from vlmc import pipeline
+from vlmc.emit import room
 from vlmc.emit.artifact import unheard
 from vlmc.emit.manifest import MEASURED, Manifest
 from vlmc.emit.options import Options
-from vlmc.emit.verify import Unsound, subject, verify
+from vlmc.emit.verify import Unsound, verify
 from vlmc.emit.verify.record import Verification
 
 ONNX: Any = onnx
@@ -118,7 +119,7 @@ def test_a_second_name_of_other_bytes(copy: Path) -> None:
 def test_what_does_not_fit_is_measured_on_its_twin(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subject, "free_memory", lambda: 0)
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
     found = measured(built, note=unheard).engines
     for name in (ENGINE, f"{ENGINE}-int8"):
         assert (found[name].measured, found[name].sound) == ("twin", True)

@@ -18,7 +18,7 @@ import vlmc
 from vlmc import pipeline
 from vlmc.commands import app
 from vlmc.diagnostics import EnvironmentFault, SpecError, UsageError
-from vlmc.emit import fresh, staging, writer
+from vlmc.emit import fresh, room, staging, writer
 from vlmc.emit.artifact import Artifact, Deferred, Graphs, Needed
 from vlmc.emit.catalog import uncommitted
 from vlmc.emit.faults import NotHere
@@ -350,6 +350,19 @@ def test_any_change_is_looked_at(
     else:
         plan = replace(plan, seed=1)
     assert fresh.current(plan, kept) is None
+
+
+def test_a_build_measured_on_its_twin_is_looked_at_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, kept = tmp_path / "out", Store(root=tmp_path / "cache")
+    plan = pipeline.plan(LLAVA, out, ("artifacts=[model]",), True)
+    made = vlmc.build(LLAVA, out, artifacts=["model"], mini=True)
+    (out / MEASURED).write_text('{"engines": {"onnx": {"measured": "twin"}}}')
+    fresh.remember(plan, made, kept)
+    assert fresh.current(plan, kept) is None
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
+    assert fresh.current(plan, kept) is not None
 
 
 @pytest.mark.parametrize("place", ["over", "instead"])

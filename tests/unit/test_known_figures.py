@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from test_writer import describe
 
+from vlmc.emit import room
+from vlmc.emit.artifact import Build
 from vlmc.emit.record import Status, hashed
 from vlmc.emit.verify import judge, verifier
 from vlmc.emit.verify.engines import Runtime
@@ -44,8 +46,9 @@ def times(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return [RIGHT]
 
     @contextmanager
-    def subject(*given: object) -> Generator[SimpleNamespace]:
-        yield SimpleNamespace(size=1, cases=[], eager=None, measured="full", dtype="fp32")
+    def subject(build: Build, folder: Path) -> Generator[SimpleNamespace]:
+        measured = "full" if room.holds_twice(build.arch) else "twin"
+        yield SimpleNamespace(size=1, cases=[], eager=None, measured=measured, dtype="fp32")
 
     monkeypatch.setattr(judge, "_measure", measure)
     monkeypatch.setattr(judge, "measurable", subject)
@@ -99,3 +102,20 @@ def test_figures_of_something_else_that_executes_are_not_taken(
     assert times == ["compile", "compile"]
     assert ask(after) == after
     assert times == ["compile", "compile"], "they are known in their turn"
+
+
+def test_what_was_measured_on_the_twin_is_measured_again_once_there_is_room(
+    ask: Judge, times: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as small:
+        small.setattr(room, "free_memory", lambda: 0)
+        on_twin = ask(None)
+        assert ask(on_twin) == on_twin
+        assert times == ["compile"], "there is no more room than there was"
+    itself = ask(on_twin)
+    assert times == ["compile", "compile"]
+    assert itself is not None
+    assert b'"measured": "full"' in itself
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
+    assert ask(itself) == itself, "what was measured of the design itself holds"
+    assert times == ["compile", "compile"]

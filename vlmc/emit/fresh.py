@@ -22,6 +22,7 @@ from vlmc.emit.beside import beside
 from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
 from vlmc.emit.recipe import digest, source, stats, values_in, versions
 from vlmc.emit.record import Lying, lying
+from vlmc.emit.room import holds_twice
 from vlmc.emit.store import Store
 from vlmc.hardware import Device, device
 from vlmc.hardware.processor import processor_says
@@ -37,8 +38,10 @@ def current(build: Build, store: Store) -> Manifest | None:
             return None
         if note["files"] != _files(build.folder, note["files"]):
             return None
+        if _on_twin(build.folder) and holds_twice(build.arch):
+            return None
         return Manifest.read(build.folder).at(build.folder, unchanged=True)
-    except (OSError, ValueError, KeyError, TypeError, UnreadableManifest):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UnreadableManifest):
         return None
 
 
@@ -66,6 +69,15 @@ def remember(build: Build, manifest: Manifest, store: Store, *, settled: bool = 
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(draft, note)
+
+
+def _on_twin(folder: Path) -> bool:
+    """Whether artifacts were measured on the design's twin, for want of memory."""
+    try:
+        found: Any = json.loads((folder / MEASURED).read_bytes())
+    except FileNotFoundError:
+        return False
+    return any(engine["measured"] == "twin" for engine in found["engines"].values())
 
 
 def _note(build: Build, store: Store) -> Path:

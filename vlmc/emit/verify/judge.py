@@ -12,6 +12,7 @@ from vlmc.emit.artifact import Build
 from vlmc.emit.manifest import Manifest
 from vlmc.emit.options import Dtype
 from vlmc.emit.recipe import digest, source, versions
+from vlmc.emit.room import holds_twice
 from vlmc.emit.verify.engines import ENGINES, Runtime, opened
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
@@ -149,9 +150,11 @@ def _holds(
     found: Verified, runtime: Runtime, build: Build, folder: Path, manifest: Manifest
 ) -> bool:
     """Whether something sound was measured of the same, in the same way, and by the same bound:
-    nobody vouches for what verification.json says is allowed."""
+    nobody vouches for what verification.json says is allowed. What was measured on the twin holds
+    while there is no room for the design itself."""
     return (
         found.sound
+        and (found.measured == "full" or not holds_twice(build.arch))
         and found.follows_from == _cause(runtime, build, manifest)
         and found.runtime == runtime.executed
         and found.judged == runtime.judged

@@ -18,8 +18,8 @@ from vlmc.builder.weights import load_weights, save_weights
 from vlmc.diagnostics.amount import volume
 from vlmc.emit.artifact import Build, Graphs
 from vlmc.emit.options import Dtype
+from vlmc.emit.room import bytes_twice, holds_twice
 from vlmc.emit.verify.cases import Case, cases
-from vlmc.hardware.host import free_memory
 from vlmc.resolver import resolve
 from vlmc.runtime.describe import describe
 from vlmc.runtime.design import Design
@@ -29,9 +29,6 @@ from vlmc.runtime.placement import dtype_of
 
 ONE_THREAD = 100_000_000
 """Parameters for each thread that a comparison uses."""
-
-BESIDE = 2**30
-"""Bytes of memory for activations and the interpreter, beside the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +61,12 @@ def threads(size: int) -> Generator[None]:
 def measurable(build: Build, folder: Path) -> Generator[Subject]:
     """The build itself where this machine can hold it twice; otherwise a build of its twin, made
     for the purpose."""
-    if 8 * build.arch.parameters + BESIDE <= free_memory():
+    if holds_twice(build.arch):
         yield _subject(build, folder, "full")
         return
     build.note(
         f"{build.arch.name} is verified on its laptop-size twin: twice its weights in fp32 are "
-        f"{volume(8 * build.arch.parameters)}, which are not free here"
+        f"{volume(bytes_twice(build.arch))}, which are not free here"
     )
     with tempfile.TemporaryDirectory(prefix="vlmc-") as place:
         yield _subject(_twin(build, Path(place), number_format(folder)), Path(place), "twin")
