@@ -7,7 +7,16 @@ from random import Random
 from typing import Literal
 
 from vlmc.analysis.polynomial import ZERO, Polynomial
-from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Operator, Phase, Saved
+from vlmc.analysis.report import (
+    NOTHING,
+    Block,
+    Climb,
+    GraphReport,
+    Largest,
+    Operator,
+    Phase,
+    Saved,
+)
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import Device
 from vlmc.hardware.efficiency import Efficiency
@@ -72,7 +81,9 @@ def block(
         input=activations,
         output=activations,
         peak_forward=Largest((positions * ((held if saves else 8) * width) + activations,)),
-        peak_backward=Largest((activations * 4,)) if saves else NOTHING,
+        climb=Climb(((activations * 4, Fraction(0)), (activations * 2, Fraction(1))))
+        if saves
+        else Climb(),
         cache=ZERO if mode == "train" or role != "language" else activations * 2,
     )
 

@@ -74,6 +74,19 @@ PLANNED: list[dict[str, Any]] = [
         "case": {"system": "visualbert", "layers": 9, "trained": "all", "checkpointing": "full"},
         "data": 2, "zero": 2,
     },
+    # What stands beside the stacks is gathered again as the backward pass begins.
+    {"case": {"system": "visualbert", "layers": 4, "text": 40, "images": 2}, "data": 2, "zero": 3},
+    {"case": {"system": "blip2", "layers": 4, "text": 40, "images": 2}, "data": 2, "zero": 3},
+    # Distances between tokens are not of each row.
+    {
+        "case": {"system": "flamingo-9b", "layers": 7, "batch": 3, "text": 64, "trained": "adapter",
+                 "precision": "bf16"},
+    },
+    {
+        "case": {"system": "llava-1.5", "layers": 8, "text": 64, "trained": "all",
+                 "precision": "bf16"},
+        "micro_batches": 4, "schedule": "interleaved", "rank": 1,
+    },
 ]  # fmt: skip
 
 
@@ -84,4 +97,4 @@ def test_a_plan_says_what_train_py_holds(
     case = benchmark.Case(**step["case"])
     result = plans.run(plans.Step(**{**step, "case": case}))
     print(result)
-    assert abs(result.error) <= benchmark.WORST
+    assert abs(result.error) <= benchmark.MEDIAN

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmc.runtime.parallel import split as splitting
 from vlmc.runtime.parallel.split import split
-from vlmc.runtime.parallel.stage import Through
+from vlmc.runtime.parallel.stage import Through, save_less
 from vlmc.runtime.parallel.words import context_of
 
 handed_on: Any = Through.apply
@@ -44,6 +44,36 @@ def test_all_rows_share_their_positions() -> None:
     first, second = where.mask[:, 0].long().tolist()
     assert first == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
     assert second == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+
+
+class Reader(nn.Module):
+    """A decoder's block, which counts how often each of its attentions runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.cross, self.ran = nn.Linear(2, 2), nn.Linear(2, 2), [0, 0]
+        for place, module in enumerate((self.attention, self.cross)):
+            module.forward = self.counted(place, module.forward)  # type: ignore[method-assign]
+
+    def counted(self, place: int, forward: Any) -> Any:
+        def run(x: Tensor) -> Tensor:
+            self.ran[place] += 1
+            return forward(x)
+
+        return run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cross(self.attention(x))
+
+
+def test_selective_checkpointing_computes_all_attention_of_a_block_again() -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList([Reader()])})
+    steps = [SimpleNamespace(block="layers.0", look=None)]
+    stage: Any = SimpleNamespace(model=model, cut=SimpleNamespace(steps=steps))
+    save_less(stage, {"layers.*": "selective"})
+    block: Any = model.get_submodule("layers.0")
+    block(torch.ones(1, 2)).sum().backward()
+    assert block.ran == [2, 2]
 
 
 class Mlp(nn.Module):

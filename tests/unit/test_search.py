@@ -212,7 +212,8 @@ def test_schedules_share_no_sums_that_differ() -> None:
                 turned = Chain(lines, replace(setting, schedule="gpipe", chunks=1))
                 found, made = vars(turned.scheduled(setting)), vars(Chain(lines, setting))
                 # Of what tokens take only the times are read, which schedules share.
-                assert {**found, "token_parts": ()} == {**made, "token_parts": ()}
+                others = {"token_parts": (), "peaks": vars(found.pop("peaks"))}
+                assert {**found, **others} == {**made, **others, "peaks": vars(made["peaks"])}
                 compared += 1
     assert compared > 200
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
 
 from vlmc.analysis.blocks import Costs, cache, embedding, shape
 from vlmc.analysis.polynomial import ZERO, Polynomial
-from vlmc.analysis.report import NOTHING, Block, GraphReport, Largest, Mode, Saved, Visit
+from vlmc.analysis.report import (
+    NOTHING,
+    Block,
+    Climb,
+    GraphReport,
+    Largest,
+    Mode,
+    Saved,
+    Visit,
+)
 from vlmc.analysis.run import KEPT, Kept, Runs, Trial
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.shrink import Shrunk, shrink
@@ -158,10 +168,18 @@ class _Assembly:
         changes = (level(o, self.trial.fit).change for o in self._of(where, kept, forward=True))
         return sum(changes, ZERO)
 
-    def _peak(self, where: Where, *, forward: bool) -> Largest:
-        found = self._of(where, "none", forward=forward)
+    def _peak(self, where: Where) -> Largest:
+        found = self._of(where, "none", forward=True)
         tops = [(top, 0) for one in found for top in level(one, self.trial.fit).peak.among]
         return Largest(tuple(top for top, _ in highest(tops)))
+
+    def _climb(self, where: Where) -> Climb:
+        tops: list[tuple[Polynomial, int]] = []
+        made = 0
+        for one in self._of(where, "none", forward=False):
+            tops += [(top, made + so_far) for top, so_far in level(one, self.trial.fit).tops]
+            made += one.gradients
+        return Climb(tuple((top, Fraction(now, made or 1)) for top, now in highest(tops)))
 
     def _loss_peak(self) -> Largest:
         backward = [one for one in self.stretches["none"] if not one.forward]
@@ -196,8 +214,8 @@ class _Assembly:
             ),
             input=self.costs.flow(where)[0],
             output=self.costs.flow(where)[1],
-            peak_forward=self._peak(where, forward=True),
-            peak_backward=self._peak(where, forward=False),
+            peak_forward=self._peak(where),
+            climb=self._climb(where),
             split_made=split_made,
             all_reduces=all_reduces,
             tensors=tuple(one.numel() for _, one in parameters),

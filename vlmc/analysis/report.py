@@ -43,6 +43,27 @@ class Largest:
 NOTHING = Largest()
 
 
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """The highest moments of a block's backward pass: gradients of its parameters come one by one
+    while what it has saved goes."""
+
+    moments: tuple[tuple[Polynomial, Fraction], ...] = ()
+    """Bytes over the level at its start without those gradients, and the share of them that is
+    there by then."""
+
+    def __call__(self, **sizes: int) -> tuple[tuple[float, float], ...]:
+        """Those at `sizes` that are not below another, the largest share first."""
+        found: list[tuple[float, float]] = []
+        high = 0.0
+        known = [(share, max(0.0, float(one(**sizes)))) for one, share in self.moments]
+        for share, size in sorted(known, reverse=True):
+            if not found or size > high:
+                found.append((size, float(share)))
+                high = size
+        return tuple(found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
     """One kind of operator within a block, all its calls of one phase together."""
@@ -105,9 +126,8 @@ class Block:
     peak_forward: Largest
     """Bytes over the level at its start, at most, while it runs forward, `saved` and output
     included."""
-    peak_backward: Largest
-    """Bytes over the level before its backward pass (where `saved` is held), gradients of
-    parameters left out."""
+    climb: Climb
+    """Its backward pass, over the level before it (where `saved` is held)."""
     split_made: Fraction = Fraction(1)
     """Share of what its forward pass makes that tensor parallelism divides, kept or not: that of
     the peaks over `saved`."""

@@ -8,6 +8,7 @@ from itertools import accumulate, compress
 
 from vlmc.partition.costs import ENCODER_SIDE, Rooflines
 from vlmc.partition.part import Part, parts
+from vlmc.partition.peaks import Peaks, sums
 from vlmc.partition.plan import Memory
 from vlmc.partition.schedule import most_held
 from vlmc.partition.setting import Setting
@@ -105,8 +106,7 @@ class Chain:
         return self.lines.send(self.carried_token(end), self.lines.cluster.count)
 
     def _sums(self, of: Callable[[Part], float]) -> list[float]:
-        values = [of(part) for part in self.parts]
-        return list(accumulate(map(values.__getitem__, self.lines.report.order), initial=0.0))
+        return sums(self.parts, self.lines.report.order, of)
 
     def _states(self) -> None:
         """What is held of weights, gradients and the optimiser."""
@@ -114,39 +114,13 @@ class Chain:
         self.gradients = self._sums(lambda part: part.gradients)
         self.waiting = self._sums(lambda part: part.waiting)
         self.optimiser = self._sums(lambda part: part.optimiser)
-        self.late_gradients = self._sums(lambda part: part.late)
-        self.ending = self._sums(lambda part: part.ending)
-        self.stepping = self._sums(lambda part: part.stepping)
-        self.released = self._sums(lambda part: part.released)
-        kept = [self.parts[block] for block in self.lines.report.order]
-        self.forward_peaks = [
-            level + part.saved + part.forward_peak
-            for level, part in zip(self.saved, kept, strict=False)
-        ]
-        # The gradient of a tied embedding is there from the start of a backward pass.
-        self.early = [0.0] * len(self.saved) if self.embeds_again[-1] else self.late_gradients
-        sending = [*(part.sending for part in kept[1:]), 0.0]
-        self.backward_peaks = [
-            level + part.saved + part.backward_peak + sent - late
-            for level, part, sent, late in zip(self.saved, kept, sending, self.early, strict=False)
-        ]
+        loss = None
         if self.lines.report.mode == "train":
             sizes = self.lines.sizes(self.setting.micro_batch)
             loss = float(self.lines.report.loss_peak(**sizes))
-            self.forward_peaks[-1] = max(self.forward_peaks[-1], self.saved[-1] + loss)
-        self.first_peaks = [
-            peak - made + gone
-            for peak, made, gone in zip(
-                self.backward_peaks, self.gradients, self.released[1:], strict=False
-            )
-        ]
-        self.buffers = [part.buffers for part in kept]
-        self.over = max(
-            max(one, two + self.late_gradients[-1]) - level
-            for one, two, level in zip(
-                self.forward_peaks, self.backward_peaks, self.saved[1:], strict=True
-            )
-        )
+        order, tied = self.lines.report.order, bool(self.embeds_again[-1])
+        self.peaks = Peaks(self.parts, order, self.saved, self.gradients, loss, tied=tied)
+        self.buffers = [self.parts[block].buffers for block in order]
         self.copy = self._embedding()
 
     def _embedding(self) -> tuple[float, float, float]:
@@ -198,7 +172,10 @@ class Chain:
             sums[kind] += apart * size
         over = max(self._over(held, first, end) for first, end in stretches)
         looked = any(self.looks[end] > self.looks[first] for first, end in stretches)
-        moving = max(0.0, held * sums[4] + over)
+        moving = held * sums[4] + over
+        # Below 0, not all gradients are there at the fullest moment.
+        sums[1] += min(0.0, moving)
+        moving = max(0.0, moving)
         most = max(max(self.buffers[first:end]) for first, end in stretches)
         buffers = min(max(0.0, over), most)
         kinds = {
@@ -214,26 +191,10 @@ class Chain:
         return Memory(**{kind: int(size) for kind, size in kinds.items()}, reserve=int(reserve))
 
     def _over(self, held: float, first: int, end: int) -> float:
-        """Bytes at the fullest moment over the model's states and all that is saved. Where no
-        backward pass comes before all forward passes are done, gradients appear only while what is
-        saved of the first micro-batch goes, and with the only one copies of weights too: then it
-        can be below 0."""
-        saved, made = self.saved, self.gradients
-        late = self.late_gradients[end] - self.late_gradients[first] + self.early[first]
-        forward = max(self.forward_peaks[first:end]) - saved[end]
-        backward = max(self.backward_peaks[first:end]) - saved[end] + late
-        ending = max(row[end] - row[first] for row in (self.ending, self.stepping))
-        one = saved[end] - saved[first]
-        ending -= held * one
-        if held < self.setting.micro_batches or self.setting.chunks > 1:
-            return max(forward, backward, ending)
-        gone = self.released
-        return max(
-            forward - (made[end] - made[first]),
-            max(self.first_peaks[first:end]) + made[first] - gone[end] - saved[end] + late,
-            backward - one if held > 1 else gone[first] - gone[end] - one,
-            ending,
-        )
+        """Bytes at the fullest moment over the model's states and all that is saved."""
+        setting = self.setting
+        steady = held < setting.micro_batches or setting.chunks > 1
+        return self.peaks.over(held, first, end, steady=steady)
 
     def fits(self, stage: int, first: int, end: int) -> bool:
         """Whether a stage may hold a stretch: as `memory`. With several stages to a device it
@@ -260,7 +221,7 @@ class Chain:
         if self._embeds_apart(first, end):
             total += sum(self.copy)
         if chunks > 1:
-            total = total * chunks + self.over
+            total = total * chunks + self.peaks.any
         else:
             total += self._over(held, first, end)
         return (total + self.inputs + self.message) * (1 + RESERVE) + self.context <= self.room

@@ -15,7 +15,7 @@ from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.efficiency import Kind
 from vlmc.ir import Role
 from vlmc.partition.request import Request
-from vlmc.partition.work import Work, gathered, kept_bytes, work_of
+from vlmc.partition.work import Moments, Work, gathered, kept_bytes, work_of
 
 ENCODER_SIDE: tuple[Role, ...] = ("encoder", "select", "adapter")
 OVERLAP = 0.9
@@ -49,7 +49,7 @@ class BlockCost:
     output: float
     peak_forward: float
     """Over what is saved."""
-    peak_backward: float
+    climb: Moments
     """Over what is saved."""
     cache: float
 
@@ -177,7 +177,7 @@ class Rooflines:
             else (0.0, 0.0, 0.0),
             output=work.output / sent,
             peak_forward=kept[3] * share,
-            peak_backward=kept[4] * share,
+            climb=tuple((size * share, made) for size, made in kept[4]),
             cache=work.cache / degree,
         )
 

@@ -36,10 +36,19 @@ class Part(NamedTuple):
     """Of a micro-batch."""
     forward_peak: float
     """Over what is saved, gathered weights included."""
+    first_peak: float
+    """Of a first backward pass over what is saved, gathered weights and its own gradients on their
+    way included."""
     backward_peak: float
-    """Over what is saved, gathered weights and its own gradients on their way included."""
+    """Of a later one, to whose gradients its own are added."""
+    leaving: float
+    """When it has run backward and its gradients are sent, over what was saved before it."""
     sending: float
     """What its gradients are sent in while the block before it runs backward."""
+    received: float
+    """What the gather of its weights brought, while a block beside the stacks runs."""
+    regathered: float
+    """What a gather brings of it as a backward pass begins."""
     buffers: float
     """Of these peaks, what is gathered or sent."""
     late: float
@@ -78,7 +87,8 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     if request.mode == "serve":
         return Part(
             cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
-            0.0, cost.saved[0] + cost.peak_forward + sent, 0.0, 0.0, sent, 0.0, 0.0, 0.0, 0.0,
+            0.0, cost.saved[0] + cost.peak_forward + sent, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, sent,
+            0.0, 0.0, 0.0, 0.0,
             cost.cache,
             cost.output,
         )  # fmt: skip
@@ -110,7 +120,11 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
             late_backward = max(0.0, gather + scatter - OVERLAP * backward)
     saved = cost.saved[kept]
     held = held_states(lines, setting, block, cost.parameters)
-    peak = cost.peak_backward + cost.saved[0] - saved if block.reached else 0.0
+    over = cost.saved[0] - saved + held.gathered_again + sent
+    first_peak = later_peak = 0.0
+    if block.reached and cost.climb:
+        first_peak = over + max([one + made * held.unreduced for one, made in cost.climb])
+        later_peak = over + min(first_peak - over, held.added + cost.climb[-1][0])
     return Part(
         forward=cost.forward + late_forward,
         backward=backward + late_backward,
@@ -124,8 +138,14 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         optimiser=held.optimiser,
         saved=saved,
         forward_peak=cost.peak_forward + held.gathered + sent,
-        backward_peak=peak + held.gathered_again + held.unreduced + sent,
+        first_peak=first_peak,
+        backward_peak=later_peak,
+        leaving=cost.output + held.unreduced + held.sending + held.received
+        if held.sending
+        else 0.0,
         sending=held.sending,
+        received=held.received,
+        regathered=held.regathered,
         buffers=max(held.gathered, held.gathered_again + held.unreduced + held.sending) + sent,
         late=held.late,
         ending=held.ending,

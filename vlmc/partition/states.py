@@ -4,8 +4,9 @@ Masters of trained weights are in fp32, sharded from ZeRO 1 on. Copies of them i
 that is computed in are held from the first forward pass to the end of the step (ZeRO 1 and 2;
 schedules that gather whole stages; what stands beside the stacks, which is gathered with its
 stage) or while a block is at work. Frozen weights are copied where they are sharded, at ZeRO 3.
-Gradients are whole in fp32 until they are reduced: with each backward pass from ZeRO 2 on, else
-with the last, or after it in a pipeline. One device that computes in fp32 has no need of FSDP2.
+At ZeRO 3 what stands beside the stacks is gathered anew as a backward pass begins. Gradients are
+whole in fp32 until they are reduced: with each backward pass from ZeRO 2 on, else with the last, or
+after it in a pipeline. One device that computes in fp32 has no need of FSDP2.
 """
 
 from __future__ import annotations
@@ -38,8 +39,15 @@ class States:
     """Weights beside `weights` while the block runs forward."""
     gathered_again: float
     """While it runs backward."""
+    received: float
+    """Of `gathered`, what the gather brought: blocks beside the stacks that follow it hold that,
+    too; so they do in the backward pass, in which it is fetched ahead."""
+    regathered: float
+    """What a gather brings of a block beside the stacks as a backward pass begins."""
     unreduced: float
-    """Its gradients while it runs backward."""
+    """Its gradients while it runs backward, beyond `late`; each comes in its turn."""
+    added: float
+    """Of a further micro-batch, those of `unreduced` that are there at a time."""
     sending: float
     """What those are sent in while the block before it in the chain runs backward."""
     late: float
@@ -80,16 +88,21 @@ def held_states(
     released = copies if stacked and setting.pipeline == 1 else 0.0
     unreduced = copied and stepped * size
     late = 0.0 if stacked else max(0.0, unreduced - (made if once else 0.0))
+    gradients = made if wrapped or not stepped else rounded(MASTER, 1)
+    fetched = copied * size if zero == 3 and not looped else 0.0
     ending = 0.0 if stacked else late + (copied and stepped * MASTER)
     return States(
         weights=masters + copies,
-        gradients=made if wrapped or not stepped else rounded(MASTER, 1),
+        gradients=gradients,
         optimiser=rounded(state / 2, shards) * 2 if stepped else 0.0,
         waiting=unreduced if setting.schedule == "zero_bubble" and size < MASTER else 0.0,
         # A block's own copy, and what the latest gather received, or in the backward pass the next.
         gathered=copied * size * (zero > 0 if whole else 1 + (zero == 3)) if stacked else 0.0,
         gathered_again=0.0 if whole else copied * size * (1 + (zero == 3)),
-        unreduced=unreduced if stacked else 0.0,
+        received=fetched if stacked else 0.0,
+        regathered=0.0 if stacked else fetched,
+        unreduced=unreduced - late if wrapped else gradients,
+        added=unreduced - late if wrapped else stepped * MASTER * rounded.largest,
         sending=copied and stepped * MASTER * reduced if stacked else 0.0,
         late=late,
         ending=ending - (copies if setting.pipeline == 1 or not stacked else 0.0),
@@ -105,6 +118,11 @@ class _Rounded:
     tensors: tuple[int, ...]
     parameters: int
     quantum: int
+
+    @property
+    def largest(self) -> float:
+        """The share of them that is in one tensor, at most."""
+        return max(self.tensors) / sum(self.tensors) if self.parameters and self.tensors else 1.0
 
     def __call__(self, each: float, shards: int) -> float:
         """Bytes of one shard of them, of `each` bytes a parameter."""

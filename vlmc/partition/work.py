@@ -25,6 +25,11 @@ def kind_of(operator: Operator) -> Kind:
     return "function" if any(word in operator.name for word in _FUNCTIONS) else "elementwise"
 
 
+Moments = tuple[tuple[float, float], ...]
+"""Bytes, and the share of a block's gradients that is there, at the highest moments of its backward
+pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class Calls:
     phase: Phase
@@ -45,7 +50,7 @@ class Work:
     input: float
     output: float
     peak_forward: float
-    peak_backward: float
+    climb: Moments
     cache: float
 
 
@@ -72,7 +77,7 @@ def work_of(block: Block, sizes: dict[str, int], whole_text: int) -> Work:
         input=float(block.input(**sizes)),
         output=float(block.output(**sizes)),
         peak_forward=float(block.peak_forward(**sizes)),
-        peak_backward=float(block.peak_backward(**sizes)),
+        climb=block.climb(**sizes),
         cache=float(block.cache(**{**sizes, "text": whole_text})),
     )
 
@@ -89,11 +94,11 @@ def gathered(block: Block, work: Work) -> tuple[float, float]:
 
 def kept_bytes(
     block: Block, work: Work, degree: int, whole: int
-) -> tuple[float, float, float, float, float]:
-    """Bytes that are saved (without checkpointing, selective, full), and peaks over what is saved,
-    forward and backward. Where tokens are shared out, projections still read whole sequences: those
-    that are trained keep them, as checkpointing does for attention that is computed again, and one
-    is there at any moment."""
+) -> tuple[float, float, float, float, Moments]:
+    """Bytes that are saved (without checkpointing, selective, full), the forward pass's peak and
+    the backward pass's moments over what is saved. Where tokens are shared out, projections still
+    read whole sequences: those that are trained keep them, as checkpointing does for attention that
+    is computed again, and one is there at any moment."""
     trained = block.all_reduces if block.trained else 0
     whole_kept = (1 - float(block.saved.split)) * work.saved[0]
     whole_made = 1 - float(block.split_made)
@@ -110,5 +115,5 @@ def kept_bytes(
         held(work.saved[1], whole_kept, max(trained, block.all_reduces - 1)),
         work.saved[2] / whole,
         held(over, whole_made * over, 1),
-        held(work.peak_backward, whole_made * work.peak_backward, 1),
+        tuple((held(size, whole_made * size, 1), made) for size, made in work.climb),
     )

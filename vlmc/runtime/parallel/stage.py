@@ -225,8 +225,10 @@ def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:
             continue
         kind = next((v for k, v in checkpointing.items() if _matches(k, step.block)), "none")
         block: Any = stage.model.get_submodule(step.block)
-        if kind == "selective" and hasattr(block, "attention"):
-            _recompute(block.attention, "forward")
+        if kind == "selective":
+            for attention in (getattr(block, name, None) for name in ("attention", "cross")):
+                if attention is not None:
+                    _recompute(attention, "forward")
         elif kind == "full":
             _recompute(block, "look" if step.look is not None else "forward")
 
