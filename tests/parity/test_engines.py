@@ -128,9 +128,9 @@ def test_a_design_and_its_limits(twins: dict[str, Twin]) -> None:
     one = twins["llava-1.5"]
     engine = exported(one)
     assert engine.capacity == 159
-    with pytest.raises(UsageError, match="the prompt takes 145 tokens, and the compile graphs"):
+    with pytest.raises(UsageError, match="a prompt has 145 tokens, images included: the graphs"):
         engine.prefill(one.rows(one.reference, (0,), (145,)))
-    with pytest.raises(UsageError, match="take 64 rows at once"):
+    with pytest.raises(UsageError, match=r"65 prompts at once: the graphs of .* take 64"):
         engine.prefill(one.rows(one.reference, (0,) * 65, (2,) * 65))
     state, logits = engine.prefill(one.rows(one.reference, (0,), (140,)))
     for _ in range(19):

@@ -308,7 +308,7 @@ def test_what_the_engine_refuses(
     long = Row(ids=np.zeros(capacity, np.int64), visual=np.zeros(capacity, np.bool_))
     with pytest.raises(UsageError, match=f"a prompt has {capacity} tokens"):
         engine.prefill([long])
-    with pytest.raises(UsageError, match="65 prompts at once, but the graphs are made for 64"):
+    with pytest.raises(UsageError, match="65 prompts at once: the graphs of --engine onnx take 64"):
         engine.prefill(made.rows([0])([]) * 65)
     fitting = Row(ids=long.ids[1:], visual=long.visual[1:])
     state, _ = engine.prefill([fitting])

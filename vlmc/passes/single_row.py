@@ -6,12 +6,11 @@ that inductor generates reads at nearly all of it (PyTorch team, 2023, "Accelera
 with PyTorch II: GPT, Fast", does the same on GPUs).
 
 What such a product reads must lie in memory: else inductor computes the norm before it anew for
-every row of the matrix. INDUCTOR says so to the compiler.
+every row of the matrix. `stored` says so to the compiler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,10 +20,6 @@ from vlmc.capture.program import Draft, tensor
 from vlmc.passes.effect import counted
 
 aten: Any = torch.ops.aten
-
-INDUCTOR: Mapping[str, int] = {"realize_opcount_threshold": 4}
-"""Options for compiling graphs with such products: results of four operations and more are stored,
-not computed where they are read. A norm has five; a sum of two has one and may go anywhere."""
 
 
 def single_row(draft: Draft) -> str:

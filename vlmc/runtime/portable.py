@@ -41,6 +41,7 @@ PORTABLE = (
     "vlmc.runtime.engines.torch_engine",
     "vlmc.runtime.engines.aoti_program",
     "vlmc.runtime.engines.plain_archive",
+    "vlmc.passes.stored",
     "vlmc.runtime.engines.compiled_program",
     "vlmc.runtime.engines.names",
     "vlmc.runtime.engines.open",

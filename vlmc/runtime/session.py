@@ -15,7 +15,7 @@ from vlmc.runtime.answer import Answer
 from vlmc.runtime.chat import ChatTemplate
 from vlmc.runtime.choices import check_masks, judged
 from vlmc.runtime.design import Design
-from vlmc.runtime.engines.engine import Engine, Pixels, Row
+from vlmc.runtime.engines.engine import Engine, Pixels, Row, check_rows
 from vlmc.runtime.features import Encoded, FeatureStore
 from vlmc.runtime.finite import DAMAGED, named_tensors
 from vlmc.runtime.media import listed
@@ -179,11 +179,7 @@ class Session:
         """Every prompt as tokens. Raises UsageError where one does not fit, before the model
         runs."""
         most = getattr(self.engine, "most_rows", None)  # only graphs have a bound
-        if most is not None and len(questions) > most:
-            raise UsageError(
-                f"{len(questions)} prompts at once: the graphs of --engine {self.engine.name} take "
-                f"{most}; give fewer at a time"
-            )
+        check_rows(self.engine.name, len(questions), most)
         layouts: list[Layout] = []
         for number, question in enumerate(questions, start=1):
             with of_prompt(number if batch else None):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vlmc.emit.torch_graphs.archive import private_folders, rewrite
 from vlmc.emit.torch_graphs.cpu import features
 from vlmc.emit.torch_graphs.onednn import reads_many_rows, use_onednn
-from vlmc.passes.single_row import INDUCTOR
+from vlmc.passes.stored import STORED
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> tupl
         "cpp.march": settings["level"],
         # As many threads as torch has where the package runs, and not as this process has.
         "cpp.dynamic_threads": True,
-        **(INDUCTOR if path.stem == "decode_one" else {}),
+        **(STORED if path.stem == "decode_one" else {}),
     }
     inductor: Any = import_module("torch._inductor")
     known: Any = import_module("torch._inductor.config")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmc.diagnostics.faults import EnvironmentFault
+from vlmc.passes.stored import STORED
 from vlmc.runtime.engines.graph_files import GraphFile
 from vlmc.runtime.engines.mapped_weights import MappedWeights
 from vlmc.runtime.engines.plain_archive import check_plain
@@ -18,9 +19,8 @@ from vlmc.runtime.engines.plain_archive import check_plain
 STEP: dict[str, Any] = {"cpp_wrapper": True}
 """Options for a step: what calls its kernels is compiled, too. Else Python does, one by one, which
 takes as long as some of them."""
-SINGLE_ROW: dict[str, Any] = {**STEP, "realize_opcount_threshold": 4}
-"""Options for a step of a single row, whose products are sums over what must lie in memory: else a
-norm is computed anew for every row of the matrix that reads it."""
+SINGLE_ROW: dict[str, Any] = {**STEP, **STORED}
+"""Options for a step of a single row, whose products are sums over what must lie in memory."""
 
 
 class CompiledProgram:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmc.diagnostics.faults import UsageError
+
 Pixels = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -41,6 +43,24 @@ def padded(rows: Sequence[Row]) -> tuple[Ids, Ids]:
         ids[index, : len(row.ids)] = row.ids
         mask[index, : len(row.ids)] = 1
     return ids, mask
+
+
+def check_rows(name: str, rows: int, most: int | None) -> None:
+    """Raises UsageError where the graphs of the engine `name` take fewer rows at once."""
+    if most is not None and rows > most:
+        raise UsageError(
+            f"{rows} prompts at once: the graphs of --engine {name} take {most}; give fewer at a "
+            "time"
+        )
+
+
+def check_length(name: str, tokens: int, most: int | None) -> None:
+    """Raises UsageError where the graphs of the engine `name` take shorter prompts."""
+    if most is not None and tokens > most:
+        raise UsageError(
+            f"a prompt has {tokens} tokens, images included: the graphs of --engine {name} take "
+            f"{most}; --engine eager takes more, and so would a larger token_budget"
+        )
 
 
 class Engine(Protocol):

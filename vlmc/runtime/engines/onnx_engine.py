@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmc.diagnostics.faults import EnvironmentFault, UsageError
-from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row, padded
+from vlmc.diagnostics.faults import EnvironmentFault
+from vlmc.runtime.engines.engine import (
+    Feature,
+    Ids,
+    Logits,
+    Pixels,
+    Row,
+    check_length,
+    check_rows,
+    padded,
+)
 from vlmc.runtime.engines.onnx_graph import OnnxGraph, OnnxState, onnx_runtime
 
 
@@ -147,16 +156,8 @@ class OnnxEngine:
         """Raises UsageError for prompts that the graphs are not made for."""
         bounds = graph.bounds
         longest = bounds.get("encoder_sequence_length") or bounds["sequence_length"]
-        if ids.shape[1] > longest[1]:
-            raise UsageError(
-                f"a prompt has {ids.shape[1]} tokens, images included, but the graphs are made for "
-                f"{longest[1]}: shorten it, or raise token_budget and build again"
-            )
-        if len(rows) > bounds["batch_size"][1]:
-            raise UsageError(
-                f"{len(rows)} prompts at once, but the graphs are made for "
-                f"{bounds['batch_size'][1]}"
-            )
+        check_length(self.name, ids.shape[1], longest[1])
+        check_rows(self.name, len(rows), bounds["batch_size"][1])
 
     def _embedded(self, ids: Ids) -> NDArray[np.float32]:
         return self.graph("embed").run({"input_ids": ids})[0]

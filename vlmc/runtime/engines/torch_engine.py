@@ -12,7 +12,16 @@ from torch import Tensor
 
 from vlmc.diagnostics.faults import EnvironmentFault, UsageError
 from vlmc.runtime.design import Design
-from vlmc.runtime.engines.engine import Feature, Ids, Logits, Pixels, Row
+from vlmc.runtime.engines.engine import (
+    Feature,
+    Ids,
+    Logits,
+    Pixels,
+    Row,
+    check_length,
+    check_rows,
+    padded,
+)
 from vlmc.runtime.engines.graph_files import GraphFile, GraphFolder, GraphWire
 from vlmc.runtime.engines.paged import Blocks, BlockTable
 
@@ -186,24 +195,13 @@ class TorchEngine:
 
     def _check(self, rows: Sequence[Row]) -> None:
         """Raises UsageError where the graphs do not reach."""
-        most = self.most_rows
-        if most is not None and len(rows) > most:
-            raise UsageError(f"the {self.name} graphs of this build take {most} rows at once")
-        longest = max(len(row.ids) for row in rows)
+        check_rows(self.name, len(rows), self.most_rows)
         text = self.graphs["model" if "embed" not in self.graphs else "embed"].most("text")
-        if text is not None and longest > text:
-            raise UsageError(
-                f"the prompt takes {longest} tokens, and the {self.name} graphs of this build take "
-                f"{text}; --engine eager takes more, and so would a larger token_budget"
-            )
+        check_length(self.name, max(len(row.ids) for row in rows), text)
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Ids [batch, text], padded on the right, and their mask."""
-        longest = max(len(row.ids) for row in rows)
-        ids, mask = np.zeros((2, len(rows), longest), np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)] = row.ids
-            mask[index, : len(row.ids)] = 1
+        ids, mask = padded(rows)
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def _filled(self, ids: Tensor, rows: Sequence[Row]) -> Tensor:
