@@ -24,21 +24,14 @@ def word_steps(parts: Parts) -> list[Step]:
 
 
 def context_of(parts: Parts, model: Any, data: Data, dtype: torch.dtype) -> SimpleNamespace:
-    """What all layers of a decoder share: who sees whom, and the rotation."""
-    mask: Tensor = data["attention_mask"]
-    key = torch.arange(mask.shape[1], device=mask.device)
-    # Padding stands last: one row of positions is that of all, and so are the distances between
-    # them, which layers with relative attention save for the backward pass.
-    positions = key[None]
-    # A padded query sees itself, so that no row is empty.
-    seen = ((key <= key[:, None]) & mask[:, None, :].bool()) | (key == key[:, None])
-    kind = parts.argument("language", "positions")
-    if kind != "transformer_xl":
-        # Each layer would convert a mask of booleans, and save the result for the backward pass.
-        seen = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
-    where = SimpleNamespace(positions=positions, keys=positions, mask=seen[:, None], causal=False)
+    """What all layers of a decoder share: who sees whom, and the rotation. Padding stands last, so
+    no token sees any and all rows have the same positions: layers save no mask for the backward
+    pass, nor distances between tokens for each row."""
+    words: Tensor = data["input_ids"]
+    positions = torch.arange(words.shape[1], device=words.device)[None]
+    where = SimpleNamespace(positions=positions, keys=positions, mask=None, causal=True)
     rotary = None
-    if kind == "rotary":
+    if parts.argument("language", "positions") == "rotary":
         rotary = model.language.rotary(positions, dtype)
     return SimpleNamespace(places=where, rotary=rotary)
 
