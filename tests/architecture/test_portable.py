@@ -16,6 +16,7 @@ OWN = {
     "vlmc.runtime.engines.torch_engine": {"torch"},
     "vlmc.runtime.engines.mapped_weights": {"torch"},
     "vlmc.runtime.engines.aoti_program": {"torch"},
+    "vlmc.runtime.engines.one_query": {"torch"},
     "vlmc.runtime.engines.compiled_program": {"torch"},
 }
 """What engines need beyond."""

@@ -29,7 +29,7 @@ from vlmc.emit.torch_graphs.cpu import level
 from vlmc.emit.torch_graphs.onednn import onednn_is_faster
 from vlmc.emit.torch_graphs.programs import Tell, describe, optimised, save_program
 from vlmc.ir import Arch
-from vlmc.passes.effect import Effect, counted
+from vlmc.passes.effect import Effect
 
 WORKERS = 2
 """Graphs that are compiled at once: each takes about a gigabyte of memory."""
@@ -95,11 +95,11 @@ def _compile(
         while jobs:
             name = jobs.popleft()
             progress(f"aoti/{name}.pt2", len(done), len(graphs))
-            needed, products = worker.compile(programs / f"{name}.pt2", folder / f"{name}.pt2")
+            needed, changes = worker.compile(programs / f"{name}.pt2", folder / f"{name}.pt2")
             features.update(needed)
-            if products and tell is not None:
-                text = f"{counted(products, 'product')} of fp32 matrices by oneDNN"
-                tell(Effect("onednn_products", name, text))
+            if tell is not None:
+                for change, text in changes.items():
+                    tell(Effect(change, name, text))
             done.append(name)
 
     try:
@@ -139,9 +139,9 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
 
-    def compile(self, program: Path, package: Path) -> tuple[list[str], int]:
-        """The CPU features that the code in `package` needs, and how many products oneDNN does in
-        it. Raises EnvironmentFault."""
+    def compile(self, program: Path, package: Path) -> tuple[list[str], dict[str, str]]:
+        """The CPU features that the code in `package` needs, and what was done for this device, by
+        name. Raises EnvironmentFault."""
         channel, answers = self.process.stdin, self.process.stdout
         assert channel is not None
         assert answers is not None

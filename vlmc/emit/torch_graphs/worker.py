@@ -1,7 +1,7 @@
 """A process that compiles exported programs into packages.
 
-It reads lines `[program, package]` and answers each with `[features, products]`: the CPU features
-that the code needs, and how many products of matrices oneDNN does in it.
+It reads lines `[program, package]` and answers each with `[features, changes]`: the CPU features
+that the code needs, and what was done in the program for this device, by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from vlmc.emit.torch_graphs.archive import private_folders, rewrite
 from vlmc.emit.torch_graphs.cpu import features
 from vlmc.emit.torch_graphs.onednn import reads_many_rows, use_onednn
+from vlmc.passes.effect import counted
 from vlmc.passes.stored import STORED
+from vlmc.runtime.engines.one_query import widen_attention
 
 
 def main() -> None:
@@ -36,9 +38,11 @@ def main() -> None:
         answers.flush()
 
 
-def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> tuple[list[str], int]:
-    """Compiles the program at `path` into `package`; the CPU features that its code needs, and how
-    many products oneDNN does in it."""
+def compile_program(
+    path: Path, package: Path, settings: dict[str, Any]
+) -> tuple[list[str], dict[str, str]]:
+    """Compiles the program at `path` into `package`; the CPU features that its code needs, and what
+    was done for this device, by name."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     program: Any = torch.export.load(path)
@@ -46,9 +50,7 @@ def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> tupl
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, settings["device"])
-    # Here and not as a pass before: torch cannot write such a call into a program's file.
-    onednn = settings["onednn"] and reads_many_rows(path.stem)
-    products = use_onednn(program.graph.nodes) if onednn else 0
+    changes = _for_cpu(program, path.stem, settings) if settings["device"] == "cpu" else {}
     program._state_dict = {
         name: nn.Parameter(_unfilled(value), requires_grad=False)
         for name, value in program.state_dict.items()
@@ -73,7 +75,22 @@ def compile_program(path: Path, package: Path, settings: dict[str, Any]) -> tupl
         inductor.aoti_compile_and_package(program, package_path=str(package))
         needed = features(settings["level"])
     rewrite(package, private_folders(Path(cache_dir())))
-    return needed, products
+    return needed, changes
+
+
+def _for_cpu(program: Any, name: str, settings: dict[str, Any]) -> dict[str, str]:
+    """What a program for other devices, too, has done otherwise on a CPU."""
+    changes: dict[str, str] = {}
+    attention = widen_attention(program.graph)
+    if attention:
+        changes["wide_attention"] = f"{counted(attention, 'attention')} of one token in fp32"
+    # Here and not as a pass before: torch cannot write such a call into a program's file.
+    if settings["onednn"] and reads_many_rows(name):
+        products = use_onednn(program.graph.nodes)
+        if products:
+            text = f"{counted(products, 'product')} of fp32 matrices by oneDNN"
+            changes["onednn_products"] = text
+    return changes
 
 
 def _known(config: Any, key: str) -> bool:

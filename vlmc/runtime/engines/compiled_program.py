@@ -14,6 +14,7 @@ from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.passes.stored import STORED
 from vlmc.runtime.engines.graph_files import GraphFile
 from vlmc.runtime.engines.mapped_weights import MappedWeights
+from vlmc.runtime.engines.one_query import widen_attention
 from vlmc.runtime.engines.plain_archive import check_plain
 
 STEP: dict[str, Any] = {"cpp_wrapper": True}
@@ -37,6 +38,8 @@ class CompiledProgram:
         self.report = report
         self.name = graph.path.stem
         module = exported_module(graph, weights)
+        if weights.device == "cpu" and widen_attention(module.graph):
+            module.recompile()
         self.seen: set[tuple[bool, ...]] = set()
         # Which axes of which inputs vary; all else is as it was declared.
         self.varying = [
