@@ -12,7 +12,6 @@ from operator import is_not
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 SHARED_BY = 16
 """Queries of one key at most: as many as query heads share it in a step."""
@@ -27,8 +26,8 @@ def widen_attention(graph: Any) -> int:
             continue
         number = node.meta["val"].dtype
 
-        def wide(one: Any, node: Node = node) -> Any:
-            if not isinstance(one, Node) or not one.meta["val"].is_floating_point():
+        def wide(one: Any, node: torch.fx.Node = node) -> Any:
+            if not isinstance(one, torch.fx.Node) or not one.meta["val"].is_floating_point():
                 return one
             with graph.inserting_before(node):
                 return _in_format(graph, one, torch.float32)
@@ -43,15 +42,15 @@ def widen_attention(graph: Any) -> int:
     return changed
 
 
-def _of_a_step(attention: Node) -> bool:
+def _of_a_step(attention: torch.fx.Node) -> bool:
     query: Any = attention.args[0]
     value = query.meta["val"]
     rows = value.shape[2]
     return value.dtype.itemsize == 2 and isinstance(rows, int) and rows <= SHARED_BY
 
 
-def _in_format(graph: Any, one: Node, number: torch.dtype) -> Node:
+def _in_format(graph: Any, one: torch.fx.Node, number: torch.dtype) -> torch.fx.Node:
     aten: Any = torch.ops.aten
-    made: Node = graph.call_function(aten.to.dtype, (one, number))
+    made: torch.fx.Node = graph.call_function(aten.to.dtype, (one, number))
     made.meta["val"] = one.meta["val"].to(number)
     return made
