@@ -95,6 +95,19 @@ def test_a_build_trains_saves_and_goes_on_under_another_plan(made: Twin, tmp_pat
     assert losses(text)[0] < first[1]
 
 
+def test_a_stage_of_training_says_rate_and_passes(made: Twin, tmp_path: Path) -> None:
+    options = ("--data", str(data(tmp_path)), "--json")
+    stage = plan(made, mesh={"data": 2}, micro_batch=2, learning_rate=1e-2, epochs=2)
+    code, text = run(tmp_path, made, stage, *options)
+    assert code == 0, text
+    told = losses(text)
+    assert len(told) == 2  # twice eight sequences, eight to a step
+    code, text = run(tmp_path, made, stage, *options, "--steps", "2", "--learning-rate", "1e-5")
+    assert code == 0, text
+    assert losses(text)[0] == told[0]
+    assert told[1] < losses(text)[1]
+
+
 def test_a_plan_for_another_spec_is_refused(made: Twin, tmp_path: Path) -> None:
     other = plan(made, mesh={"data": 2}, micro_batch=2, spec="1" * 64)
     code, text = run(tmp_path, made, other, "--synthetic")

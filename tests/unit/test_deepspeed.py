@@ -43,7 +43,8 @@ def test_the_file_says_what_the_plan_says(stage: int) -> None:
 
 
 def test_the_learning_rate_is_that_of_the_stage() -> None:
-    found = check(json.loads(text_of(planned(), 3e-4)), planned())
+    plan = planned(learning_rate=3e-4)
+    found = check(json.loads(text_of(plan)), plan)
     assert found.optimizer.params.lr == 3e-4
 
 

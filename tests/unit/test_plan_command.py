@@ -132,7 +132,7 @@ training:
   optimiser: sgd
   stages:
   - {{name: align, train: [adapter], lr: 0.001, batch: 32}}
-  - {{name: tune, train: [adapter, language], lr: 0.001, batch: 64}}
+  - {{name: tune, train: [adapter, language], lr: 0.002, batch: 64, epochs: 3}}
 """
 
 
@@ -145,7 +145,8 @@ def test_a_stage_of_training_says_batch_and_parts(
     assert "train adapter" in out
     assert "with sgd, stage align; steps of 32 sequences" in out
     done(str(spec), *FEW, "--set", "target.count=16", "--stage", "tune", "--output", "two.yaml")
-    assert load_plan(tmp_path / "two.yaml").plan.batch == 64
+    plan = load_plan(tmp_path / "two.yaml").plan
+    assert (plan.batch, plan.learning_rate, plan.epochs) == (64, 0.002, 3)
     assert [one["trained"] for one in asked_for] == [("adapter",), ("adapter", "language")]
     alone = ["--set", "target={hardware: b200, count: 8, workload: {mode: train}, parallel: "
              "{pipeline: 1, tensor: 1, checkpointing: none}}"]  # fmt: skip

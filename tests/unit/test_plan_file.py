@@ -95,6 +95,10 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"batch": 7}, "micro-batches of 2 do not divide the batch"),
         ({"batch": 2}, "needs as many micro-batches"),
         ({"zero": 4}, "`zero` cannot be 4"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
+        ({"learning_rate": True}, "learning_rate must be a number above 0"),
+        ({"epochs": 0}, "epochs must be a whole number from 1 on"),
         ({"zero": "3"}, "zero must be a whole number"),
         (
             {"sequence_parallel": True, "mesh": {"pipeline": 2, "data": 2, "tensor": 1}},

@@ -37,8 +37,7 @@ def write(made: Made, path: Path) -> list[Path]:
 
     texts = {path: text_of(made.plan), path.with_suffix(".svg"): picture(made)}
     if deepspeed.refusal(made.plan) is None:
-        text = deepspeed.text_of(made.plan, made.asked.learning_rate)
-        texts[path.with_name(deepspeed.FILE)] = text
+        texts[path.with_name(deepspeed.FILE)] = deepspeed.text_of(made.plan)
     found = {file: text for file, text in texts.items() if text is not None}
     for file, text in found.items():
         file.write_text(text, encoding="utf-8")

@@ -133,6 +133,10 @@ class ParallelPlan(Planned):
     trained: tuple[Role, ...] = Field(default=(), strict=False)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimiser: str = "adamw"
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Of the stage of training, if the spec has stages."
+    )
+    epochs: int | None = Field(default=None, ge=1, description="Passes over the data, likewise.")
     mesh: Mesh
     encoder: Mesh | None = Field(
         default=None, description="Degrees of encoder and adapter where they differ."

@@ -31,6 +31,9 @@ class Request:
     """Tokens of an answer; 0 where it is there when the prompt is read."""
     precision: Precision = "bf16"
     optimiser: str = "adamw"
+    learning_rate: float | None = None
+    """Handed on to whoever runs the plan, as are `epochs`."""
+    epochs: int | None = None
     spec: str = ""
     """sha256 of the resolved spec."""
     pipeline: int | None = None

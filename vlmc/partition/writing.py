@@ -42,6 +42,8 @@ def write(leaf: Leaf, bound: float) -> ParallelPlan:
         trained=tuple(role for role in lines.report.trained if role in learns),
         precision=request.precision,
         optimiser=request.optimiser,
+        learning_rate=request.learning_rate,
+        epochs=request.epochs,
         mesh=mesh,
         encoder=apart if setting.placement == "replicated" and setting.tensor > 1 else None,
         placement=placement(leaf),

@@ -44,12 +44,6 @@ class Asked:
     auto: Unsettled | None = None
     """What is to be found beside the plan; 1 stands in its place."""
 
-    @property
-    def learning_rate(self) -> float | None:
-        """Of the stage of training; None where there is none."""
-        stages = () if self.spec.training is None else self.spec.training.stages
-        return next((one.lr for one in stages if one.name == self.stage), None)
-
 
 def asked(
     spec: ModelSpec,
@@ -87,7 +81,7 @@ def asked(
         arch=arch,
         target=target,
         cluster=cluster_of(target),
-        request=_request(spec, design, arch, target, size),
+        request=_request(spec, design, arch, target, size, chosen),
         trained=_trained(arch, chosen) if training else (),
         stage=None if chosen is None else chosen.name,
         auto=unsettled,
@@ -151,7 +145,14 @@ def _trained(arch: Arch, stage: Stage | None) -> tuple[Role, ...]:
     )
 
 
-def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, batch: int) -> Request:
+def _request(
+    spec: ModelSpec,
+    design: ModelSpec,
+    arch: Arch,
+    target: Target,
+    batch: int,
+    stage: Stage | None,
+) -> Request:
     workload, tokens = target.workload, arch.tokens
     training = workload.mode == "train"
     said = 0 if arch.serving == "single_pass" else workload.generate
@@ -169,6 +170,8 @@ def _request(spec: ModelSpec, design: ModelSpec, arch: Arch, target: Target, bat
         generate=generate,
         precision=_precision(target),
         optimiser="adamw" if spec.training is None else spec.training.optimiser,
+        learning_rate=None if stage is None else stage.lr,
+        epochs=None if stage is None else stage.epochs,
         spec=fingerprint(design),
         pipeline=_given(language.pipeline),
         data=_given(language.data),

@@ -32,7 +32,7 @@ def emit(build: Build) -> list[Text]:
     if deepspeed.refusal(found.plan) is not None:
         return [plan]
     path = f"parallel/{deepspeed.FILE}"
-    return [plan, Text(path=path, text=deepspeed.text_of(found.plan, found.asked.learning_rate))]
+    return [plan, Text(path=path, text=deepspeed.text_of(found.plan))]
 
 
 def absent(build: Build) -> Deferred | None:

@@ -99,25 +99,25 @@ def refusal(plan: ParallelPlan) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def config_of(plan: ParallelPlan, learning_rate: float | None = None) -> Config:
-    """The config of a plan; with the stage's learning rate, if there is one. Raises UsageError
-    where DeepSpeed cannot run it."""
+def config_of(plan: ParallelPlan) -> Config:
+    """The config of a plan. Raises UsageError where DeepSpeed cannot run it."""
     reason = refusal(plan)
     if reason is not None:
         raise UsageError(f"no {FILE} for this plan: {reason}")
+    rate = plan.learning_rate
     return Config(
         train_batch_size=plan.batch,
         train_micro_batch_size_per_gpu=plan.micro_batch,
         gradient_accumulation_steps=plan.micro_batches,
-        optimizer=Optimizer(params=Adam() if learning_rate is None else Adam(lr=learning_rate)),
+        optimizer=Optimizer(params=Adam() if rate is None else Adam(lr=rate)),
         zero_optimization=Zero(stage=plan.zero),
         bf16=Enabled(enabled=plan.precision == "bf16"),
     )
 
 
-def text_of(plan: ParallelPlan, learning_rate: float | None = None) -> str:
+def text_of(plan: ParallelPlan) -> str:
     """The file of a plan. Raises UsageError as `config_of`."""
-    return config_of(plan, learning_rate).model_dump_json(indent=2) + "\n"
+    return config_of(plan).model_dump_json(indent=2) + "\n"
 
 
 def check(document: dict[str, Any], plan: ParallelPlan | None = None) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,16 @@ _RULED = (
 )  # fmt: skip
 _KEYS = {
     "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
-    "optimiser", "mesh", "encoder", "placement", "sequence_parallel", "zero", "batch",
-    "micro_batch", "text", "images", "schedule", "chunks", "checkpointing", "stages",
-    "predicted", "bound_seconds",
+    "optimiser", "learning_rate", "epochs", "mesh", "encoder", "placement", "sequence_parallel",
+    "zero", "batch", "micro_batch", "text", "images", "schedule", "chunks", "checkpointing",
+    "stages", "predicted", "bound_seconds",
 }  # fmt: skip
 _NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", "stages")
 _DEFAULTS: dict[str, Any] = {
     "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "spread",
     "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
     "count": None, "per_node": 1, "text": 1, "images": 0, "encoder": None,
+    "learning_rate": None, "epochs": None,
 }  # fmt: skip
 
 
@@ -51,6 +53,10 @@ class Plan:
     trained: tuple[str, ...]
     precision: str
     optimiser: str
+    learning_rate: float | None
+    """Of the stage of training that the plan is for; None where the design names no stages."""
+    epochs: int | None
+    """Passes over the data, likewise."""
     mesh: Degrees
     encoder_tensor: int
     """Over how many devices encoder and adapter are split."""
@@ -156,9 +162,13 @@ def _plan(document: Any) -> Plan:
     _require(whole["version"] == 1, "this run reads plans of version 1")
     for key in _COUNTS:
         _require(_whole(whole[key], 1), f"{key} must be a whole number from 1 on")
+    for key in ("count", "epochs"):
+        given = whole[key]
+        _require(given is None or _whole(given, 1), f"{key} must be a whole number from 1 on")
+    rate = whole["learning_rate"]
     _require(
-        whole["count"] is None or _whole(whole["count"], 1),
-        "count must be a whole number from 1 on",
+        rate is None or (is_a(rate, int | float) and not is_a(rate, bool) and 0 < rate < inf),
+        "learning_rate must be a number above 0",
     )
     for key, words in _WORDS.items():
         _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
@@ -199,6 +209,8 @@ def _plan(document: Any) -> Plan:
         trained=tuple(trained),
         precision=whole["precision"],
         optimiser=whole["optimiser"],
+        learning_rate=rate,
+        epochs=whole["epochs"],
         mesh=mesh,
         encoder_tensor=1 if whole["placement"] == "replicated" else mesh.tensor,
         placement=whole["placement"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,9 @@ from vlmc.runtime.parallel.plan_file import is_a
 _LINE_KEYS = {"input_ids", "labels", "pixel_values"}
 
 
-def batches_of(
-    path: Path, parts: Parts, size: int, read: Callable[[Path], dict[str, Tensor]]
-) -> Iterator[list[Row]]:
-    """The sequences of a JSON Lines file, `size` at a time, over and over.
-
-    A line holds `input_ids`; `labels` where they are not the words themselves; `pixel_values`, the
-    name of a safetensors file beside it with `pixel_values` [images, ...], or region features.
-    Raises UsageError, naming the line.
-    """
+def lines_of(path: Path, size: int) -> list[tuple[int, str]]:
+    """The lines of a JSON Lines file that hold sequences, with their numbers. Raises UsageError
+    where they are fewer than a batch of `size`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -35,7 +29,23 @@ def batches_of(
     given = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if len(given) < size:
         raise UsageError(f"{path} holds {len(given)} sequences, fewer than a batch of {size}")
-    rows = (_row(path, n, line, parts, read) for n, line in cycle(given))
+    return given
+
+
+def batches_of(
+    lines: Sequence[tuple[int, str]],
+    path: Path,
+    parts: Parts,
+    size: int,
+    read: Callable[[Path], dict[str, Tensor]],
+) -> Iterator[list[Row]]:
+    """The sequences of a file's lines, `size` at a time, over and over.
+
+    A line holds `input_ids`; `labels` where they are not the words themselves; `pixel_values`, the
+    name of a safetensors file beside it with `pixel_values` [images, ...], or region features.
+    Raises UsageError, naming the line.
+    """
+    rows = (_row(path, n, line, parts, read) for n, line in cycle(lines))
     while True:
         yield list(islice(rows, size))
 

@@ -19,8 +19,11 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.engine import Engine
 from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.plan_file import check_plan, read_plan
-from vlmc.runtime.parallel.rows_file import batches_of, synthetic
+from vlmc.runtime.parallel.rows_file import batches_of, lines_of, synthetic
 from vlmc.runtime.parallel.training import Training
+
+LEARNING_RATE = 1e-5
+"""Where neither the call nor the plan has one."""
 
 
 def train_main(parts: Parts, folder: Path, arguments: Sequence[str] | None = None) -> int:
@@ -50,8 +53,8 @@ def _options() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, help="JSON Lines: input_ids, labels, pixel_values")
     made.add_argument("--synthetic", action="store_true", help="sequences drawn from --seed")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--steps", type=int, default=1)
-    made.add_argument("--learning-rate", type=float, default=1e-5)
+    made.add_argument("--steps", type=int, help="default: the plan's epochs of the data, else 1")
+    made.add_argument("--learning-rate", type=float, help="default: the plan's, else 1e-5")
     made.add_argument("--resume", type=Path, help="a checkpoint of any plan of this design")
     made.add_argument("--save", type=Path, help="where a checkpoint is left after the last step")
     made.add_argument("--json", action="store_true", help="a line of JSON for each step")
@@ -65,24 +68,29 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         raise UsageError("give either --data or --synthetic")
     if not (folder / "weights").is_dir():
         raise UsageError(f"{folder} has no weights: build it with --checkpoint DIR or --seed N")
-    if asked.steps < 1:
+    if asked.steps is not None and asked.steps < 1:
         raise UsageError("--steps must be 1 or more")
     device = _device()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     model_py = _module(folder / "model.py")
+    rates = (asked.learning_rate, plan.learning_rate, LEARNING_RATE)
     training = Training(
         Engine(parts, plan, model_py, folder / "weights", device),
-        learning_rate=asked.learning_rate,
+        learning_rate=next(rate for rate in rates if rate is not None),
     )
     if asked.resume is not None:
         training.resume(asked.resume)
+    epochs = None
     if asked.data is None:
         text, images = plan.text, plan.images
         batches = synthetic(parts, plan.batch, text=text, images=images, seed=asked.seed)
     else:
-        batches = batches_of(asked.data, parts, plan.batch, model_py.read_safetensors)
+        lines = lines_of(asked.data, plan.batch)
+        epochs = plan.epochs and -(-plan.epochs * len(lines) // plan.batch)
+        batches = batches_of(lines, asked.data, parts, plan.batch, model_py.read_safetensors)
     start = training.steps
-    for rows in islice(batches, start, start + asked.steps):
+    end = start + asked.steps if asked.steps else epochs or start + 1
+    for rows in islice(batches, start, end):
         loss = training.step(rows)
         if say:
             line = {"step": training.steps, "loss": loss}
