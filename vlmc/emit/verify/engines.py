@@ -34,7 +34,7 @@ class Runtime:
         """What executes it, with its version; of graphs for torch.compile, in which form."""
         found = {self.package: version(self.package)}
         if self.artifact == "compile":
-            found["graphs"] = "as exported, not compiled" if self.paged else "compiled"
+            found["graphs"] = "as exported; one case compiled" if self.paged else "compiled"
         return found
 
     @property
@@ -65,7 +65,19 @@ ENGINES: Mapping[str, Runtime] = {
 }
 
 
-def opened(runtime: Runtime, subject: Subject, cases: list[Case]) -> Engine:
+def runs(runtime: Runtime, cases: list[Case]) -> list[tuple[bool, list[Case]]]:
+    """How an artifact is executed: the cases of each time, and whether its graphs are compiled.
+    Paged ones are compiled for one case alone, of rows that take blocks in turns: it takes longer
+    than all the rest, and the compiler has shown itself at the same layers over another cache."""
+    if not runtime.paged:
+        return [(True, cases)]
+    several = [case for case in cases if len(case.prompts) > 1]
+    return [(False, cases), (True, several[:1])]
+
+
+def opened(
+    runtime: Runtime, subject: Subject, cases: list[Case], *, compiled: bool = True
+) -> Engine:
     """The engine over the subject's own graphs, with room for each of `cases`."""
     if runtime.artifact == LAYOUT:
         return _client(runtime, subject.folder / LAYOUT)
@@ -75,7 +87,7 @@ def opened(runtime: Runtime, subject: Subject, cases: list[Case]) -> Engine:
             runtime.artifact,
             subject.design,
             blocks=max(_blocks(subject.folder, case) for case in cases),
-            backend="eager",
+            backend="inductor" if compiled else "eager",
         )
     name = runtime.artifact if runtime.variant is None else f"{runtime.artifact}-{runtime.variant}"
     return open_engine(subject.folder, name, subject.design)

@@ -13,7 +13,7 @@ from vlmc.emit.manifest import Manifest
 from vlmc.emit.options import Dtype
 from vlmc.emit.recipe import digest, source, versions
 from vlmc.emit.room import holds_twice
-from vlmc.emit.verify.engines import ENGINES, Runtime, opened
+from vlmc.emit.verify.engines import ENGINES, Runtime, opened, runs
 from vlmc.emit.verify.measure import Trace, compare, trace
 from vlmc.emit.verify.record import Measured, Verification, Verified
 from vlmc.emit.verify.subject import Subject, measurable, number_format, threads
@@ -164,16 +164,14 @@ def _holds(
 
 def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -> list[Measured]:
     try:
-        pairs = list(zip(subject.cases, expected, strict=True))
-        if ENGINES[name].paged:
-            # As they are: the compiler has shown itself at the same layers over another cache, and
-            # takes longer than all the rest. Rows that grow side by side take blocks in turns.
-            pairs = [pair for pair in pairs if len(pair[0].prompts) > 1][:1]
-        engine = opened(ENGINES[name], subject, [case for case, _ in pairs])
+        right = dict(zip((case.name for case in subject.cases), expected, strict=True))
         found: list[Measured] = []
-        for index, (case, right) in enumerate(pairs):
-            build.progress(f"verifying {name}: {case.name}", index, len(pairs))
-            found += compare(case, right, trace(engine, case, right.tokens()))
+        for compiled, cases in runs(ENGINES[name], subject.cases):
+            engine = opened(ENGINES[name], subject, cases, compiled=compiled)
+            for index, case in enumerate(cases):
+                build.progress(f"verifying {name}: {case.name}", index, len(cases))
+                answers = right[case.name].tokens()
+                found += compare(case, right[case.name], trace(engine, case, answers))
         return found
     except Exception as error:  # each runtime fails in its own way
         said = " ".join(str(error).split())[:400]

@@ -20,8 +20,8 @@ DEFINITIONS = {
     "reference in the same case: by it quantised graphs are judged, all others by max_relative",
     "tokens": "the share of positions whose likeliest token is the reference's; every engine is "
     "given the reference's tokens to go on with",
-    "compile-paged": "the engine compile with its key/value cache in blocks: one case, by graphs "
-    "as they are exported: the compiler has the same layers over another cache in compile",
+    "compile-paged": "the engine compile with its key/value cache in blocks: every case by graphs "
+    "as they are exported, and once more, at the end, one of several rows by compiled ones",
     "transformers.js": "the graphs of the layout in ONNX Runtime, fed as the client of that name "
     "feeds them; graphs under a second name (_quantized for _int8) are the same bytes",
     "measured": "full: the design itself; twin: its laptop-size twin, where this machine cannot "
