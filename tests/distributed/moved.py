@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,7 +23,8 @@ KINDS = {
 
 
 class Moved(TorchDispatchMode):
-    """Counts while it is entered. Of a gather the whole tensor counts, as of a scatter."""
+    """Counts while it is entered, what one rank does by itself left out. Of a gather the whole
+    tensor counts, as of a scatter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,8 +35,14 @@ class Moved(TorchDispatchMode):
     ) -> Any:
         made = func(*args, **(kwargs or {}))
         kind = KINDS.get(str(func.overloadpacket))
-        if kind is not None:
+        if kind is not None and not _alone(args):
             given = [x for x in tree_leaves((args, made)) if isinstance(x, Tensor)]
             sizes = [x.numel() * x.element_size() for x in given]
             self.bytes[kind] += max(sizes)
         return made
+
+
+def _alone(args: tuple[Any, ...]) -> bool:
+    """Whether a collective's group has one rank."""
+    boxed = next((one for one in args if isinstance(one, torch.ScriptObject)), None)
+    return boxed is not None and dist.ProcessGroup.unbox(boxed).size() == 1

@@ -22,6 +22,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "ZeRO 1": {"data": 2, "zero": 1},
     "ZeRO 2": {"data": 2, "zero": 2},
     "ZeRO 3": {"data": 2, "zero": 3},
+    "tensor": {"tensor": 2, "sequence_parallel": False, "placement": "spread"},
     "gpipe": {"pipeline": 2, "schedule": "gpipe"},
     "1f1b": {"pipeline": 2, "schedule": "1f1b"},
     "interleaved": {"pipeline": 2, "schedule": "interleaved", "chunks": 2},
@@ -52,7 +53,7 @@ UNREAD = "a trained layer that is not read, micro-batches"
 
 
 def ranks_of(fixed: dict[str, Any]) -> int:
-    return fixed.get("pipeline", 1) * fixed.get("data", 1)
+    return fixed.get("pipeline", 1) * fixed.get("data", 1) * fixed.get("tensor", 1)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def searched(one: Twin, report: GraphReport, fixed: dict[str, Any]) -> Document:
     exact = device("l4").model_copy(update={"cuda": False})  # nothing is rounded up
     devices = Cluster(device=exact, count=count, per_node=8, node_gbps=32, network_gbps=8)
     request = Request(
-        mode="train", batch=8, text=16, images=1, micro_batch=1, tensor=1, precision="bf16",
-        spec=one.parts.spec, **{"pipeline": 1, "data": 1, **fixed},
+        mode="train", batch=8, text=16, images=1, micro_batch=1, precision="bf16",
+        spec=one.parts.spec, **{"pipeline": 1, "data": 1, "tensor": 1, **fixed},
     )  # fmt: skip
     return find(report, devices, request).plan.model_dump(mode="json")
 
@@ -156,7 +157,7 @@ def test_weights_are_gathered_once_a_step(answers: Document, name: str) -> None:
         assert gathered == pytest.approx(rank["gradients"], rel=0.02, abs=2e3), rank
 
 
-@pytest.mark.parametrize("name", ["ZeRO 2", "ZeRO 3", "1f1b"])
+@pytest.mark.parametrize("name", ["ZeRO 2", "ZeRO 3", "tensor", "1f1b", "interleaved"])
 def test_each_collective_moves_what_was_predicted(answers: Document, name: str) -> None:
     document, answer = answers[f"{SYSTEMS[0]}: {name}"]
     predicted = {one["kind"]: one["bytes"] for one in document["predicted"]["collectives"]}

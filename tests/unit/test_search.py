@@ -375,7 +375,10 @@ def test_parts_of_the_time_of_answers_add_up(fixed: Any, generate: int) -> None:
     if plan.mesh.pipeline == 1:
         assert known.bubble_seconds + (known.token_bubble_seconds or 0) < 1e-9
     kinds = [one.kind for one in prompts]
-    assert kinds == ["all_reduce", "send"][: 1 + (plan.mesh.pipeline > 1)]
+    if plan.mesh.pipeline == 1:
+        assert kinds == ["all_reduce", "all_gather"]
+    else:
+        assert {"all_reduce", "send"} <= set(kinds) <= {"all_reduce", "all_gather", "send"}
     assert [one.kind for one in tokens] == (kinds if generate else [])
 
 
@@ -385,9 +388,10 @@ def test_tokens_of_answers_are_summed_up_in_each_split_block() -> None:
         flamingo_80b("prefill"), a100(8), asked, decode=flamingo_80b("decode")
     ).plan.predicted
     assert known is not None
-    sums = 2 * (80 + 12 + 1)  # of layers, gated blocks and head
-    moved = [one.bytes for one in known.collectives if "of tokens" in one.purpose]
-    assert moved == [sums * 8192 * 2 * SERVE.batch * SERVE.generate]
+    moved = {one.kind: one.bytes for one in known.collectives if "of tokens" in one.purpose}
+    each = 8192 * 2 * SERVE.batch * SERVE.generate
+    assert moved["all_reduce"] == 2 * (80 + 12) * each  # of layers and gated blocks
+    assert moved["all_gather"] == pytest.approx(each * 32000 / 8192, rel=0.01)  # logits
 
 
 def test_a_tensor_group_stays_within_a_node() -> None:

@@ -15,7 +15,7 @@ from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.efficiency import Kind
 from vlmc.ir import Role
 from vlmc.partition.request import Request
-from vlmc.partition.work import Moments, Work, gathered, kept_bytes, work_of
+from vlmc.partition.work import Moments, Work, gathered, kept_bytes, logits, summed, work_of
 
 ENCODER_SIDE: tuple[Role, ...] = ("encoder", "select", "adapter")
 OVERLAP = 0.9
@@ -33,13 +33,14 @@ class BlockCost:
     again_selective: float
     """To compute again what selective checkpointing left out."""
     again_full: float
-    exchanged: int
-    """Bytes of activations that tensor parallelism exchanges in the forward pass, whole tensors."""
-    exchange_seconds: float
-    """Of those in the forward pass; `forward` includes them."""
+    exchanged: tuple[int, int]
+    """Bytes of activations that tensor parallelism sums up in the forward pass, and of gradients in
+    the backward pass, whole tensors."""
+    exchange_seconds: tuple[float, float]
+    """Of those; `forward` and `backward_input` include them."""
     gathered: tuple[int, int]
-    """Bytes of whole sequences that are put together where they stop being shared out, in the
-    forward and in the backward pass."""
+    """Bytes that are put together, in the forward and in the backward pass: logits, and sequences
+    where they stop being shared out."""
     gather_seconds: tuple[float, float]
     """Of those; `forward` and `backward_input` include them."""
     parameters: int
@@ -149,14 +150,13 @@ class Rooflines:
                 again_full += seconds + call.count * hooks
                 if call.attention:
                     again_selective += seconds + call.count * hooks
-        exchange, exchanged = 0.0, 0.0
-        if degree > 1:
-            exchanged = work.output * block.all_reduces
-            exchange = block.all_reduces * self.all_reduce(work.output, degree, degree)
+        sums = summed(block, work) if degree > 1 else ((0.0, 0), (0.0, 0))
+        exchange = [count * self.all_reduce(size, degree, degree) for size, count in sums]
         ahead, back = gathered(block, work) if sequence_parallel else (0.0, 0.0)
+        ahead += logits(block, work) if degree > 1 else 0.0
         waits = self.gather(ahead, tensor, tensor), self.gather(back, tensor, tensor)
-        forward = phases.get("forward", 0.0) + exchange + waits[0]
-        backward = phases.get("backward_input", 0.0) + exchange + waits[1]
+        forward = phases.get("forward", 0.0) + exchange[0] + waits[0]
+        backward = phases.get("backward_input", 0.0) + exchange[1] + waits[1]
         kept = kept_bytes(block, work, degree, whole)
         sent = tensor if sequence_parallel and sends_shares(block) else 1
         return BlockCost(
@@ -164,9 +164,9 @@ class Rooflines:
             backward_input=backward if block.reached else 0.0,
             backward_weight=phases.get("backward_weight", 0.0) if block.trained else 0.0,
             again_selective=again_selective if block.reached else 0.0,
-            again_full=again_full + exchange if block.reached else 0.0,
-            exchanged=int(exchanged),
-            exchange_seconds=exchange,
+            again_full=again_full + exchange[0] if block.reached else 0.0,
+            exchanged=(int(sums[0][0] * sums[0][1]), int(sums[1][0] * sums[1][1])),
+            exchange_seconds=(exchange[0], exchange[1]),
             gathered=(int(ahead), int(back) if block.reached else 0),
             gather_seconds=(waits[0], waits[1] if block.reached else 0.0),
             parameters=ceil(block.split_parameters / degree)

@@ -83,7 +83,7 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     block, request = lines.report.blocks[number], lines.request
     data, zero = setting.data, setting.zero
     size = BYTES[request.precision]
-    sent = cost.exchanged / block.all_reduces if cost.exchanged else 0.0
+    sent = cost.exchanged[0] / block.all_reduces if cost.exchanged[0] else 0.0
     if request.mode == "serve":
         return Part(
             cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,

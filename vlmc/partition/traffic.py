@@ -3,7 +3,7 @@ it that nothing hides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vlmc.hardware.device import BYTES
 from vlmc.partition.chain import Chain
@@ -18,17 +18,17 @@ def collectives(leaf: Leaf) -> Iterator[Collective]:
     """Of one step; when serving, of reading all prompts."""
     chain, setting = leaf.chain, leaf.chain.setting
     training = chain.lines.request.mode == "train"
-    blocks = _busiest(leaf, chain.work, chain.lines.report.order)
+    held = _busiest(leaf, chain.work)
+    blocks = _blocks(held, chain.lines.report.order)
     yield from _tensor(chain.lines, setting, blocks, "" if training else " of prompts")
-    message = max(map(chain.carried, leaf.ends[:-1]), default=0.0)
-    times = setting.micro_batches * setting.chunks
+    messages = _messages(held, chain.length, chain.carried) * setting.micro_batches
     yield Collective(
         kind="send",
         purpose="activations and their gradients between stages"
         if training
         else "activations of prompts between stages",
         group=2,
-        bytes=int(message * times * (2 if training else 1)),
+        bytes=int(messages * (2 if training else 1)),
         seconds=leaf.pace.messages,
     )
     if training and setting.data > 1:
@@ -39,28 +39,40 @@ def token_collectives(leaf: Leaf) -> Iterator[Collective]:
     """Of all tokens of answers."""
     chain, setting = leaf.chain, leaf.chain.setting
     generate = chain.lines.request.generate
-    blocks = _busiest(leaf, chain.token, chain.token_order)
+    held = _busiest(leaf, chain.token)
+    blocks = _blocks(held, chain.token_order)
     for one in _tensor(chain.token_lines, setting, blocks, " of tokens"):
         yield one.model_copy(
             update={"bytes": one.bytes * generate, "seconds": one.seconds * generate}
         )
-    message = max(map(chain.carried_token, leaf.ends[:-1]), default=0.0)
+    messages = _messages(held, chain.length, chain.carried_token) * setting.micro_batches
     yield Collective(
         kind="send",
         purpose="activations of tokens between stages",
         group=2,
-        bytes=int(message * setting.micro_batches * generate),
+        bytes=int(messages * generate),
         seconds=leaf.pace.token_messages * generate,
     )
 
 
-def _busiest(leaf: Leaf, weights: Sequence[float], order: Sequence[int]) -> list[int]:
-    """Blocks of the group with most to do, by sums over the chain."""
-    held = max(
+def _busiest(leaf: Leaf, weights: Sequence[float]) -> list[tuple[int, int]]:
+    """What the group with most to do holds of the chain; `weights`: sums over it."""
+    return max(
         leaf.chain.groups(leaf.ends),
         key=lambda stretches: sum(weights[end] - weights[first] for first, end in stretches),
     )
+
+
+def _blocks(held: Sequence[tuple[int, int]], order: Sequence[int]) -> list[int]:
     return [block for first, end in held for block in order[first:end]]
+
+
+def _messages(
+    held: Sequence[tuple[int, int]], length: int, carried: Callable[[int], float]
+) -> float:
+    """Bytes that a group is sent and sends on of a micro-batch, one way."""
+    cuts = [cut for stretch in held for cut in stretch if 0 < cut < length]
+    return sum(map(carried, cuts))
 
 
 def _tensor(
@@ -76,9 +88,11 @@ def _tensor(
     for number in blocks:
         block, cost = lines.report.blocks[number], costs[number]
         again = keeps(setting, block) == "full"
-        times = 1 + (block.reached and lines.request.mode == "train") * (1 + again)
-        size += cost.exchanged * times * setting.micro_batches
-        seconds += cost.exchange_seconds * times * setting.micro_batches
+        back = block.reached and lines.request.mode == "train"
+        times = 1 + back * again, back
+        for way in (0, 1):
+            size += cost.exchanged[way] * times[way] * setting.micro_batches
+            seconds += cost.exchange_seconds[way] * times[way] * setting.micro_batches
         gathered += sum(cost.gathered) * setting.micro_batches
         waits += sum(cost.gather_seconds) * setting.micro_batches
     if not setting.sequence_parallel:
@@ -89,10 +103,17 @@ def _tensor(
             bytes=int(size),
             seconds=seconds,
         )
+        yield Collective(
+            kind="all_gather",
+            purpose=f"logits{of}",
+            group=setting.tensor,
+            bytes=int(gathered),
+            seconds=waits,
+        )
         return
     yield Collective(
         kind="all_gather",
-        purpose="sequences before split layers",
+        purpose="sequences before split layers, and logits",
         group=setting.tensor,
         bytes=int(size + gathered),
         seconds=seconds / 2 + waits,

@@ -82,6 +82,23 @@ def work_of(block: Block, sizes: dict[str, int], whole_text: int) -> Work:
     )
 
 
+def summed(block: Block, work: Work) -> tuple[tuple[float, int], tuple[float, int]]:
+    """Bytes and number of sums over a tensor group, forward and backward. A split head is given
+    whole sequences and gives no sums, but gradients of what it was given."""
+    if block.role == "head":
+        return (0.0, 0), (work.input, 1)
+    sums = work.output, block.all_reduces
+    return sums, sums
+
+
+def logits(block: Block, work: Work) -> float:
+    """Bytes of the logits that a split head puts together."""
+    if block.role != "head" or not block.split_parameters:
+        return 0.0
+    words = block.tensor_limits[0]
+    return work.input * words * words / block.split_parameters
+
+
 def gathered(block: Block, work: Work) -> tuple[float, float]:
     """Bytes that a block puts together of sequences that are shared out, forward and backward:
     gradients of embeddings, what a decoder looks at, what the head reads."""

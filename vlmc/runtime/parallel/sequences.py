@@ -32,28 +32,33 @@ class Sequences:
         return made.redistribute(placements=[then]).to_local()
 
 
-def gather_once(module: Any, mesh: DeviceMesh, *, itself: bool, masked: bool) -> None:
-    """Lets a split module read whole sequences where it is given shares, gathered once for all of
-    its projections; they sum the gradient up while it is scattered. `itself`: an attention whose
-    keys and values are made of the queries' sequence. `masked`: its mask is a share, too."""
-    kept: list[Tensor] = []
+def enter_once(
+    module: Any, mesh: DeviceMesh, *, shared: bool, itself: bool, masked: bool = False
+) -> None:
+    """Lets all projections of a split module read one tensor of the group, so that they sum its
+    gradient up before ranks do. `shared`: it is given shares of sequences, which are gathered, and
+    the gradient is scattered. `itself`: an attention whose keys and values are made of the queries'
+    sequence; others are given whole ones for them. `masked`: its mask is a share, too."""
+    made: list[tuple[Tensor, Tensor]] = []
 
-    def gathered(share: Tensor) -> Tensor:
-        made = DTensor.from_local(share, mesh, [Shard(1)], run_check=False)
-        return made.redistribute(placements=[Replicate()])
+    def entered(x: Tensor, *, share: bool) -> Tensor:
+        placement = Shard(1) if share else Replicate()
+        one = DTensor.from_local(x, mesh, [placement], run_check=False)
+        return one.redistribute(placements=[Replicate()]) if share else one
 
     def before(inner: Any, given: Any, named: Any) -> Any:
-        x = kept.pop() if kept else gathered(given[0])
+        source, x = made.pop() if made else (None, given[0])
+        x = x if source is given[0] else entered(given[0], share=shared)
         if masked:
             named = {**named, "mask": Sequences(mesh).whole(named["mask"], dim=2)}
         return (x, *given[1:]), named
 
-    if itself:
+    if hasattr(module, "key_value"):
         key_value = module.key_value
 
         def first(source: Tensor, *more: Any) -> Any:
-            kept[:] = [gathered(source)]
-            return key_value(kept[0], *more)
+            made[:] = [(source, entered(source, share=shared and itself))]
+            return key_value(made[0][1], *more)
 
         module.key_value = first
     module.register_forward_pre_hook(before, with_kwargs=True)

@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from vlmc.runtime.parallel.parts import role_of
-from vlmc.runtime.parallel.sequences import Sequences, gather_once
+from vlmc.runtime.parallel.sequences import Sequences, enter_once
 from vlmc.runtime.parallel.stage import Stage, sees
 
 _COLUMNS = ("query", "key", "value", "distance", "gate", "up")
@@ -44,10 +44,11 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool, sequences: bool) -> N
             shared = sequences and role_of(path) not in _VISION
             made = _styles(module, Shard(1) if shared else Replicate())
             plan |= {f"{path}.{name}": style for name, style in made.items()}
-            if made and shared:
+            if made:
                 crosses = _is_attention(module) and path.startswith("gated_blocks.")
-                itself = hasattr(module, "key_value") and path.endswith(".attention")
-                gather_once(module, mesh, itself=itself and not crosses, masked=crosses)
+                itself = path.endswith(".attention") and not crosses
+                masked = shared and crosses
+                enter_once(module, mesh, shared=shared, itself=itself, masked=masked)
         if _is_attention(module):
             _share_heads(module, mesh)
         if path.endswith("_bias.table"):  # scores by distance: a column for each head
