@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 import yaml
 from onnx import TensorProto, helper
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.parity.onnx_twins import relative, twin
 from vlmc.builder.located import Located, located
@@ -279,6 +280,18 @@ def test_quantisation_that_costs_too_much_is_refused(weights: Path, tmp_path: Pa
     allowed = float(str(found.value).split("--max-error ")[1].split()[0])
     measured = measure(twin(NAME).arch, tmp_path / "onnx", "int4")
     assert measured.mean <= allowed < 1.2 * measured.mean
+
+
+@pytest.mark.usefixtures("captured_once")
+def test_quantised_weights_that_are_not_finite_are_named(weights: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(weights, broken)
+    values = load_file(broken / "model.safetensors")
+    name = "language.norm.weight"
+    values[name] = values[name] * float("nan")
+    save_file(values, broken / "model.safetensors")
+    with pytest.raises(EnvironmentFault, match=f"NaN or infinity: .*{name}.*int8 cannot be"):
+        write(twin(NAME).arch, broken, tmp_path / "onnx", options=Options(quantize="int8"))
 
 
 def test_an_encoder_decoder_and_a_single_pass_are_quantised(tmp_path: Path) -> None:

@@ -116,6 +116,20 @@ def test_the_same_tokens_as_a_session(llava: Twin, engine: str) -> None:
     assert llava.tokens(engine) == llava.expected
 
 
+def test_weights_that_are_cut_short_are_named(llava: Twin) -> None:
+    path = llava.folder / "weights" / "model.safetensors"
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, 100):
+        path.unlink()
+        path.write_bytes(whole[:size])
+        done = llava.run("eager", "--image", str(llava.picture))
+        assert "model.safetensors: cannot be read" in done.stderr
+        assert "Traceback" not in done.stderr
+    path.write_bytes(whole)
+    done = llava.run("eager", "--image", "")
+    assert "an empty text is no path to a picture" in done.stderr
+
+
 def test_another_picture_changes_them(llava: Twin) -> None:
     other = picture(llava.folder.parent / "other.png", 1)
     assert llava.tokens("onnx", other) != llava.expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ def test_its_weights_are_what_is_read_of_it(first: Path, tmp_path: Path) -> None
     vlmc.build(first, second, checkpoint=first)
     carried = (second / "weights" / "generation_config.json").read_text()
     assert carried == '{"eos_token_id": 2}'
+
+
+def test_another_file_of_the_same_size_and_time_is_another_checkpoint(
+    first: Path, tmp_path: Path
+) -> None:
+    second, file = tmp_path / "second", first / "weights" / "model.safetensors"
+    values = load_file(file)
+    save_file(values, file)  # laid out as the other one will be
+    vlmc.build(first, second, checkpoint=first)
+    before = file.stat()
+    values = {name: value + 1 for name, value in values.items()}
+    save_file(values, tmp_path / "other.safetensors")
+    os.utime(tmp_path / "other.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (tmp_path / "other.safetensors").replace(file)
+    assert file.stat().st_size == before.st_size
+    assert not vlmc.build(first, second, checkpoint=first).unchanged
+    stored = load_file(second / "weights" / "model.safetensors")
+    assert all(torch.equal(stored[name], values[name]) for name in stored)
 
 
 @pytest.mark.parametrize("others", [False, True], ids=["same-seed", "other-layout"])

@@ -60,6 +60,17 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert np.asarray(only(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 128, 255]
 
 
+def test_whole_numbers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for row, seen in (([0, 7, 255], [0, 7, 255]), ([0, 0x8000, 0xFFFF], [0, 128, 255])):
+        Image.fromarray(np.array([row], np.int32)).save(path)
+        assert np.asarray(only(path))[0, :, 0].tolist() == seen
+    for row in ([0, 70_000], [-1, 5], [0, 2**31 - 1]):
+        Image.fromarray(np.array([row], np.int32)).save(path)
+        with pytest.raises(UsageError, match="0 to 65,535 is expected"):
+            only(path)
+
+
 def test_transparency_shows_white(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "grey.png")

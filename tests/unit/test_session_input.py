@@ -25,6 +25,7 @@ from vlmc.runtime.engines.eager_engine import EagerEngine
 from vlmc.runtime.engines.paged_eager import PagedEagerEngine
 from vlmc.runtime.features import FeatureStore
 from vlmc.runtime.images import upright_rgb
+from vlmc.runtime.rows import Inputs, check_context
 from vlmc.runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -377,6 +378,21 @@ def test_more_prompts_than_graphs_take_are_refused_before_an_image_is_encoded() 
         session.generate(["What?"] * 3, [[PICTURE]] * 3, max_new_tokens=1)
     assert not session.store.kept
     assert len(session.generate(["What?"] * 2, [[PICTURE]] * 2, max_new_tokens=1)) == 2
+
+
+def test_the_room_that_is_named_is_room() -> None:
+    """Of two limits the tighter one is named first."""
+    session = twin()
+    design = replace(session.design, context=session.design.sequence * 4)
+    inputs = Inputs(text=100, visual=0, images=0)
+    for context in (design.context, 120):
+        one = replace(design, context=context)
+        with pytest.raises(UsageError, match="max-new-tokens") as refusal:
+            check_context(one, inputs, 10_000, 160)
+        room = int(str(refusal.value).rsplit(" ", 1)[1])
+        check_context(one, inputs, room, 160)
+        with pytest.raises(UsageError):
+            check_context(one, inputs, room + 1, 160)
 
 
 def test_images_of_a_larger_token_budget() -> None:

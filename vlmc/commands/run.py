@@ -29,7 +29,7 @@ def run(
         ),
     ],
     image: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             help="An image file; where the design takes video, an animated file or a folder of "
             "frames too. Repeat it for several."

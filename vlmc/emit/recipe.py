@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from vlmc.emit.record import Lying, lying
+
 PACKAGE = Path(__file__).parents[1]
 SUFFIXES = (".py", ".yaml", ".json", ".md", ".txt")
 
@@ -64,11 +66,7 @@ def values_in(checkpoint: Path) -> Path:
     return checkpoint / "weights" if built else checkpoint
 
 
-def stats(folder: Path) -> Mapping[str, tuple[int, int]]:
-    """Size and time of every file in a folder that values are read from."""
+def stats(folder: Path) -> Mapping[str, Lying]:
+    """How every file lies in a folder that values are read from, its links followed."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {
-        path.as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in paths
-        if path.is_file()
-    }
+    return {path.as_posix(): lying(path.resolve()) for path in paths if path.is_file()}

@@ -99,7 +99,7 @@ def _parser(design: Design) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--engine", choices=ENGINES, default="eager", help="what runs it (default: eager)")
     add("--prompt", required=True, help="the question, with <image> where an image belongs")
-    add("--image", action="append", default=[], type=Path, help="an image file; may be repeated")
+    add("--image", action="append", default=[], help="an image file; may be repeated")
     add("--features", type=Path, help="region features in place of an image (safetensors)")
     add("--tokenizer", type=Path, help="tokenizer.json, or the folder that holds it")
     add("--max-new-tokens", type=int, default=64, help="tokens of the answer at most (64)")

@@ -7,8 +7,10 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vlmc.diagnostics.faults import UsageError
@@ -76,16 +78,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """The picture as it is meant to be seen: turned by its EXIF orientation, transparency on white,
     16-bit greys and floats from 0 to 1 scaled to 8 bits, every other mode converted to RGB.
 
-    Raises UsageError for floats beyond 0 to 1, whose white nobody has said."""
+    Raises UsageError for floats beyond 0 to 1 and integers beyond 16 bits, whose white nobody has
+    said."""
     with warnings.catch_warnings():
         # Damaged metadata that Pillow works around is no news to somebody who wants the pixels.
         warnings.simplefilter("ignore", UserWarning)
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or grey.max() > 255:
-            grey = grey >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_of_integers(np.asarray(image), image.mode)).convert("RGB")
     if image.mode == "F":
         return picture_of(np.asarray(image)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
@@ -93,6 +93,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _of_integers(grey: NDArray[Any], mode: str) -> NDArray[np.uint8]:
+    """Greys of 16 bits, or of 8 that are stored in 32, in 8 bits."""
+    least, most = int(grey.min()), int(grey.max())
+    if least < 0 or most > 0xFFFF:
+        raise UsageError(
+            f"whole numbers from {least:,} to {most:,} are no picture: 0 to 65,535 is expected"
+        )
+    eight = mode == "I" and most <= 0xFF
+    return (grey if eight else grey.astype(np.int64) >> 8).astype(np.uint8)
 
 
 def _folder(path: Path) -> list[Path]:

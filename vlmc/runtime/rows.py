@@ -113,18 +113,19 @@ def check_context(
     taken = inputs.text if design.serving == "single_pass" else inputs.sequence
     shared = 0 if design.serving in ("encoder_decoder", "single_pass") else taken
     prompt = _taken(inputs) if taken > inputs.text else f"{inputs.text} text"
-    for longest, slots, has in _limits(design, capacity):
-        room = slots - shared
-        if taken > longest or room < 1:
+    limits = _limits(design, capacity)
+    for longest, slots, has in limits:
+        if taken > longest or slots <= shared:
             raise UsageError(
                 f"the prompt is too long: {prompt} tokens, but {has}; shorten it or give fewer "
                 f"images"
             )
-        if max_new_tokens > room:
+    for _, slots, has in sorted(limits, key=lambda limit: limit[1]):
+        if max_new_tokens > slots - shared:
             total = f"{prompt} tokens + {max_new_tokens} new = {taken + max_new_tokens:,}"
             need = total if shared else f"{max_new_tokens} new tokens"
             raise UsageError(
-                f"the answer may be too long: {need}, but {has}; --max-new-tokens {room}"
+                f"the answer may be too long: {need}, but {has}; --max-new-tokens {slots - shared}"
             )
 
 

@@ -18,7 +18,7 @@ from vlmc.builder.shards import stored_tensors
 from vlmc.builder.stream import Streamed, write_safetensors
 from vlmc.capture.capture import capture
 from vlmc.capture.graph import Folded, Graph, Wire
-from vlmc.diagnostics import UsageError
+from vlmc.diagnostics import EnvironmentFault, UsageError
 from vlmc.emit.artifact import Progress, silent
 from vlmc.emit.carry import link
 from vlmc.emit.onnx.builder import TYPES, Builder
@@ -32,6 +32,7 @@ from vlmc.emit.options import Options
 from vlmc.ir import Arch
 from vlmc.passes.effect import Effect
 from vlmc.passes.pipeline import optimise
+from vlmc.runtime.finite import DAMAGED, named_tensors, not_finite
 
 DIMS = {
     "batch": "batch_size",
@@ -67,7 +68,7 @@ def write(
     Graphs hold no weights: they point into the files of `weights`, which appear below `folder` as
     hard links (as copies where the file system has none), since a runtime opens nothing outside
     the graph's folder. `tell` hears what the passes do. Raises UsageError where
-    quantisation costs more than the options allow.
+    quantisation costs more than the options allow, EnvironmentFault where its cost is no number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     link_weights(weights, folder)
@@ -80,7 +81,7 @@ def write(
         plain.write_quantised([optimise(graph, "quantised", None) for graph in captured])
         progress(f"onnx: measuring what {options.quantize} costs")
         error = measure(arch, folder, options.quantize)
-        check(error, options)
+        check(error, options, weights)
         found = {key: float(f"{value:.3g}") for key, value in asdict(error).items()}
         found["allowed"] = threshold(options)
         (folder / QUANTISATION).write_text(json.dumps({options.quantize: found}, indent=2) + "\n")
@@ -95,8 +96,14 @@ def link_weights(weights: Path, folder: Path) -> None:
         link(file, place)
 
 
-def check(error: QuantisationError, options: Options) -> None:
-    """Raises UsageError where quantised graphs are too far from the plain ones."""
+def check(error: QuantisationError, options: Options, weights: Path) -> None:
+    """Raises UsageError where quantised graphs are too far from the plain ones, EnvironmentFault
+    where there is nothing to compare."""
+    if not math.isfinite(error.mean):
+        bad = not_finite(weights)
+        cause = f"weights hold NaN or infinity: {named_tensors(bad)}" if bad else "logits overflow"
+        remedy = f"{DAMAGED}: build from another copy" if bad else "--dtype fp32 holds more"
+        raise EnvironmentFault(f"{cause}, so that {options.quantize} cannot be compared; {remedy}")
     allowed = threshold(options)
     if not error.mean <= allowed:
         raise UsageError(

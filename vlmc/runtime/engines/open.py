@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from vlmc.builder.located import located
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.amounts import check_threads
 from vlmc.runtime.design import Design
@@ -115,5 +116,6 @@ def _eager(folder: Path, design: Design) -> Engine:
     described.loader.exec_module(module)
     with torch.device("meta"):
         model = module.build()
+    located(folder / "weights")  # says what is wrong with files that are damaged
     module.load_weights(model, folder / "weights")
     return EagerEngine(model.eval().requires_grad_(False), design)
