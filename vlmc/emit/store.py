@@ -42,6 +42,8 @@ from vlmc.emit.record import File, hashed, inside
 FOLDER = "VLMC_CACHE"
 BYTES = "VLMC_CACHE_BYTES"
 LIMIT = 10_000_000_000
+LONGEST = 18
+"""Digits of a number of bytes."""
 ABANDONED = 86_400
 """Seconds after which a half-made entry is nobody's."""
 IN_USE = 3_600
@@ -242,7 +244,7 @@ def store(note: Callable[[str], None] = unheard) -> Store:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     root = Path(os.environ.get(FOLDER) or os.path.join(home, "vlmc"))
     text = os.environ.get(BYTES, "")
-    if text and not text.isdecimal():
+    if text and not (text.isdecimal() and len(text) <= LONGEST):
         raise UsageError(f"${BYTES} is {text[:40]!r}: a whole number of bytes is expected")
     return Store(root=root.absolute(), limit=int(text) if text else LIMIT, note=note)
 

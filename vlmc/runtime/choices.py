@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.design import Design
+from vlmc.runtime.finite import overflowed
 from vlmc.runtime.json_object import json_object
 from vlmc.runtime.sampling import Numbers, softmax
 from vlmc.runtime.tokenizer import Tokenizer
@@ -63,9 +64,7 @@ def judged(
     """
     logits = outputs["logits"]
     if not np.isfinite(logits).all():
-        raise EnvironmentFault(
-            "the model's numbers overflowed: its logits are not finite; try --dtype fp32"
-        )
+        raise overflowed("its logits are")
     if design.head != "masked_lm":
         best = _likeliest(logits, "class", lambda index: labels.get(index, f"class {index}"))
         return best[0].label, best

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.runtime.regions import stored_values
 
 DAMAGED = "the file is damaged, or training diverged before it was saved"
+
+
+def overflowed(what: str) -> EnvironmentFault:
+    """Of numbers that a model gives: `what` says which, and ends in a verb."""
+    return EnvironmentFault(
+        f"the model's numbers overflowed: {what} not finite; where it computes in 16 bits, "
+        f"--dtype fp32 has more room"
+    )
 
 
 def not_finite(folder: Path) -> list[str]:

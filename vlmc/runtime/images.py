@@ -88,6 +88,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_of_integers(np.asarray(image), image.mode)).convert("RGB")
     if image.mode == "F":
         return picture_of(np.asarray(image)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.amounts import check_whole, is_number
+from vlmc.runtime.finite import overflowed
 
 MAX_TEMPERATURE = 1e4
 """Far above it every token is as likely as any other, in the numbers that are computed with."""
@@ -60,9 +61,7 @@ def choose(logits: Numbers, sampling: Sampling, draw: np.random.Generator) -> in
     """
     likeliest = int(logits.argmax())
     if not np.isfinite(logits[likeliest]):
-        raise EnvironmentFault(
-            "the model's numbers overflowed: its logits are not finite; try --dtype fp32"
-        )
+        raise overflowed("its logits are")
     if sampling.temperature == 0:
         return likeliest
     shifted = logits.astype(np.float64) - float(logits[likeliest])

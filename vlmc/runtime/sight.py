@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vlmc.diagnostics.faults import EnvironmentFault, UsageError
+from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.design import Design
 from vlmc.runtime.engines.engine import Engine, Pixels
 from vlmc.runtime.features import Encoded, FeatureStore, is_finite, pixel_hash
+from vlmc.runtime.finite import overflowed
 from vlmc.runtime.media import Clip, clip_pixels
 from vlmc.runtime.processor import ImageProcessor
 from vlmc.runtime.questions import Shown
@@ -66,10 +67,7 @@ class Sight:
                 features = self.engine.encode_images(np.stack([group[key][0] for key in some]))
                 for key, feature in zip(some, features, strict=True):
                     if not is_finite(feature):
-                        raise EnvironmentFault(
-                            "the model's numbers overflowed: what an image becomes is not finite; "
-                            "try --dtype fp32"
-                        )
+                        raise overflowed("what an image becomes is")
                     self.store.put(key, feature)
                     pixels, places = group[key]
                     found |= {place: self._encoded(feature, pixels, key) for place in places}
