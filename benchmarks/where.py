@@ -1,10 +1,12 @@
-"""Says where the time of a build's ONNX graphs goes, by operator: an image, a prompt, a step.
+"""Says where the time of a build's graphs goes, by operator: an image, a prompt, a step.
 
     python benchmarks/where.py BUILD [--prompt 229] [--runs 12] [--suffix .int8]
+    python benchmarks/where.py BUILD --engine compile
 
 The build is one whose vision stands in the sequence. Its graphs are filled with random numbers; the
-figures are milliseconds of one run, medians by operator, with ONNX Runtime's own profile on, which
-costs some microseconds for each call.
+figures are milliseconds of one run, with the profile of ONNX Runtime (medians by operator) or of
+torch (means, by operator of torch and kernel of its compiler) on, which costs some microseconds for
+each call.
 """
 
 from __future__ import annotations
@@ -67,14 +69,60 @@ def told(path: Path, extents: dict[str, int], runs: int) -> None:
         print(f"  {name:<28}{spent:>8.2f} ms in {calls[name]} calls")
 
 
+def told_of_torch(build: Path, name: str, extents: dict[str, int], runs: int) -> None:
+    """As `told`, for the graph `name` of compile/."""
+    import torch
+    from torch._inductor import config
+    from torch.profiler import ProfilerActivity, profile
+
+    from vlmc.runtime.engines.compiled_program import CompiledProgram
+    from vlmc.runtime.engines.graph_files import read_graphs
+    from vlmc.runtime.engines.mapped_weights import MappedWeights
+
+    torch.set_num_threads(threads())
+    inductor: Any = config
+    inductor.cpp.enable_kernel_profile = True
+    graphs = read_graphs(build / "compile")
+    number = getattr(torch, graphs.dtype)
+    weights = MappedWeights(build / "weights", build / "compile", number, "cpu")
+    program = CompiledProgram(graphs.graphs[name], weights, "inductor", lambda _: None)
+    given: list[torch.Tensor] = []
+    for wire in graphs.graphs[name].inputs:
+        shape = [extents.get(e, 1) if isinstance(e, str) else e for e in wire.dims]
+        if wire.name == "slots":
+            given.append(torch.arange(shape[0]))
+        elif wire.number == "float":
+            given.append(torch.randn(shape).to(number))
+        else:
+            given.append(torch.full(shape, extents["text"] - 1))
+    with torch.inference_mode():
+        for _ in range(3):
+            program(given)
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            for _ in range(runs):
+                program(given)
+    spent: Counter[str] = Counter()
+    for event in found.key_averages():
+        spent[event.key] += event.self_cpu_time_total / 1e3 / runs
+    print(f"\n{name}, {extents}: {sum(spent.values()):.1f} ms")
+    for key, milliseconds in spent.most_common(6):
+        print(f"  {key[:60]:<60}{milliseconds:>8.2f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("build", type=Path)
     parser.add_argument("--prompt", type=int, default=229, help="Tokens of the prompt.")
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--suffix", default="", help=".int8 or .int4 for quantised decoders.")
+    parser.add_argument("--engine", choices=("onnx", "compile"), default="onnx")
     options = parser.parse_args()
     folder, prompt = options.build / "onnx", options.prompt
+    if options.engine == "compile":
+        sizes = {"text": prompt, "slots": prompt}
+        for name in ("vision", "prefill", "decode_one"):
+            told_of_torch(options.build, name, sizes, options.runs)
+        return
     names = ("sequence_length", "past_sequence_length", "total_sequence_length")
     told(folder / "vision.onnx", {}, options.runs)
     if not options.suffix:  # a quantised decoder's cache is filled in place, step by step
