@@ -36,13 +36,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from io import BytesIO
 from itertools import groupby, pairwise
 from numbers import Integral, Real
+from operator import is_not
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast, get_args
 from uuid import uuid4
 
 try:
@@ -302,12 +303,40 @@ class Row:
     the sequence."""
 
 
+def padded(rows: Sequence[Row]) -> tuple[Ids, Ids]:
+    """Ids [batch, text], padded on the right, and their mask: 1 where there is a token."""
+    longest = max(len(row.ids) for row in rows)
+    ids, mask = np.zeros((2, len(rows), longest), np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids)] = row.ids
+        mask[index, : len(row.ids)] = 1
+    return ids, mask
+
+
+def check_rows(name: str, rows: int, most: int | None) -> None:
+    """Raises UsageError where the graphs of the engine `name` take fewer rows at once."""
+    if most is not None and rows > most:
+        raise UsageError(
+            f"{rows} prompts at once: the graphs of --engine {name} take {most}; give fewer at a "
+            "time"
+        )
+
+
+def check_length(name: str, tokens: int, most: int | None) -> None:
+    """Raises UsageError where the graphs of the engine `name` take shorter prompts."""
+    if most is not None and tokens > most:
+        raise UsageError(
+            f"a prompt has {tokens} tokens, images included: the graphs of --engine {name} take "
+            f"{most}; --engine eager takes more, and so would a larger token_budget"
+        )
+
+
 class Engine(Protocol):
     """Runs the stages of one design. Holds no state of a generation itself, so that several may go
     on at once, in one thread."""
 
     name: str
-    """As `vlmc run --engine` calls it: eager, compile, aoti, onnx, onnx-int8 or onnx-int4."""
+    """As `vlmc run --engine` calls it."""
 
     @property
     def capacity(self) -> int | None:
@@ -1202,23 +1231,34 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """The picture as it is meant to be seen: turned by its EXIF orientation, transparency on white,
     16-bit greys and floats from 0 to 1 scaled to 8 bits, every other mode converted to RGB.
 
-    Raises UsageError for floats beyond 0 to 1, whose white nobody has said."""
+    Raises UsageError for floats beyond 0 to 1 and integers beyond 16 bits, whose white nobody has
+    said."""
     with warnings.catch_warnings():
         # Damaged metadata that Pillow works around is no news to somebody who wants the pixels.
         warnings.simplefilter("ignore", UserWarning)
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or grey.max() > 255:
-            grey = grey >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_of_integers(np.asarray(image), image.mode)).convert("RGB")
     if image.mode == "F":
         return picture_of(np.asarray(image)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _of_integers(grey: NDArray[Any], mode: str) -> NDArray[np.uint8]:
+    """Greys of 16 bits, or of 8 that are stored in 32, in 8 bits."""
+    least, most = int(grey.min()), int(grey.max())
+    if least < 0 or most > 0xFFFF:
+        raise UsageError(
+            f"whole numbers from {least:,} to {most:,} are no picture: 0 to 65,535 is expected"
+        )
+    eight = mode == "I" and most <= 0xFF
+    return (grey if eight else grey.astype(np.int64) >> 8).astype(np.uint8)
 
 
 def _folder(path: Path) -> list[Path]:
@@ -1773,6 +1813,39 @@ def _values(path: Path, start: int, entry: Any) -> NDArray[Any]:
 
 
 # --------------------------------------------------------------------------------------------------
+# Whose fault it is where a model's numbers are not finite: its weights', where they are not.
+# --------------------------------------------------------------------------------------------------
+
+
+DAMAGED = "the file is damaged, or training diverged before it was saved"
+
+
+def overflowed(what: str) -> EnvironmentFault:
+    """Of numbers that a model gives: `what` says which, and ends in a verb."""
+    return EnvironmentFault(
+        f"the model's numbers overflowed: {what} not finite; where it computes in 16 bits, "
+        f"--dtype fp32 has more room"
+    )
+
+
+def not_finite(folder: Path) -> list[str]:
+    """Names of the tensors in a folder's safetensors files that hold NaN or infinity."""
+    return [
+        name
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, values in stored_values(path).items()
+        if not np.isfinite(values).all()
+    ]
+
+
+def named_tensors(names: Sequence[str]) -> str:
+    """The first of them, how many more there are, and the parts that they belong to."""
+    parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} (part: {parts})"
+
+
+# --------------------------------------------------------------------------------------------------
 # What images became, kept for the next question about them.
 # --------------------------------------------------------------------------------------------------
 
@@ -1903,9 +1976,7 @@ def choose(logits: Numbers, sampling: Sampling, draw: np.random.Generator) -> in
     """
     likeliest = int(logits.argmax())
     if not np.isfinite(logits[likeliest]):
-        raise EnvironmentFault(
-            "the model's numbers overflowed: its logits are not finite; try --dtype fp32"
-        )
+        raise overflowed("its logits are")
     if sampling.temperature == 0:
         return likeliest
     shifted = logits.astype(np.float64) - float(logits[likeliest])
@@ -2004,9 +2075,7 @@ def judged(
     """
     logits = outputs["logits"]
     if not np.isfinite(logits).all():
-        raise EnvironmentFault(
-            "the model's numbers overflowed: its logits are not finite; try --dtype fp32"
-        )
+        raise overflowed("its logits are")
     if design.head != "masked_lm":
         best = _likeliest(logits, "class", lambda index: labels.get(index, f"class {index}"))
         return best[0].label, best
@@ -2441,18 +2510,19 @@ def check_context(
     taken = inputs.text if design.serving == "single_pass" else inputs.sequence
     shared = 0 if design.serving in ("encoder_decoder", "single_pass") else taken
     prompt = _taken(inputs) if taken > inputs.text else f"{inputs.text} text"
-    for longest, slots, has in _limits(design, capacity):
-        room = slots - shared
-        if taken > longest or room < 1:
+    limits = _limits(design, capacity)
+    for longest, slots, has in limits:
+        if taken > longest or slots <= shared:
             raise UsageError(
                 f"the prompt is too long: {prompt} tokens, but {has}; shorten it or give fewer "
                 f"images"
             )
-        if max_new_tokens > room:
+    for _, slots, has in sorted(limits, key=lambda limit: limit[1]):
+        if max_new_tokens > slots - shared:
             total = f"{prompt} tokens + {max_new_tokens} new = {taken + max_new_tokens:,}"
             need = total if shared else f"{max_new_tokens} new tokens"
             raise UsageError(
-                f"the answer may be too long: {need}, but {has}; --max-new-tokens {room}"
+                f"the answer may be too long: {need}, but {has}; --max-new-tokens {slots - shared}"
             )
 
 
@@ -2656,10 +2726,7 @@ class Sight:
                 features = self.engine.encode_images(np.stack([group[key][0] for key in some]))
                 for key, feature in zip(some, features, strict=True):
                     if not is_finite(feature):
-                        raise EnvironmentFault(
-                            "the model's numbers overflowed: what an image becomes is not finite; "
-                            "try --dtype fp32"
-                        )
+                        raise overflowed("what an image becomes is")
                     self.store.put(key, feature)
                     pixels, places = group[key]
                     found |= {place: self._encoded(feature, pixels, key) for place in places}
@@ -2954,7 +3021,7 @@ class Session:
         return [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
 
     def to_json(self, answer: Answer) -> dict[str, Any]:
-        """What `vlmc run --json` prints."""
+        """What `vlmc run --json` and run.py's print."""
         said = answer.to_json()
         return {
             "version": 1,
@@ -2995,11 +3062,7 @@ class Session:
         """Every prompt as tokens. Raises UsageError where one does not fit, before the model
         runs."""
         most = getattr(self.engine, "most_rows", None)  # only graphs have a bound
-        if most is not None and len(questions) > most:
-            raise UsageError(
-                f"{len(questions)} prompts at once: the graphs of --engine {self.engine.name} take "
-                f"{most}; give fewer at a time"
-            )
+        check_rows(self.engine.name, len(questions), most)
         layouts: list[Layout] = []
         for number, question in enumerate(questions, start=1):
             with of_prompt(number if batch else None):
@@ -3101,12 +3164,9 @@ class Session:
         bad = self.examine()
         if not bad:
             return message
-        parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in bad))
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         return (
-            f"the model's numbers are not finite, because weights are not: {', '.join(bad[:3])}"
-            f"{more} (part: {parts}); the file is damaged, or training diverged before it was "
-            f"saved: load another copy"
+            "the model's numbers are not finite, because weights are not: "
+            f"{named_tensors(bad)}; {DAMAGED}: load another copy"
         )
 
 
@@ -3251,16 +3311,6 @@ def built_from(folder: Path) -> str:
     return origin if isinstance(origin, str) else ""
 
 
-def not_finite(folder: Path) -> list[str]:
-    """Names of the tensors in a folder's safetensors files that hold NaN or infinity."""
-    return [
-        name
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, values in stored_values(path).items()
-        if not np.isfinite(values).all()
-    ]
-
-
 def _chat_of(belongings: Belongings) -> ChatTemplate | None:
     given = belongings.tokenizer
     beside = None if given is None else given if given.is_dir() else given.parent
@@ -3354,6 +3404,10 @@ def adjacent(parts: Sequence[Located]) -> bool:
 # --------------------------------------------------------------------------------------------------
 
 
+GRAPHS_SCHEMA = 2
+"""How graphs.json and the wires that it names are to be read. In 1, steps returned their logits."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphWire:
     """A tensor that goes into a graph or comes out of it; see `vlmc.capture.graph.Wire`."""
@@ -3415,6 +3469,8 @@ def read_graphs(folder: Path) -> GraphFolder:
     path = folder / "graphs.json"
     try:
         found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        if found.get("schema", GRAPHS_SCHEMA) != GRAPHS_SCHEMA:
+            raise EnvironmentFault(f"{folder}: made by another release of vlmc; build it again")
         graphs = {entry["name"]: _graph_file(folder, entry) for entry in found["graphs"]}
         return GraphFolder(
             folder=folder,
@@ -3664,11 +3720,7 @@ class EagerEngine:
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor | None]:
         """Ids [batch, text], padded on the right, and their mask; None where nothing is padding."""
-        longest = max(len(row.ids) for row in rows)
-        ids, mask = np.zeros((2, len(rows), longest), np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)] = row.ids
-            mask[index, : len(row.ids)] = 1
+        ids, mask = padded(rows)
         placed = torch.tensor(ids, device=self.device)
         return placed, None if mask.all() else torch.tensor(mask, device=self.device)
 
@@ -4053,7 +4105,7 @@ class OnnxEngine:
 
     def prefill(self, rows: Sequence[Row]) -> tuple[OnnxState, Logits]:
         """Reads whole prompts; see `Engine.prefill`."""
-        ids, mask = self._padded(rows)
+        ids, mask = padded(rows)
         decoder = self.graph("decoder")
         first = self.graph("encoder") if self.serving == "encoder_decoder" else decoder
         self._check(first, ids, rows)
@@ -4086,7 +4138,7 @@ class OnnxEngine:
     def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
         """The outputs of a design that answers in one pass."""
         graph = self.graph("model")
-        ids, mask = self._padded(rows)
+        ids, mask = padded(rows)
         self._check(graph, ids, rows)
         counts = [sum(len(one) for one in row.features) for row in rows]
         shape = (len(rows), max(1, *counts), graph.inputs["image_features"].shape[2])
@@ -4119,28 +4171,11 @@ class OnnxEngine:
         """Raises UsageError for prompts that the graphs are not made for."""
         bounds = graph.bounds
         longest = bounds.get("encoder_sequence_length") or bounds["sequence_length"]
-        if ids.shape[1] > longest[1]:
-            raise UsageError(
-                f"a prompt has {ids.shape[1]} tokens, images included, but the graphs are made for "
-                f"{longest[1]}: shorten it, or raise token_budget and build again"
-            )
-        if len(rows) > bounds["batch_size"][1]:
-            raise UsageError(
-                f"{len(rows)} prompts at once, but the graphs are made for "
-                f"{bounds['batch_size'][1]}"
-            )
+        check_length(self.name, ids.shape[1], longest[1])
+        check_rows(self.name, len(rows), bounds["batch_size"][1])
 
     def _embedded(self, ids: Ids) -> NDArray[np.float32]:
         return self.graph("embed").run({"input_ids": ids})[0]
-
-    def _padded(self, rows: Sequence[Row]) -> tuple[Ids, Ids]:
-        """Ids and mask [batch, text], padded on the right."""
-        longest = max(len(row.ids) for row in rows)
-        ids, mask = np.zeros((2, len(rows), longest), np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)] = row.ids
-            mask[index, : len(row.ids)] = 1
-        return ids, mask
 
     def _memory(self, graph: OnnxGraph, rows: Sequence[Row], text: int) -> dict[str, NDArray[Any]]:
         """Keys and values [batch, heads, images * tokens, head_dim] of each row's images, and who
@@ -4248,10 +4283,10 @@ class TorchState:
     """A generation.
 
     `inputs` is the list that the graph of a step is called with: tokens, positions and slots, what
-    is read from outside the sequence, and the caches (or a block table and the pool), all allocated
-    before the first step. Between two steps tokens and positions are overwritten, and the slots
-    replaced by a longer view of `places`. What a graph computes in, and the logits that it gives,
-    are its own to allocate at each step.
+    is read from outside the sequence, the caches (or a block table and the pool), and the logits
+    that it writes, all allocated before the first step. Between two steps tokens and positions are
+    overwritten, and the slots made longer where they lie. What a graph computes in is its own to
+    allocate.
     """
 
     def __init__(
@@ -4266,11 +4301,16 @@ class TorchState:
         self.last = last
         """The position of the newest token of each row."""
         self.table = table
-        self.places = inputs[2]
+        self.slots = inputs[2]
+        """All of them at first: as much as there is room for."""
         self.own = inputs[:2]
         self.on_host = [tensor.cpu() for tensor in self.own]
         """The same tensors where they are on the host already."""
         self.numbers = [tensor.numpy() for tensor in self.on_host]
+        self.logits = inputs[-1]
+        self.read = self.logits.float().cpu()
+        """The same tensor where it is fp32 on the host already."""
+        self.answer = self.read.numpy()[:, 0]
 
     def put(self, tokens: Ids, seen: int) -> None:
         """Puts the next token of each row, its position and the slots that it sees in place."""
@@ -4279,7 +4319,14 @@ class TorchState:
         for there, here in zip(self.own, self.on_host, strict=True):
             if there is not here:
                 there.copy_(here)
-        self.inputs[2] = self.places[:seen]
+        self.slots.resize_(seen)
+
+    def step(self) -> Logits:
+        """The logits [batch, vocabulary] after what was put in place."""
+        self.program(self.inputs)
+        if self.read is not self.logits:
+            self.read.copy_(self.logits)
+        return self.answer
 
 
 class TorchEngine:
@@ -4341,7 +4388,7 @@ class TorchEngine:
         where = torch.from_numpy(last).to(self.device)  # pyright: ignore[reportUnknownMemberType]
         outside = self._outside(rows, ids.shape[1])
         state = self._begin(len(rows), outside, last)
-        caches = state.inputs[3 + len(outside) :]
+        caches = state.inputs[3 + len(outside) : -1]
         logits = self._program(f"{self._kind}prefill")([x, where, *outside, *caches])[0]
         if outside:
             # From now on a token sees what the last one of the prompt saw.
@@ -4363,7 +4410,7 @@ class TorchEngine:
             self._reach(state, state.table, state.last + 1)
         state.last += 1
         state.put(tokens, seen)
-        return self._numbers(state.program(state.inputs)[0])
+        return state.step()
 
     @_when_called(lambda: torch.inference_mode())
     def answer(self, rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
@@ -4399,24 +4446,13 @@ class TorchEngine:
 
     def _check(self, rows: Sequence[Row]) -> None:
         """Raises UsageError where the graphs do not reach."""
-        most = self.most_rows
-        if most is not None and len(rows) > most:
-            raise UsageError(f"the {self.name} graphs of this build take {most} rows at once")
-        longest = max(len(row.ids) for row in rows)
+        check_rows(self.name, len(rows), self.most_rows)
         text = self.graphs["model" if "embed" not in self.graphs else "embed"].most("text")
-        if text is not None and longest > text:
-            raise UsageError(
-                f"the prompt takes {longest} tokens, and the {self.name} graphs of this build take "
-                f"{text}; --engine eager takes more, and so would a larger token_budget"
-            )
+        check_length(self.name, max(len(row.ids) for row in rows), text)
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Ids [batch, text], padded on the right, and their mask."""
-        longest = max(len(row.ids) for row in rows)
-        ids, mask = np.zeros((2, len(rows), longest), np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)] = row.ids
-            mask[index, : len(row.ids)] = 1
+        ids, mask = padded(rows)
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def _filled(self, ids: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -4459,25 +4495,27 @@ class TorchEngine:
         own = [torch.zeros(batch, 1, dtype=torch.int64, device=self.device) for _ in range(2)]
         assert self.capacity is not None
         inputs = [*own, torch.arange(self.capacity, device=self.device), *outside]
+        *caches, answer = [wire for wire in self.graphs[name].inputs if wire.written]
+        logits = self._zeros([answer], batch)
         if self._blocks is None:
-            inputs += self._zeros(name, batch)
+            inputs += [*self._zeros(caches, batch), *logits]
             return TorchState(self._program(name), inputs, last.copy(), None)
         if self._pool is None:
             # Block 0 is nobody's.
-            made = self._zeros(name, self._blocks + 1)
+            made = self._zeros(caches, self._blocks + 1)
             self._pool = Blocks(self._blocks, made[0].shape[2]), made
         blocks, pools = self._pool
         width = next(wire for wire in self.graphs[name].inputs if wire.name == "table").dims[1]
         table = BlockTable(blocks, batch, int(width))
-        inputs += [torch.zeros(batch, int(width), dtype=torch.int64, device=self.device), *pools]
+        numbers = torch.zeros(batch, int(width), dtype=torch.int64, device=self.device)
+        inputs += [numbers, *pools, *logits]
         state = TorchState(self._program(name), inputs, last.copy(), table)
         table.owned_by(state)
         self._reach(state, table, last)
         return state
 
-    def _zeros(self, name: str, first: int) -> list[Tensor]:
-        """Zeros for every input that the graph writes into; `first` is their first extent."""
-        wires = [wire for wire in self.graphs[name].inputs if wire.written]
+    def _zeros(self, wires: Sequence[GraphWire], first: int) -> list[Tensor]:
+        """Zeros for inputs that a graph writes into; `first` is their first extent."""
         sizes = [[first, *(int(extent) for extent in wire.dims[1:])] for wire in wires]
         return [torch.zeros(size, dtype=self.dtype, device=self.device) for size in sizes]
 
@@ -4658,13 +4696,77 @@ def _expressions(found: object) -> Iterator[str]:
 
 
 # --------------------------------------------------------------------------------------------------
+# What torch's compiler is told of graphs for a single row (`single_row`).
+# --------------------------------------------------------------------------------------------------
+
+
+STORED = {"realize_opcount_threshold": 4}
+"""Options for compiling them: results of four operations and more are stored, not computed where
+they are read. A norm has five; a sum of two has one and may go anywhere."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Attention of one token over keys and values of 16 bits, computed in fp32 on CPUs.
+#
+# torch's kernel for a CPU packs keys and values of 16 bits anew for its products of matrices, at
+# each call. For the one query of a step that takes several times as long as making fp32 of them and
+# reading that.
+# --------------------------------------------------------------------------------------------------
+
+
+SHARED_BY = 16
+"""Queries of one key at most: as many as query heads share it in a step."""
+
+
+def widen_attention(graph: Any) -> int:
+    """Has attention of one token in a torch.fx graph computed in fp32; how often there was any."""
+    aten: Any = torch.ops.aten
+    changed = 0
+    for node in list(graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default or not _of_a_step(node):
+            continue
+        number = node.meta["val"].dtype
+
+        def wide(one: Any, node: torch.fx.Node = node) -> Any:
+            if not isinstance(one, torch.fx.Node) or not one.meta["val"].is_floating_point():
+                return one
+            with graph.inserting_before(node):
+                return _in_format(graph, one, torch.float32)
+
+        node.args = tuple(wide(one) for one in node.args)
+        node.kwargs = {name: wide(one) for name, one in node.kwargs.items()}
+        node.meta["val"] = node.meta["val"].float()
+        with graph.inserting_after(node):
+            narrow = _in_format(graph, node, number)
+        node.replace_all_uses_with(narrow, partial(is_not, narrow))
+        changed += 1
+    return changed
+
+
+def _of_a_step(attention: torch.fx.Node) -> bool:
+    query: Any = attention.args[0]
+    value = query.meta["val"]
+    rows = value.shape[2]
+    return value.dtype.itemsize == 2 and isinstance(rows, int) and rows <= SHARED_BY
+
+
+def _in_format(graph: Any, one: torch.fx.Node, number: torch.dtype) -> torch.fx.Node:
+    aten: Any = torch.ops.aten
+    made: torch.fx.Node = graph.call_function(aten.to.dtype, (one, number))
+    made.meta["val"] = one.meta["val"].to(number)
+    return made
+
+
+# --------------------------------------------------------------------------------------------------
 # Exported programs, compiled by torch.compile when they are first used.
 # --------------------------------------------------------------------------------------------------
 
 
-SINGLE_ROW = {"realize_opcount_threshold": 4}
-"""Options for a step of a single row, whose products are sums over what must lie in memory: else a
-norm is computed anew for every row of the matrix that reads it."""
+STEP: dict[str, Any] = {"cpp_wrapper": True}
+"""Options for a step: what calls its kernels is compiled, too. Else Python does, one by one, which
+takes as long as some of them."""
+SINGLE_ROW: dict[str, Any] = {**STEP, **STORED}
+"""Options for a step of a single row, whose products are sums over what must lie in memory."""
 
 
 class CompiledProgram:
@@ -4677,6 +4779,8 @@ class CompiledProgram:
         self.report = report
         self.name = graph.path.stem
         module = exported_module(graph, weights)
+        if weights.device == "cpu" and widen_attention(module.graph):
+            module.recompile()
         self.seen: set[tuple[bool, ...]] = set()
         # Which axes of which inputs vary; all else is as it was declared.
         self.varying = [
@@ -4689,9 +4793,10 @@ class CompiledProgram:
         self.compiled = self.name != "embed"
         if self.compiled:  # looking words up is one call as it is
             compiler: Any = torch
-            chosen = SINGLE_ROW if backend == "inductor" and self.name == "decode_one" else None
+            chosen = _compiler_options(self.name) if backend == "inductor" else None
+            # Not the module: it looks at each input in Python before each call.
             self.run = compiler.compile(
-                module, fullgraph=True, dynamic=False, backend=backend, options=chosen
+                module.forward, fullgraph=True, dynamic=False, backend=backend, options=chosen
             )
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -4706,6 +4811,13 @@ class CompiledProgram:
                 dynamo.maybe_mark_dynamic(inputs[place], axis)
         with quiet():
             return list(self.run(*inputs))
+
+
+def _compiler_options(name: str) -> dict[str, Any] | None:
+    """What the compiler is told of the graph `name` beyond its defaults."""
+    if "decode" not in name:
+        return None
+    return SINGLE_ROW if name == "decode_one" else STEP
 
 
 def exported_module(graph: GraphFile, weights: MappedWeights) -> Any:
@@ -4740,12 +4852,23 @@ def quiet() -> Generator[None]:
 
 
 # --------------------------------------------------------------------------------------------------
-# The engine of a build folder by its name.
+# Every engine by its name: its artifact's, then the number format of quantised graphs.
 # --------------------------------------------------------------------------------------------------
 
 
-ENGINES = ("eager", "compile", "aoti", "onnx", "onnx-int8", "onnx-int4")
-"""Every engine: its artifact's name, then the number format of quantised graphs."""
+EngineName = Literal["eager", "compile", "aoti", "onnx", "onnx-int8", "onnx-int4"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+
+def check_engine(name: str) -> None:
+    """Raises UsageError where there is no such engine."""
+    if name not in ENGINES:
+        raise UsageError(f"--engine {name}: {', '.join(ENGINES)} is expected")
+
+
+# --------------------------------------------------------------------------------------------------
+# The engine of a build folder by its name.
+# --------------------------------------------------------------------------------------------------
 
 
 def open_engine(
@@ -4766,8 +4889,7 @@ def open_engine(
     Raises UsageError where there is no such engine or the build lacks its graphs, EnvironmentFault
     where a file is damaged or this machine cannot run it.
     """
-    if name not in ENGINES:
-        raise UsageError(f"--engine {name}: {', '.join(ENGINES)} are there")
+    check_engine(name)
     artifact, _, quantised = name.partition("-")
     if name != "eager" and not (folder / artifact).is_dir():
         there = [one for one in ENGINES if (folder / one).is_dir()]
@@ -4842,6 +4964,7 @@ def _eager(folder: Path, design: Design) -> Engine:
     described.loader.exec_module(module)
     with torch.device("meta"):
         model = module.build()
+    located(folder / "weights")  # says what is wrong with files that are damaged
     module.load_weights(model, folder / "weights")
     return EagerEngine(model.eval().requires_grad_(False), design)
 
@@ -4909,24 +5032,12 @@ def _answer(design: Design, folder: Path, asked: argparse.Namespace) -> None:
         if not asked.json:
             print(printable(piece), end="", flush=True)
     if asked.json:
-        print(json.dumps(_as_json(session, asked.engine, stream.answer.to_json())))
+        print(json.dumps(session.to_json(stream.answer)))
         return
     print()
     for choice in stream.answer.choices:
         print(printable(str(choice)))
     print(stream.answer.summary(), file=sys.stderr)
-
-
-def _as_json(session: Session, engine: str, answer: dict[str, object]) -> dict[str, object]:
-    return {
-        "version": 1,
-        "name": session.design.name,
-        "engine": engine,
-        "seeded": session.seeded,
-        "seeded_parts": list(session.seeded_parts),
-        "load_seconds": round(session.load_seconds, 4),
-        **answer,
-    }
 
 
 def _failed(sentence: str, code: int, as_json: bool) -> int:
@@ -4944,7 +5055,7 @@ def _parser(design: Design) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--engine", choices=ENGINES, default="eager", help="what runs it (default: eager)")
     add("--prompt", required=True, help="the question, with <image> where an image belongs")
-    add("--image", action="append", default=[], type=Path, help="an image file; may be repeated")
+    add("--image", action="append", default=[], help="an image file; may be repeated")
     add("--features", type=Path, help="region features in place of an image (safetensors)")
     add("--tokenizer", type=Path, help="tokenizer.json, or the folder that holds it")
     add("--max-new-tokens", type=int, default=64, help="tokens of the answer at most (64)")

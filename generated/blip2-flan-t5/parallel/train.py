@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
 from itertools import cycle, islice
+from math import inf
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -85,6 +86,17 @@ class UsageError(Exception):
 
 class EnvironmentFault(Exception):
     """The design is sound but this machine cannot do what was asked. Exit code 3."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Divisors that a help proposes.
+# --------------------------------------------------------------------------------------------------
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` that is closest to `wanted` (the smaller of two equally close)."""
+    divisors = [one for one in range(1, min(number, 4096) + 1) if number % one == 0]
+    return min(divisors, key=lambda one: (abs(one - wanted), one))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -310,10 +322,16 @@ def places_of(stages: Sequence[tuple[int, Sequence[Held]]]) -> dict[str, list[Pl
 
 
 def broken_ranges(plan: Ruled) -> Iterator[Broken]:
-    """Ranges that end before they begin, overlap, or leave a gap between them."""
+    """Ranges that end before they begin, overlap, or leave a gap between them; numbers of what
+    stands alone."""
     for name, places in places_of(plan.stages).items():
         following = 0
         for place in places:
+            if "*" not in name and place.last > max(place.first, 0):
+                yield broken_range(place, name, f"from {place.first} to {place.last}",
+                                   "one block, as the name has no *", "last: 0")  # fmt: skip
+                following = place.last + 1
+                continue
             if place.last < place.first:
                 yield broken_range(place, name, f"from {place.first} to {place.last}",
                                    "a last block that is no earlier than the first",
@@ -482,7 +500,7 @@ def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
             expected=f"a divisor of {count}",
             got=f"{count} / {plan.per_node} = {count // plan.per_node} remainder "
             f"{count % plan.per_node}",
-            help=f"per_node: {_divisor_near(count, plan.per_node)}",
+            help=f"per_node: {nearest_divisor(count, plan.per_node)}",
         )
     apart = Degrees(1, mesh.data * mesh.tensor, 1)
     if plan.encoder in (None, mesh) or (plan.placement == "replicated" and plan.encoder == apart):
@@ -504,7 +522,7 @@ def _broken_batch(plan: Ruled) -> Iterator[Broken]:
     data = plan.mesh.data
     shared = data * plan.micro_batch
     if plan.batch % shared:
-        near = _divisor_near(plan.batch // data, plan.micro_batch) if plan.batch >= data else 1
+        near = nearest_divisor(plan.batch // data, plan.micro_batch) if plan.batch >= data else 1
         yield Broken(
             code="VLMC163",
             path=("micro_batch",),
@@ -560,6 +578,11 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
     if not plan.trained:
         yield _not_run("trained", "no part is trained: nothing would be learnt",
                        "at least one role", "none", "[adapter]")  # fmt: skip
+    once = dict.fromkeys(plan.trained)
+    if len(once) < len(plan.trained):
+        listed = ", ".join(once)
+        yield _not_run("trained", "`trained` names a part twice", "each role once",
+                       ", ".join(plan.trained), f"[{listed}]")  # fmt: skip
 
 
 def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Broken:
@@ -571,11 +594,6 @@ def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Bro
         got=got,
         help=f"{key}: {meant}",
     )
-
-
-def _divisor_near(number: int, wanted: int) -> int:
-    divisors = [one for one in range(1, min(number, 4096) + 1) if number % one == 0]
-    return min(divisors, key=lambda one: (abs(one - wanted), one))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -600,15 +618,16 @@ _RULED = (
 )  # fmt: skip
 _KEYS = {
     "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
-    "optimiser", "mesh", "encoder", "placement", "sequence_parallel", "zero", "batch",
-    "micro_batch", "text", "images", "schedule", "chunks", "checkpointing", "stages",
-    "predicted", "bound_seconds",
+    "optimiser", "learning_rate", "epochs", "mesh", "encoder", "placement", "sequence_parallel",
+    "zero", "batch", "micro_batch", "text", "images", "schedule", "chunks", "checkpointing",
+    "stages", "predicted", "bound_seconds",
 }  # fmt: skip
 _NEEDED = ("version", "design", "spec", "mode", "mesh", "batch", "micro_batch", "stages")
 _DEFAULTS: dict[str, Any] = {
     "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "spread",
     "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
     "count": None, "per_node": 1, "text": 1, "images": 0, "encoder": None,
+    "learning_rate": None, "epochs": None,
 }  # fmt: skip
 
 
@@ -621,6 +640,10 @@ class Plan:
     trained: tuple[str, ...]
     precision: str
     optimiser: str
+    learning_rate: float | None
+    """Of the stage of training that the plan is for; None where the design names no stages."""
+    epochs: int | None
+    """Passes over the data, likewise."""
     mesh: Degrees
     encoder_tensor: int
     """Over how many devices encoder and adapter are split."""
@@ -674,6 +697,9 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
             f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
             f"torchrun --nproc-per-node {plan.mesh.ranks}"
         )
+    for role in plan.trained:
+        if role not in parts.parts:
+            raise UsageError(f"trained: this design has no {role}; it has {', '.join(parts.parts)}")
     _check_sequence(plan, parts)
     heads = head_counts(parts)
     for role, counts in heads.items():
@@ -723,9 +749,13 @@ def _plan(document: Any) -> Plan:
     _require(whole["version"] == 1, "this run reads plans of version 1")
     for key in _COUNTS:
         _require(_whole(whole[key], 1), f"{key} must be a whole number from 1 on")
+    for key in ("count", "epochs"):
+        given = whole[key]
+        _require(given is None or _whole(given, 1), f"{key} must be a whole number from 1 on")
+    rate = whole["learning_rate"]
     _require(
-        whole["count"] is None or _whole(whole["count"], 1),
-        "count must be a whole number from 1 on",
+        rate is None or (is_a(rate, int | float) and not is_a(rate, bool) and 0 < rate < inf),
+        "learning_rate must be a number above 0",
     )
     for key, words in _WORDS.items():
         _require(whole[key] in words, f"{key} must be one of {', '.join(words)}")
@@ -740,7 +770,6 @@ def _plan(document: Any) -> Plan:
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
         f"trained must list roles out of {', '.join(_ROLES)}",
     )
-    _require(len(set(trained)) == len(trained), "trained must list each role once")
     mesh = _degrees("mesh", whole["mesh"])
     encoder = None if whole["encoder"] is None else _degrees("encoder", whole["encoder"])
     checkpointing = whole["checkpointing"]
@@ -767,6 +796,8 @@ def _plan(document: Any) -> Plan:
         trained=tuple(trained),
         precision=whole["precision"],
         optimiser=whole["optimiser"],
+        learning_rate=rate,
+        epochs=whole["epochs"],
         mesh=mesh,
         encoder_tensor=1 if whole["placement"] == "replicated" else mesh.tensor,
         placement=whole["placement"],
@@ -1084,19 +1115,14 @@ def word_steps(parts: Parts) -> list[Step]:
 
 
 def context_of(parts: Parts, model: Any, data: Data, dtype: torch.dtype) -> SimpleNamespace:
-    """What all layers of a decoder share: who sees whom, and the rotation."""
-    mask: Tensor = data["attention_mask"]
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    key = torch.arange(mask.shape[1], device=mask.device)
-    # A padded query sees itself, so that no row is empty.
-    seen = ((key <= key[:, None]) & mask[:, None, :].bool()) | (key == key[:, None])
-    kind = parts.argument("language", "positions")
-    if kind != "transformer_xl":
-        # Each layer would convert a mask of booleans, and save the result for the backward pass.
-        seen = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
-    where = SimpleNamespace(positions=positions, keys=positions, mask=seen[:, None], causal=False)
+    """What all layers of a decoder share: who sees whom, and the rotation. Padding stands last, so
+    no token sees any and all rows have the same positions: layers save no mask for the backward
+    pass, nor distances between tokens for each row."""
+    words: Tensor = data["input_ids"]
+    positions = torch.arange(words.shape[1], device=words.device)[None]
+    where = SimpleNamespace(positions=positions, keys=positions, mask=None, causal=True)
     rotary = None
-    if kind == "rotary":
+    if parts.argument("language", "positions") == "rotary":
         rotary = model.language.rotary(positions, dtype)
     return SimpleNamespace(places=where, rotary=rotary)
 
@@ -1368,28 +1394,33 @@ class Sequences:
         return made.redistribute(placements=[then]).to_local()
 
 
-def gather_once(module: Any, mesh: DeviceMesh, *, itself: bool, masked: bool) -> None:
-    """Lets a split module read whole sequences where it is given shares, gathered once for all of
-    its projections; they sum the gradient up while it is scattered. `itself`: an attention whose
-    keys and values are made of the queries' sequence. `masked`: its mask is a share, too."""
-    kept: list[Tensor] = []
+def enter_once(
+    module: Any, mesh: DeviceMesh, *, shared: bool, itself: bool, masked: bool = False
+) -> None:
+    """Lets all projections of a split module read one tensor of the group, so that they sum its
+    gradient up before ranks do. `shared`: it is given shares of sequences, which are gathered, and
+    the gradient is scattered. `itself`: an attention whose keys and values are made of the queries'
+    sequence; others are given whole ones for them. `masked`: its mask is a share, too."""
+    made: list[tuple[Tensor, Tensor]] = []
 
-    def gathered(share: Tensor) -> Tensor:
-        made = DTensor.from_local(share, mesh, [Shard(1)], run_check=False)
-        return made.redistribute(placements=[Replicate()])
+    def entered(x: Tensor, *, share: bool) -> Tensor:
+        placement = Shard(1) if share else Replicate()
+        one = DTensor.from_local(x, mesh, [placement], run_check=False)
+        return one.redistribute(placements=[Replicate()]) if share else one
 
     def before(inner: Any, given: Any, named: Any) -> Any:
-        x = kept.pop() if kept else gathered(given[0])
+        source, x = made.pop() if made else (None, given[0])
+        x = x if source is given[0] else entered(given[0], share=shared)
         if masked:
             named = {**named, "mask": Sequences(mesh).whole(named["mask"], dim=2)}
         return (x, *given[1:]), named
 
-    if itself:
+    if hasattr(module, "key_value"):
         key_value = module.key_value
 
         def first(source: Tensor, *more: Any) -> Any:
-            kept[:] = [gathered(source)]
-            return key_value(kept[0], *more)
+            made[:] = [(source, entered(source, share=shared and itself))]
+            return key_value(made[0][1], *more)
 
         module.key_value = first
     module.register_forward_pre_hook(before, with_kwargs=True)
@@ -1439,6 +1470,7 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     _check_checkpointing(steps, plan.checkpointing)
     where = _places(steps, plan.stages)
     names = [name for name, _ in model.named_parameters()]
+    _check_trained(plan.trained, names)
     found: list[Cut] = []
     reached = False
     for index in range(len(plan.stages)):
@@ -1452,8 +1484,6 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
             flags.append(reached)
         last = index == len(plan.stages) - 1
         found.append(Cut(index=index, steps=own, reached=tuple(flags), fed=fed, last=last))
-    if not reached:
-        raise UsageError(f"trained: {', '.join(plan.trained)} have no parameters in this design")
     return found
 
 
@@ -1484,6 +1514,13 @@ def _check_depth(stages: Sequence[Sequence[Held]], model: Any) -> None:
         for one in stage:
             if "*" in one.block and one.final not in modules:
                 raise UsageError(f"stages[{index}]: the model has no {one.final[:60]}")
+
+
+def _check_trained(trained: Sequence[str], names: Sequence[str]) -> None:
+    """Refuses parts that have nothing to learn: whoever names one means another."""
+    for role in trained:
+        if all(role_of(name) != role for name in names):
+            raise UsageError(f"trained: {role} has no parameters in this design")
 
 
 def _check_checkpointing(steps: Sequence[Step], checkpointing: dict[str, str]) -> None:
@@ -1596,8 +1633,10 @@ def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:
             continue
         kind = next((v for k, v in checkpointing.items() if _matches(k, step.block)), "none")
         block: Any = stage.model.get_submodule(step.block)
-        if kind == "selective" and hasattr(block, "attention"):
-            _recompute(block.attention, "forward")
+        if kind == "selective":
+            for attention in (getattr(block, name, None) for name in ("attention", "cross")):
+                if attention is not None:
+                    _recompute(attention, "forward")
         elif kind == "full":
             _recompute(block, "look" if step.look is not None else "forward")
 
@@ -1677,10 +1716,11 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool, sequences: bool) -> N
             shared = sequences and role_of(path) not in _VISION
             made = _styles(module, Shard(1) if shared else Replicate())
             plan |= {f"{path}.{name}": style for name, style in made.items()}
-            if made and shared:
+            if made:
                 crosses = _is_attention(module) and path.startswith("gated_blocks.")
-                itself = hasattr(module, "key_value") and path.endswith(".attention")
-                gather_once(module, mesh, itself=itself and not crosses, masked=crosses)
+                itself = path.endswith(".attention") and not crosses
+                masked = shared and crosses
+                enter_once(module, mesh, shared=shared, itself=itself, masked=masked)
         if _is_attention(module):
             _share_heads(module, mesh)
         if path.endswith("_bias.table"):  # scores by distance: a column for each head
@@ -1807,18 +1847,17 @@ def micro_batches(
     placed = [_placed(parts, row) for row in rows]
     text = max(len(words) for words, _ in placed)
     text = -(-text // _GRAIN) * _GRAIN
+    shown = max(1, *(len(row.images) for row in rows))
+    taken = shown * parts.places if parts.fusion == "single_stream" else 0
     if parts.context is not None:
         longest = max(len(words) for words, _ in placed)
-        taken = parts.places if parts.fusion == "single_stream" else 0
         if longest + taken > parts.context:
             raise UsageError(f"a sequence of {longest} tokens; the model has {parts.context}")
         text = min(text, parts.context - taken)
-    text = _divisible(parts, text, shares)
+    text = _divisible(parts, text, taken, shares)
     groups = [list(range(i, i + size)) for i in range(0, len(rows), size)]
-    if parts.fusion == "gated_cross_attention":
-        most = max(1, *(len(row.images) for row in rows))
-    elif parts.fusion == "single_stream":
-        most = 1
+    if _each(parts):
+        most = shown
     else:
         most = max(1, *(sum(len(rows[i].images) for i in group) for group in groups))
     total = _asked(parts, rows, placed)
@@ -1827,10 +1866,14 @@ def micro_batches(
     return [_micro_batch(parts, rows, placed, g, text, most, total / data, shares) for g in own]
 
 
-def _divisible(parts: Parts, text: int, shares: int) -> int:
-    """So much text and what follows it, that `shares` divides both together. Padding takes no
-    position of the model's but in a single stream, where visual tokens leave it some."""
-    after = parts.places if parts.fusion == "single_stream" else 0
+def _each(parts: Parts) -> bool:
+    """Whether every sequence has room for the same number of images."""
+    return parts.fusion in ("gated_cross_attention", "single_stream")
+
+
+def _divisible(parts: Parts, text: int, after: int, shares: int) -> int:
+    """So much text that `shares` divides it and the visual tokens `after` it together. Padding
+    takes no position of the model's but in a single stream, where visual tokens leave it some."""
     length = text + -(text + after) % shares
     if after and parts.context is not None and length > parts.context:
         raise UsageError(
@@ -1935,7 +1978,8 @@ def _micro_batch(
         given["seen"] = number <= before if previous else number == before
     if parts.fusion == "single_stream":
         shown = torch.tensor([len(rows[i].images) for i in group])
-        given["visual_mask"] = shown[:, None].expand(-1, parts.places).contiguous()
+        regions = (torch.arange(most) < shown[:, None]).long()
+        given["visual_mask"] = regions.repeat_interleave(parts.places, dim=1)
     return given
 
 
@@ -1951,11 +1995,9 @@ def _images(parts: Parts, rows: Sequence[Row], most: int, shape: tuple[int, ...]
     """All images of a micro-batch in their order, blank ones for those that are not there: every
     rank runs the same encoder, whatever it is shown."""
     blank = torch.zeros(shape)
-    each = parts.fusion in ("gated_cross_attention", "single_stream")
+    each = _each(parts)
     found: list[Tensor] = []
     for row in rows:
-        if each and len(row.images) > most:
-            raise UsageError(f"{len(row.images)} images in a sequence; the model takes {most}")
         found += row.images
         found += [blank] * (most - len(row.images) if each else 0)
     found += [blank] * (most * (len(rows) if each else 1) - len(found))
@@ -2363,15 +2405,9 @@ class Training:
 _LINE_KEYS = {"input_ids", "labels", "pixel_values"}
 
 
-def batches_of(
-    path: Path, parts: Parts, size: int, read: Callable[[Path], dict[str, Tensor]]
-) -> Iterator[list[Row]]:
-    """The sequences of a JSON Lines file, `size` at a time, over and over.
-
-    A line holds `input_ids`; `labels` where they are not the words themselves; `pixel_values`, the
-    name of a safetensors file beside it with `pixel_values` [images, ...], or region features.
-    Raises UsageError, naming the line.
-    """
+def lines_of(path: Path, size: int) -> list[tuple[int, str]]:
+    """The lines of a JSON Lines file that hold sequences, with their numbers. Raises UsageError
+    where they are fewer than a batch of `size`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -2379,7 +2415,23 @@ def batches_of(
     given = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if len(given) < size:
         raise UsageError(f"{path} holds {len(given)} sequences, fewer than a batch of {size}")
-    rows = (_row(path, n, line, parts, read) for n, line in cycle(given))
+    return given
+
+
+def batches_of(
+    lines: Sequence[tuple[int, str]],
+    path: Path,
+    parts: Parts,
+    size: int,
+    read: Callable[[Path], dict[str, Tensor]],
+) -> Iterator[list[Row]]:
+    """The sequences of a file's lines, `size` at a time, over and over.
+
+    A line holds `input_ids`; `labels` where they are not the words themselves; `pixel_values`, the
+    name of a safetensors file beside it with `pixel_values` [images, ...], or region features.
+    Raises UsageError, naming the line.
+    """
+    rows = (_row(path, n, line, parts, read) for n, line in cycle(lines))
     while True:
         yield list(islice(rows, size))
 
@@ -2391,16 +2443,15 @@ def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> 
     token = parts.argument("fusion", "image_token")
     most = min(words, token if isinstance(token, int) else words)
     head = parts.parts["head"]
-    shown = min(images, 1) if parts.fusion == "single_stream" else images
     taken = 0
     if parts.fusion != "single_stream":
-        taken = shown * (1 if parts.fusion == "gated_cross_attention" else parts.places)
+        taken = images * (1 if parts.fusion == "gated_cross_attention" else parts.places)
     while True:
         batch: list[Row] = []
         for _ in range(size):
             length = max(2, text - taken)
             drawn: Any = torch.randint(0, most, (length,), generator=generator)
-            pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(shown))
+            pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(images))
             labels: Any = None
             if head.kind == "classify":
                 classes = head.arguments["classes"]
@@ -2470,6 +2521,10 @@ def _numbers(value: Any) -> bool:
 # --------------------------------------------------------------------------------------------------
 
 
+LEARNING_RATE = 1e-5
+"""Where neither the call nor the plan has one."""
+
+
 def train_main(parts: Parts, folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Trains the build in `folder` as the plan says; the exit code: 2 where the user is at fault.
     Every rank runs it."""
@@ -2497,8 +2552,8 @@ def _options() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, help="JSON Lines: input_ids, labels, pixel_values")
     made.add_argument("--synthetic", action="store_true", help="sequences drawn from --seed")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--steps", type=int, default=1)
-    made.add_argument("--learning-rate", type=float, default=1e-5)
+    made.add_argument("--steps", type=int, help="default: the plan's epochs of the data, else 1")
+    made.add_argument("--learning-rate", type=float, help="default: the plan's, else 1e-5")
     made.add_argument("--resume", type=Path, help="a checkpoint of any plan of this design")
     made.add_argument("--save", type=Path, help="where a checkpoint is left after the last step")
     made.add_argument("--json", action="store_true", help="a line of JSON for each step")
@@ -2512,23 +2567,29 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         raise UsageError("give either --data or --synthetic")
     if not (folder / "weights").is_dir():
         raise UsageError(f"{folder} has no weights: build it with --checkpoint DIR or --seed N")
-    if asked.steps < 1:
+    if asked.steps is not None and asked.steps < 1:
         raise UsageError("--steps must be 1 or more")
     device = _device()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     model_py = _module(folder / "model.py")
+    rates = (asked.learning_rate, plan.learning_rate, LEARNING_RATE)
     training = Training(
-        Engine(parts, plan, model_py, folder / "weights", device), learning_rate=asked.learning_rate
+        Engine(parts, plan, model_py, folder / "weights", device),
+        learning_rate=next(rate for rate in rates if rate is not None),
     )
     if asked.resume is not None:
         training.resume(asked.resume)
+    epochs = None
     if asked.data is None:
         text, images = plan.text, plan.images
         batches = synthetic(parts, plan.batch, text=text, images=images, seed=asked.seed)
     else:
-        batches = batches_of(asked.data, parts, plan.batch, model_py.read_safetensors)
+        lines = lines_of(asked.data, plan.batch)
+        epochs = plan.epochs and -(-plan.epochs * len(lines) // plan.batch)
+        batches = batches_of(lines, asked.data, parts, plan.batch, model_py.read_safetensors)
     start = training.steps
-    for rows in islice(batches, start, start + asked.steps):
+    end = start + asked.steps if asked.steps else epochs or start + 1
+    for rows in islice(batches, start, end):
         loss = training.step(rows)
         if say:
             line = {"step": training.steps, "loss": loss}
