@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.distributed.twins import Document, Twin, free_port, plan, twin
 from vlmc.commands import app
+from vlmc.diagnostics import UsageError
+from vlmc.runtime.parallel.rows_file import batches_of, lines_of
 
 HIDDEN = """\
 import sys
@@ -106,6 +108,61 @@ def test_a_stage_of_training_says_rate_and_passes(made: Twin, tmp_path: Path) ->
     assert code == 0, text
     assert losses(text)[0] == told[0]
     assert told[1] < losses(text)[1]
+
+
+def test_a_stage_goes_on_from_the_weights_of_the_one_before(made: Twin, tmp_path: Path) -> None:
+    """LLaVA's way: the adapter first, then the language model, too."""
+    options = ("--data", str(data(tmp_path)), "--json")
+    mesh = {"data": 2}
+    rate: Document = {"micro_batch": 2, "learning_rate": 1e-2}
+    first = plan(made, mesh=mesh, trained=["adapter"], epochs=2, **rate)
+    code, text = run(tmp_path, made, first, *options, "--save", "saved")
+    assert code == 0, text
+    code, further = run(tmp_path, made, first, *options, "--resume", "saved", "--steps", "1")
+    assert code == 0, further
+    code, over = run(tmp_path, made, first, *options, "--resume", "saved")
+    assert code != 0
+    assert "error: saved has all 2 steps of the plan; --steps N takes more" in over
+    for other in ({"trained": ["adapter", "language"]}, {"optimiser": "sgd"}):
+        second = plan(made, mesh=mesh, **{"trained": ["adapter"], **rate, **other}, epochs=1)
+        code, text = run(tmp_path, made, second, *options, "--resume", "saved")
+        assert code == 0, text
+        assert "note: saved trained other parts or with another optimiser" in text
+        # Each batch is all of the data, so that only weights make a difference.
+        assert losses(text) == pytest.approx(losses(further), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--save", "train.jsonl/saved"), "--save train.jsonl/saved: "),
+        (("--learning-rate", "nan"), "--learning-rate nan: a number above 0 is expected"),
+        (("--seed", "-1"), "--seed -1: 0 to 2"),
+        (("--plan", "."), "error: .: Is a directory"),
+    ],
+)
+def test_what_would_be_found_wrong_only_later(
+    made: Twin, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    document = plan(made, mesh={"data": 2}, micro_batch=2)
+    code, text = run(tmp_path, made, document, "--data", str(data(tmp_path)), *words)
+    assert code != 0
+    assert said in text
+    assert "loss" not in text
+
+
+def test_labels_are_what_the_head_says(made: Twin, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    classes = twin("visualbert", tmp_path / "visualbert").parts
+    for parts, labels, said in (
+        (classes, "", "labels must be a class from 0 to "),
+        (classes, ', "labels": [1]', "labels must be a class from 0 to "),
+        (classes, ', "labels": 100000', "labels must be a class from 0 to "),
+        (made.parts, ', "labels": 3', "labels must list numbers"),
+    ):
+        path.write_text(f'{{"input_ids": [5, 6]{labels}}}')
+        with pytest.raises(UsageError, match=said):
+            next(batches_of(lines_of(path, 1), path, parts, 1, load_file))
 
 
 def test_a_plan_for_another_spec_is_refused(made: Twin, tmp_path: Path) -> None:

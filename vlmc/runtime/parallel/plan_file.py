@@ -89,6 +89,8 @@ def read_plan(path: Path) -> Plan:
         document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; `vlmc plan` writes it") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {reason[:200]}") from None

@@ -90,8 +90,13 @@ def _row(
     token = parts.argument("fusion", "image_token")
     if not _numbers(words) or any(not 0 <= w < vocabulary and w != token for w in words):
         raise UsageError(f"{where}: input_ids must list token ids below {vocabulary}")
-    if labels is not None and not isinstance(labels, int) and not _numbers(labels):
-        raise UsageError(f"{where}: labels must be numbers")
+    head = parts.parts["head"]
+    if head.kind == "classify":
+        classes = int(head.arguments["classes"])
+        if not isinstance(labels, int) or isinstance(labels, bool) or not 0 <= labels < classes:
+            raise UsageError(f"{where}: labels must be a class from 0 to {classes - 1}")
+    elif labels is not None and not _numbers(labels):
+        raise UsageError(f"{where}: labels must list numbers")
     return Row(words=words, labels=labels, images=_pictures(path, where, document, parts, read))
 
 

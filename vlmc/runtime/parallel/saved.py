@@ -29,27 +29,32 @@ def save_training(
     DISTRIBUTED.barrier()
 
 
-def load_training(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Puts what `save_training` wrote into place, whatever plan wrote it, and returns what was said
-    about it. Raises UsageError where there is no such checkpoint."""
+def said_of(folder: Path) -> dict[str, Any]:
+    """What was said about a checkpoint. Raises UsageError where there is none."""
     try:
         about: dict[str, Any] = json.loads((folder / _ABOUT).read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} holds no checkpoint of a training run: {error}") from None
-    state = _state(parameters, optimiser)
-    STORAGE.load(state, checkpoint_id=str(folder))
     return about
 
 
+def load_training(
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer | None,
+) -> None:
+    """Puts what `save_training` wrote into place, whatever plan wrote it: weights, and the state of
+    the optimiser, if one is given."""
+    STORAGE.load(_state(parameters, optimiser), checkpoint_id=str(folder))
+
+
 def _state(
-    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None
 ) -> dict[str, Any]:
     """Tensors of a checkpoint by name: weights, and what the optimiser keeps of the trained ones
     (made first where no step was taken yet)."""
     state: dict[str, Any] = {f"model.{name}": p.detach() for name, p in parameters.items()}
-    for name, parameter in parameters.items():
+    for name, parameter in parameters.items() if optimiser is not None else ():
         if parameter.requires_grad:
             for what, value in _kept(optimiser, parameter).items():
                 state[f"optimiser.{name}.{what}"] = value

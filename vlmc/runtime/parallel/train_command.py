@@ -68,8 +68,7 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         raise UsageError("give either --data or --synthetic")
     if not (folder / "weights").is_dir():
         raise UsageError(f"{folder} has no weights: build it with --checkpoint DIR or --seed N")
-    if asked.steps is not None and asked.steps < 1:
-        raise UsageError("--steps must be 1 or more")
+    _check(asked)
     device = _device()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     model_py = _module(folder / "model.py")
@@ -78,8 +77,12 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         Engine(parts, plan, model_py, folder / "weights", device),
         learning_rate=next(rate for rate in rates if rate is not None),
     )
-    if asked.resume is not None:
-        training.resume(asked.resume)
+    if asked.resume is not None and not training.resume(asked.resume) and say:
+        print(
+            f"note: {asked.resume} trained other parts or with another optimiser: its weights are "
+            f"taken, its steps are not",
+            file=sys.stderr,
+        )
     epochs = None
     if asked.data is None:
         text, images = plan.text, plan.images
@@ -90,6 +93,8 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         batches = batches_of(lines, asked.data, parts, plan.batch, model_py.read_safetensors)
     start = training.steps
     end = start + asked.steps if asked.steps else epochs or start + 1
+    if end <= start:
+        raise UsageError(f"{asked.resume} has all {end} steps of the plan; --steps N takes more")
     for rows in islice(batches, start, end):
         loss = training.step(rows)
         if say:
@@ -97,6 +102,25 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
             print(json.dumps(line) if asked.json else f"step {training.steps}: loss {loss:.6f}")
     if asked.save is not None:
         training.save(asked.save)
+
+
+def _check(asked: argparse.Namespace) -> None:
+    """Raises UsageError for numbers and places that would be found wrong only later."""
+    if asked.steps is not None and asked.steps < 1:
+        raise UsageError("--steps must be 1 or more")
+    rate = asked.learning_rate
+    if rate is not None and not 0 < rate < float("inf"):
+        raise UsageError(f"--learning-rate {rate:g}: a number above 0 is expected")
+    if not 0 <= asked.seed < 2**63:
+        raise UsageError(f"--seed {asked.seed}: 0 to 2^63 - 1 is expected")
+    if asked.save is not None:
+        try:
+            asked.save.mkdir(parents=True, exist_ok=True)
+            open_to = os.access(asked.save, os.W_OK)
+        except OSError as error:
+            raise UsageError(f"--save {asked.save}: {error.strerror}") from None
+        if not open_to:
+            raise UsageError(f"--save {asked.save}: nothing can be written there")
 
 
 def _device() -> torch.device:

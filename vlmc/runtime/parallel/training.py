@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -11,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.batches import Row
 from vlmc.runtime.parallel.engine import Engine
-from vlmc.runtime.parallel.saved import load_training, save_training
+from vlmc.runtime.parallel.saved import load_training, said_of, save_training
 
 
 class Training:
@@ -39,12 +40,22 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint that any plan of this design goes on from."""
-        about = {"steps": self.steps, "design": self.engine.parts.name}
+        about = {"steps": self.steps, "design": self.engine.parts.name, **self._kind()}
         save_training(folder, self.engine.parameters(), self.optimiser, about)
 
-    def resume(self, folder: Path) -> None:
-        """Goes on from a checkpoint. Raises UsageError for one of another design."""
-        about = load_training(folder, self.engine.parameters(), self.optimiser)
+    def resume(self, folder: Path) -> bool:
+        """Goes on from a checkpoint. Where that trained other parts, or with another optimiser, as
+        an earlier stage did, its weights are taken and its steps are not; whether they were. Raises
+        UsageError for one of another design."""
+        about = said_of(folder)
         if about.get("design") != self.engine.parts.name:
             raise UsageError(f"{folder} is a checkpoint of {about.get('design')}")
-        self.steps = int(about["steps"])
+        alike = all(about.get(key, value) == value for key, value in self._kind().items())
+        load_training(folder, self.engine.parameters(), self.optimiser if alike else None)
+        self.steps = int(about["steps"]) if alike else 0
+        return alike
+
+    def _kind(self) -> dict[str, Any]:
+        """What the optimiser's state belongs to."""
+        plan = self.engine.plan
+        return {"trained": sorted(plan.trained), "optimiser": plan.optimiser}
