@@ -17,7 +17,6 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.pipelining import (
-    PipelineStage,
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
@@ -31,6 +30,7 @@ from vlmc.runtime.parallel.chain import Data
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Plan
 from vlmc.runtime.parallel.plan_rules import whole_weights
+from vlmc.runtime.parallel.put_off import PuttingOff
 from vlmc.runtime.parallel.shapes import borders
 from vlmc.runtime.parallel.shared_images import SharedImages
 from vlmc.runtime.parallel.split import split
@@ -234,7 +234,7 @@ class Engine:
             index = stage.cut.index
             before = sent[index - 1] if index else {}
             stage.takes = tuple(before)
-            made = PipelineStage(
+            made = PuttingOff(
                 stage,
                 index,
                 len(self.cuts),
