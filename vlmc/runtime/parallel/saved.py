@@ -54,7 +54,9 @@ def _state(
     """Tensors of a checkpoint by name: weights, and what the optimiser keeps of the trained ones
     (made first where no step was taken yet)."""
     state: dict[str, Any] = {f"model.{name}": p.detach() for name, p in parameters.items()}
-    for name, parameter in parameters.items() if optimiser is not None else ():
+    if optimiser is None:
+        return state
+    for name, parameter in parameters.items():
         if parameter.requires_grad:
             for what, value in _kept(optimiser, parameter).items():
                 state[f"optimiser.{name}.{what}"] = value
