@@ -38,6 +38,7 @@ try:
     import torch.autograd
     import torch.distributed
     import torch.distributed.checkpoint
+    import torch.distributed.pipelining.stage
     import torch.distributed.tensor
     import torch.nn.functional as F
     import torch.utils.checkpoint
@@ -106,6 +107,7 @@ def nearest_divisor(number: int, wanted: int) -> int:
 
 DISTRIBUTED: Any = torch.distributed
 STORAGE: Any = torch.distributed.checkpoint
+PIPELINING: Any = torch.distributed.pipelining.stage
 RECOMPUTATION: Any = torch.utils.checkpoint
 
 
@@ -676,6 +678,8 @@ def read_plan(path: Path) -> Plan:
         document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; `vlmc plan` writes it") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {reason[:200]}") from None
@@ -2005,6 +2009,42 @@ def _images(parts: Parts, rows: Sequence[Row], most: int, shape: tuple[int, ...]
 
 
 # --------------------------------------------------------------------------------------------------
+# Gradients of weights that a schedule puts off (zero_bubble), where PyTorch's own way fails.
+# --------------------------------------------------------------------------------------------------
+
+
+class PuttingOff(PipelineStage):
+    """A stage on which weights may act at several places of what its inputs lead to.
+
+    PyTorch 2.13 groups weights by the places where they meet the gradients of inputs. Embeddings
+    of words, read by the first gated block and by the residual around it, meet them twice: the way
+    from one place to the other crosses places of other groups, freed by whoever goes first, and
+    such a weight can be in two groups and be counted twice."""
+
+    def backward_maybe_with_nosync(
+        self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
+    ) -> Any:
+        if backward_type != "weight":
+            whole: Any = super()
+            return whole.backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        # The pass for inputs, which comes before, has told FSDP2 to hold gradients back.
+        groups = apart(bwd_kwargs["param_groups"])
+        weights = self.submod.parameters()
+        # The graph goes with the groups, after all of them.
+        return PIPELINING.stage_backward_weight(weights, groups, retain_graph=True), None
+
+
+def apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with each weight in the first that has it alone: any of them knows all places
+    where it acts."""
+    seen: set[Any] = set()
+    for group in groups:
+        group["params"] = group["params"] - seen
+        seen |= group["params"]
+    return [group for group in groups if group["params"]]
+
+
+# --------------------------------------------------------------------------------------------------
 # A plan at work: the model of a build on the ranks of a mesh.
 # --------------------------------------------------------------------------------------------------
 
@@ -2204,7 +2244,7 @@ class Engine:
             index = stage.cut.index
             before = sent[index - 1] if index else {}
             stage.takes = tuple(before)
-            made = PipelineStage(
+            made = PuttingOff(
                 stage,
                 index,
                 len(self.cuts),
@@ -2320,26 +2360,31 @@ def save_training(
     DISTRIBUTED.barrier()
 
 
-def load_training(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Puts what `save_training` wrote into place, whatever plan wrote it, and returns what was said
-    about it. Raises UsageError where there is no such checkpoint."""
+def said_of(folder: Path) -> dict[str, Any]:
+    """What was said about a checkpoint. Raises UsageError where there is none."""
     try:
         about: dict[str, Any] = json.loads((folder / _ABOUT).read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} holds no checkpoint of a training run: {error}") from None
-    state = _state(parameters, optimiser)
-    STORAGE.load(state, checkpoint_id=str(folder))
     return about
 
 
+def load_training(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None
+) -> None:
+    """Puts what `save_training` wrote into place, whatever plan wrote it: weights, and the state of
+    the optimiser, if one is given."""
+    STORAGE.load(_state(parameters, optimiser), checkpoint_id=str(folder))
+
+
 def _state(
-    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None
 ) -> dict[str, Any]:
     """Tensors of a checkpoint by name: weights, and what the optimiser keeps of the trained ones
     (made first where no step was taken yet)."""
     state: dict[str, Any] = {f"model.{name}": p.detach() for name, p in parameters.items()}
+    if optimiser is None:
+        return state
     for name, parameter in parameters.items():
         if parameter.requires_grad:
             for what, value in _kept(optimiser, parameter).items():
@@ -2386,15 +2431,25 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint that any plan of this design goes on from."""
-        about = {"steps": self.steps, "design": self.engine.parts.name}
+        about = {"steps": self.steps, "design": self.engine.parts.name, **self._kind()}
         save_training(folder, self.engine.parameters(), self.optimiser, about)
 
-    def resume(self, folder: Path) -> None:
-        """Goes on from a checkpoint. Raises UsageError for one of another design."""
-        about = load_training(folder, self.engine.parameters(), self.optimiser)
+    def resume(self, folder: Path) -> bool:
+        """Goes on from a checkpoint. Where that trained other parts, or with another optimiser, as
+        an earlier stage did, its weights are taken and its steps are not; whether they were. Raises
+        UsageError for one of another design."""
+        about = said_of(folder)
         if about.get("design") != self.engine.parts.name:
             raise UsageError(f"{folder} is a checkpoint of {about.get('design')}")
-        self.steps = int(about["steps"])
+        alike = all(about.get(key, value) == value for key, value in self._kind().items())
+        load_training(folder, self.engine.parameters(), self.optimiser if alike else None)
+        self.steps = int(about["steps"]) if alike else 0
+        return alike
+
+    def _kind(self) -> dict[str, Any]:
+        """What the optimiser's state belongs to."""
+        plan = self.engine.plan
+        return {"trained": sorted(plan.trained), "optimiser": plan.optimiser}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2476,8 +2531,13 @@ def _row(
     token = parts.argument("fusion", "image_token")
     if not _numbers(words) or any(not 0 <= w < vocabulary and w != token for w in words):
         raise UsageError(f"{where}: input_ids must list token ids below {vocabulary}")
-    if labels is not None and not isinstance(labels, int) and not _numbers(labels):
-        raise UsageError(f"{where}: labels must be numbers")
+    head = parts.parts["head"]
+    if head.kind == "classify":
+        classes = int(head.arguments["classes"])
+        if not isinstance(labels, int) or isinstance(labels, bool) or not 0 <= labels < classes:
+            raise UsageError(f"{where}: labels must be a class from 0 to {classes - 1}")
+    elif labels is not None and not _numbers(labels):
+        raise UsageError(f"{where}: labels must list numbers")
     return Row(words=words, labels=labels, images=_pictures(path, where, document, parts, read))
 
 
@@ -2567,8 +2627,7 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         raise UsageError("give either --data or --synthetic")
     if not (folder / "weights").is_dir():
         raise UsageError(f"{folder} has no weights: build it with --checkpoint DIR or --seed N")
-    if asked.steps is not None and asked.steps < 1:
-        raise UsageError("--steps must be 1 or more")
+    _check(asked)
     device = _device()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     model_py = _module(folder / "model.py")
@@ -2577,8 +2636,12 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         Engine(parts, plan, model_py, folder / "weights", device),
         learning_rate=next(rate for rate in rates if rate is not None),
     )
-    if asked.resume is not None:
-        training.resume(asked.resume)
+    if asked.resume is not None and not training.resume(asked.resume) and say:
+        print(
+            f"note: {asked.resume} trained other parts or with another optimiser: its weights are "
+            f"taken, its steps are not",
+            file=sys.stderr,
+        )
     epochs = None
     if asked.data is None:
         text, images = plan.text, plan.images
@@ -2589,6 +2652,8 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         batches = batches_of(lines, asked.data, parts, plan.batch, model_py.read_safetensors)
     start = training.steps
     end = start + asked.steps if asked.steps else epochs or start + 1
+    if end <= start:
+        raise UsageError(f"{asked.resume} has all {end} steps of the plan; --steps N takes more")
     for rows in islice(batches, start, end):
         loss = training.step(rows)
         if say:
@@ -2596,6 +2661,25 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
             print(json.dumps(line) if asked.json else f"step {training.steps}: loss {loss:.6f}")
     if asked.save is not None:
         training.save(asked.save)
+
+
+def _check(asked: argparse.Namespace) -> None:
+    """Raises UsageError for numbers and places that would be found wrong only later."""
+    if asked.steps is not None and asked.steps < 1:
+        raise UsageError("--steps must be 1 or more")
+    rate = asked.learning_rate
+    if rate is not None and not 0 < rate < float("inf"):
+        raise UsageError(f"--learning-rate {rate:g}: a number above 0 is expected")
+    if not 0 <= asked.seed < 2**63:
+        raise UsageError(f"--seed {asked.seed}: 0 to 2^63 - 1 is expected")
+    if asked.save is not None:
+        try:
+            asked.save.mkdir(parents=True, exist_ok=True)
+            open_to = os.access(asked.save, os.W_OK)
+        except OSError as error:
+            raise UsageError(f"--save {asked.save}: {error.strerror}") from None
+        if not open_to:
+            raise UsageError(f"--save {asked.save}: nothing can be written there")
 
 
 def _device() -> torch.device:
