@@ -436,6 +436,38 @@ def test_degrees_that_cannot_be_are_told(count: int, fixed: dict[str, Any], name
         find(flamingo_80b(), a100(count), replace(TRAIN, **fixed))
 
 
+@pytest.mark.parametrize(
+    ("fixed", "told"),
+    [
+        ({"zero": 3, "data": 1}, r"zero 3 .* needs data > 1"),
+        (
+            {"batch": 1, "schedule": "1f1b", "pipeline": 2},
+            r"1f1b over 2 ranks needs as many micro-batches, not 1 \(at pipeline 2 x data 1",
+        ),
+        (
+            {"batch": 5, "micro_batch": 1, "schedule": "interleaved", "pipeline": 2},
+            "interleaved over 2 ranks sends 5 micro-batches in 2 rounds",
+        ),
+        (
+            {"batch": 3, "micro_batch": 1, "schedule": "interleaved", "pipeline": 2},
+            "interleaved is planned in whole rounds, and 2 ranks do not divide 3 micro-batches",
+        ),
+        (
+            {"batch": 1, "schedule": "zero_bubble", "pipeline": 2},
+            "zero_bubble over 2 ranks is planned with as many micro-batches, not 1",
+        ),
+        ({"chunks": 2, "pipeline": 1}, "2 chunks a group need a pipeline"),
+        ({"chunks": 500, "pipeline": 2}, "2 groups of 500 chunks need as many blocks"),
+    ],
+)
+def test_fixed_choices_that_cannot_be_are_told_by_what_binds(
+    fixed: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(Infeasible, match=told) as caught:
+        find(flamingo_80b(), a100(2), replace(TRAIN, **fixed))
+    assert "cannot be divided" not in caught.value.constraint
+
+
 def test_too_slow_is_told_with_what_is_possible() -> None:
     asked = replace(SERVE, token_limit=1e-4)
     with pytest.raises(Infeasible, match=r"each further token within 0.1 ms.*takes"):

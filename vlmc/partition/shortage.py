@@ -13,8 +13,9 @@ from vlmc.partition.cuts import Cutter
 from vlmc.partition.leaf import Leaf
 from vlmc.partition.plan import Checkpointing, Memory
 from vlmc.partition.request import Infeasible
+from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
-from vlmc.partition.space import bases, keeping, kinds, schedules, zero_choices
+from vlmc.partition.space import CHUNKS, bases, keeping, kinds, schedules, zero_choices
 from vlmc.partition.why import named, seconds
 from vlmc.runtime.parallel.plan_rules import zero_stages
 
@@ -36,9 +37,14 @@ class _Least:
 def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     """The reason why no plan was found. `unlimited`: the fastest where latency has no limits."""
     starts = list(joined(bases(lines, across_nodes=False), bases(lines, across_nodes=True)))
-    if not starts or not any(schedules(lines, base) for base in starts):
+    if not starts:
         return _nothing_divides(lines)
-    least = _least(lines, starts)
+    runs = [base for base in starts if schedules(lines, base)]
+    if not runs:
+        return _no_schedule(lines, starts)
+    if not any(zero_choices(lines, base) for base in runs):
+        return _one_replica(lines)
+    least = _least(lines, runs)
     if least is None:
         return _nothing_divides(lines)
     room = lines.cluster.device.memory_bytes
@@ -103,21 +109,64 @@ def _least_memory(chain: Chain) -> Memory | None:
     return max((chain.memory(group, held) for group, held in groups), key=lambda one: one.total)
 
 
+def _asked(lines: Rooflines) -> str:
+    """The choices that are fixed."""
+    known = ((name, getattr(lines.request, name)) for name in _FIXED)
+    return ", ".join(f"{name} {word}" for name, word in known if word is not None)
+
+
 def _nothing_divides(lines: Rooflines) -> Infeasible:
     request, cluster = lines.request, lines.cluster
-    fixed = [
-        f"{name} {getattr(request, name)}" for name in _FIXED if getattr(request, name) is not None
-    ]
     limits = sorted(
         {limit for block in lines.report.blocks for limit in block.tensor_limits if limit > 1}
     )
-    asked = f" with {', '.join(fixed)}" if fixed else ""
+    fixed = _asked(lines)
+    asked = f" with {fixed}" if fixed else ""
     return Infeasible(
         f"{cluster.count} devices cannot be divided{asked}: data must divide the batch of "
         f"{request.batch}, tensor must divide heads and widths "
         f"({', '.join(map(str, limits)) or 'none can be split'}), and a pipeline has at most "
         f"{len(lines.report.order)} stages",
         "Another batch or count, or fewer fixed degrees, would help",
+    )
+
+
+def _no_schedule(lines: Rooflines, starts: list[Setting]) -> Infeasible:
+    """What keeps the schedule that is asked for from running, where it has the most micro-batches
+    for its groups."""
+    request, length = lines.request, len(lines.report.order)
+    base = max(starts, key=lambda one: (one.micro_batches / one.pipeline, -one.pipeline))
+    groups, times = base.pipeline, base.micro_batches
+    chunks = request.chunks or (CHUNKS[0] if request.schedule == "interleaved" else 1)
+    schedule = request.schedule or ("interleaved" if chunks > 1 else "1f1b")
+    why = refusal(schedule, groups, times, chunks)
+    if groups == 1:
+        why = f"{chunks} chunks a group need a pipeline, and it has one group"
+    elif why is None and groups * chunks > length:
+        why = f"{groups} groups of {chunks} chunks need as many blocks, and there are {length}"
+    elif why is None and schedule == "zero_bubble" and times < groups:
+        why = f"zero_bubble over {groups} ranks is planned with as many micro-batches, not {times}"
+    elif why is None and chunks > 1 and times % groups:
+        why = (
+            f"{schedule} is planned in whole rounds, and {groups} ranks do not divide {times} "
+            "micro-batches"
+        )
+    elif why is None and base.placement == "own_group":
+        why = f"{schedule} gives each rank language, too, and the encoder asks for its own group"
+    at = f"pipeline {groups} x data {base.data} x tensor {base.tensor}"
+    return Infeasible(
+        f"No schedule runs with {_asked(lines)}: {why or f'{schedule} cannot run'} (at {at}, "
+        f"micro-batches of {base.micro_batch})",
+        "Another schedule, batch or micro_batch, or fewer fixed degrees, would help",
+    )
+
+
+def _one_replica(lines: Rooflines) -> Infeasible:
+    zero = lines.request.zero
+    return Infeasible(
+        f"zero {zero} shares out what replicas hold, and with {_asked(lines)} there is one: it "
+        f"needs data > 1 (a batch of {lines.request.batch} on {lines.cluster.count} devices)",
+        "zero 0, or more replicas, would help",
     )
 
 
