@@ -413,3 +413,11 @@ def test_every_code_of_a_rule_is_tested_here() -> None:
     rules = (Path(__file__).parents[2] / "vlmc" / "resolver").rglob("*.py")
     used = {code for path in rules for code in re.findall(r"VLMC\d{3}", path.read_text())}
     assert used <= set(re.findall(r"VLMC\d{3}", Path(__file__).read_text()))
+
+
+@pytest.mark.parametrize(("mode", "advised"), [("train", "fp32"), ("serve", "fp16")])
+def test_a_number_format_is_advised_that_the_workload_can_have(mode: str, advised: str) -> None:
+    """Training in fp16 is refused, so that VLMC151 must not lead there."""
+    fields: Design = {"hardware": "t4", "precision": "bf16", "workload": {"mode": mode}}
+    found = [one for one in diagnose(design(target=target(**fields))) if one.code == "VLMC151"]
+    assert [one.help for one in found] == [f"precision: {advised}"]

@@ -133,6 +133,10 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"stages": []}, "stages must list"),
         ({"stages": [{"group": 1, "holds": []}] * 2}, "stage 0 belongs to another group"),
         ({"checkpointing": {"head": "some"}}, "checkpointing must give"),
+        ({"hardware": 5}, "hardware must be text"),
+        ({"predicted": [1]}, "predicted must be what"),
+        ({"bound_seconds": "abc"}, "bound_seconds must be a number"),
+        ({"bound_seconds": float("nan")}, "bound_seconds must be a number"),
         ({"encoder": {"pipeline": 1, "data": 3, "tensor": 1}}, "encoder and adapter cannot have"),
         ({"encoder": {"pipeline": 1, "data": 2, "tensor": 1}}, "encoder and adapter cannot have"),
     ],
@@ -144,7 +148,23 @@ def test_a_field_that_means_nothing_is_named(
         read(tmp_path, **given)
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "a: [", "\x00"])
+@pytest.mark.parametrize(
+    ("old", "new", "twice"),
+    [
+        ("spec: ", "zero: 0\nzero: 3\nspec: ", "zero is given twice"),
+        ("  data: 1\n", "  data: 1\n  data: 2\n", "data is given twice"),
+    ],
+)
+def test_a_key_given_twice_is_refused(old: str, new: str, twice: str, tmp_path: Path) -> None:
+    text = yaml.safe_dump(document())
+    assert old in text
+    path = tmp_path / "plan.yaml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UsageError, match=twice):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: [", "\x00", "? [1]\n: 2"])
 def test_a_file_that_is_no_plan_is_answered(text: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(text)

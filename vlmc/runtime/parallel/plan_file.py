@@ -40,7 +40,7 @@ _DEFAULTS: dict[str, Any] = {
     "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "spread",
     "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
     "count": None, "per_node": 1, "text": 1, "images": 0, "encoder": None,
-    "learning_rate": None, "epochs": None,
+    "learning_rate": None, "epochs": None, "hardware": "", "predicted": None, "bound_seconds": None,
 }  # fmt: skip
 
 
@@ -83,10 +83,23 @@ class Plan:
         return self.mesh.tensor if self.sequence_parallel else 1
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(found) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), "a key")
+            raise ValueError(f"{twice} is given twice (line {node.start_mark.line + 1} on)")
+        return found
+
+
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises UsageError, naming the field, where it is none that can run."""
     try:
-        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_Once)
+        return _plan(document)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; `vlmc plan` writes it") from None
     except OSError as error:
@@ -94,8 +107,6 @@ def read_plan(path: Path) -> Plan:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {reason[:200]}") from None
-    try:
-        return _plan(document)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -178,8 +189,14 @@ def _plan(document: Any) -> Plan:
     for key in ("images", "zero"):
         _require(_whole(whole[key], 0), f"{key} must be a whole number")
     _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel is true or false")
-    for key in ("design", "spec", "optimiser"):
+    for key in ("design", "spec", "optimiser", "hardware"):
         _require(isinstance(whole[key], str), f"{key} must be text")
+    predicted, bound = whole["predicted"], whole["bound_seconds"]
+    _require(predicted is None or is_a(predicted, dict), "predicted must be what `vlmc plan` wrote")
+    _require(
+        bound is None or (is_a(bound, int | float) and not is_a(bound, bool) and 0 <= bound < inf),
+        "bound_seconds must be a number from 0 on",
+    )
     trained = whole["trained"]
     _require(
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
