@@ -14,8 +14,9 @@ from vlmc.hardware import device
 from vlmc.partition.plan import Mesh, ParallelPlan, PlannedStage
 from vlmc.partition.request import Request
 from vlmc.partition.search import find
-from vlmc.planning.checks import against
+from vlmc.planning.checks import against, positions
 from vlmc.planning.document import load_plan, text_of
+from vlmc.runtime.parallel.parts import Part, Parts
 
 HASH = "ab" * 32
 
@@ -249,3 +250,23 @@ def test_what_is_no_plan_is_answered(text: str, tmp_path: Path) -> None:
 def test_no_file_is_a_mistake_of_the_call(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         load_plan(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("fusion", "sizes", "refused"),
+    [
+        ("placeholder", (512, 8), []),
+        ("placeholder", (513, 8), [("text",)]),
+        ("placeholder", (512, 9), [("images",)]),
+        ("query_prefix", (512, 9), [("images",)]),
+        ("gated_cross_attention", (512, 9), []),
+    ],
+)
+def test_sequences_are_refused_that_the_model_has_no_positions_for(
+    plan: ParallelPlan, fusion: str, sizes: tuple[int, int], refused: list[tuple[str]]
+) -> None:
+    part = {"fusion": Part(kind=fusion, arguments={})}
+    parts = Parts(name="made", spec=HASH, parts=part, image=(3, 8, 8), places=64, context=512)
+    long = plan.model_copy(update={"text": sizes[0], "images": sizes[1]})
+    assert [one.path for one in positions(long, parts)] == refused
+    assert not list(positions(long.model_copy(update={"mode": "serve"}), parts))

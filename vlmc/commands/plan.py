@@ -203,7 +203,8 @@ class _Session:
 
     def check(self, path: Path, *, as_json: bool) -> None:
         """Ends with 1 where a plan is not one of the spec's, or does not fit."""
-        from vlmc.planning.checks import against
+        from vlmc.emit.parallel.parts_of import parts_of
+        from vlmc.planning.checks import against, positions
         from vlmc.planning.document import load_plan
         from vlmc.planning.weighed import meant, too_heavy, unknown_device, weigh
 
@@ -216,6 +217,7 @@ class _Session:
 
         refuse([*against(plan, spec.request.spec, None), *unknown_device(plan, spec)])
         asked = meant(plan, spec)
+        refuse(list(positions(plan, parts_of(asked.spec, asked.arch))))
         with shown(str(path), quiet=self.quiet) as progress:
             progress("reading costs off the graphs")
             report, decode = self.reports().of(asked)

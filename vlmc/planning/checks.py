@@ -10,7 +10,8 @@ from vlmc.diagnostics import Path, Problem
 from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.partition.plan import Mesh, ParallelPlan
-from vlmc.runtime.parallel.plan_rules import broken_rules
+from vlmc.runtime.parallel.parts import Parts
+from vlmc.runtime.parallel.plan_rules import broken_rules, broken_sequence
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Held, Ruled
 from vlmc.runtime.parallel.stage_rules import blocks_named, broken_range, places_of
 from vlmc.spec.document import Target
@@ -89,6 +90,13 @@ def against(plan: ParallelPlan, fingerprint: str, report: GraphReport | None) ->
     for name in plan.checkpointing:
         if name not in names:
             yield _unknown_block(("checkpointing", name), name, names, at_key=True)
+
+
+def positions(plan: ParallelPlan, parts: Parts) -> Iterator[Problem]:
+    """Sequences to train on that the design has no positions for, by train.py's own rule."""
+    broken = broken_sequence(plan.text, plan.images, parts) if plan.mode == "train" else None
+    if broken is not None:
+        yield _problem(broken)
 
 
 def _trained(plan: ParallelPlan, report: GraphReport) -> Iterator[Problem]:

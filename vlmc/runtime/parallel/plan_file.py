@@ -11,12 +11,10 @@ import yaml
 
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.parts import Parts
-from vlmc.runtime.parallel.plan_rules import broken_rules
+from vlmc.runtime.parallel.plan_rules import broken_rules, broken_sequence
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Held, Ruled
 
 _ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
-MOST_POSITIONS = 2**20
-"""Of a model that has no end of them: relative positions bound no sequence."""
 _WORDS: dict[str, tuple[str, ...]] = {
     "mode": ("train", "serve"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -126,7 +124,9 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
     for role in plan.trained:
         if role not in parts.parts:
             raise UsageError(f"trained: this design has no {role}; it has {', '.join(parts.parts)}")
-    _check_sequence(plan, parts)
+    too_long = broken_sequence(plan.text, plan.images, parts)
+    if too_long is not None:
+        raise UsageError(_said(too_long))
     heads = head_counts(parts)
     for role, counts in heads.items():
         degree = plan.encoder_tensor if role in ("encoder", "adapter") else plan.mesh.tensor
@@ -135,18 +135,6 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
                 raise UsageError(
                     f"mesh.tensor: {degree} devices cannot share the {count} {what} of the {role}"
                 )
-
-
-def _check_sequence(plan: Plan, parts: Parts) -> None:
-    """Refuses sequences that the model has no positions for, before any is drawn."""
-    most = MOST_POSITIONS if parts.context is None else parts.context
-    if plan.text > most:
-        raise UsageError(f"text: a sequence of {plan.text} tokens; the model has {most}")
-    taken = parts.places if parts.fusion in ("prefix", "placeholder") else 0
-    if plan.images * taken > most:
-        raise UsageError(
-            f"images: {plan.images} of {taken} tokens each; the model has {most} positions"
-        )
 
 
 def head_counts(parts: Parts) -> dict[str, list[tuple[str, int]]]:

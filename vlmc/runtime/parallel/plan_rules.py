@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from vlmc.diagnostics.divisors import nearest_divisor
+from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Ruled
 from vlmc.runtime.parallel.stage_rules import broken_placement, broken_ranges, broken_stages
 
@@ -16,6 +17,8 @@ TRAINED_IN = ("bf16", "fp32")
 ZERO_STAGES = (0, 1, 2, 3)
 """What replicas share out (Rajbhandari et al., 2020): 1 the optimiser's state and the weights in
 fp32 that it updates, 2 gradients, too, 3 the weights that are computed with, too."""
+MOST_POSITIONS = 2**20
+"""Of a model that has no end of them: relative positions bound no sequence."""
 LOOPED = ("interleaved", "zero_bubble")
 """Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
 it computes on them, and gradients of weights that are put off need them to stay."""
@@ -89,6 +92,31 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
     yield from broken_placement(plan)
     if plan.trains:
         yield from _broken_training(plan)
+
+
+def broken_sequence(text: int, images: int, parts: Parts) -> Broken | None:
+    """Sequences of training that the model has no positions for, before any is drawn."""
+    most = MOST_POSITIONS if parts.context is None else parts.context
+    taken = parts.places if parts.fusion in ("prefix", "placeholder") else 0
+    if text > most:
+        return Broken(
+            code="VLMC130",
+            path=("text",),
+            message=f"a sequence of {text} tokens; the model has {most}",
+            expected=f"at most {most}",
+            got=f"{text}",
+            help=f"text: {most}",
+        )
+    if images * taken > most:
+        return Broken(
+            code="VLMC130",
+            path=("images",),
+            message=f"{images} of {taken} tokens each; the model has {most} positions",
+            expected=f"at most {most // taken}",
+            got=f"{images}",
+            help=f"images: {most // taken}",
+        )
+    return None
 
 
 def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
