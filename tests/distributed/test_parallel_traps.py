@@ -63,6 +63,7 @@ def work_of(made: Twin, gated: Twin, stream: Twin) -> dict[str, Document]:
         "lengths": of(made, "lengths", piped, before=rows(made, 8), rows=longer(made)),
         "frozen, split": of(made, "frozen", split),
         "frozen, sharded": of(made, "frozen", sharded),
+        "frozen, piped": of(made, "frozen", piped),
         "frozen, gated": of(gated, "frozen", plan(gated, mesh={"tensor": 2}, micro_batch=4)),
         "resume": of(made, "resume", sharded, batches=batches, others=[split, spread, looped]),
     }
@@ -112,7 +113,9 @@ def test_a_pipeline_takes_steps_of_unlike_lengths(answered: dict[str, Any]) -> N
     assert answered["lengths"]["loss"] < 1e-6
 
 
-@pytest.mark.parametrize("name", ["frozen, split", "frozen, sharded", "frozen, gated"])
+@pytest.mark.parametrize(
+    "name", ["frozen, split", "frozen, sharded", "frozen, piped", "frozen, gated"]
+)
 def test_frozen_parameters_stay_as_they_are(answered: dict[str, Any], name: str) -> None:
     answer = answered[name]
     frozen = ("encoder.", "language.") if "gated" in name else ("encoder.",)

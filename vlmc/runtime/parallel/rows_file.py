@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmc.diagnostics.faults import UsageError
-from vlmc.runtime.parallel.batches import Row
+from vlmc.runtime.parallel.batches import IGNORED, Row
 from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.plan_file import is_a
 
@@ -88,15 +88,21 @@ def _row(
     vocabulary = int(parts.argument("language", "vocabulary"))
     vocabulary += int(parts.argument("language", "added_vocabulary") or 0)
     token = parts.argument("fusion", "image_token")
-    if not _numbers(words) or any(not 0 <= w < vocabulary and w != token for w in words):
+    if not _token_ids(words) or any(not 0 <= w < vocabulary and w != token for w in words):
         raise UsageError(f"{where}: input_ids must list token ids below {vocabulary}")
     head = parts.parts["head"]
     if head.kind == "classify":
         classes = int(head.arguments["classes"])
         if not isinstance(labels, int) or isinstance(labels, bool) or not 0 <= labels < classes:
             raise UsageError(f"{where}: labels must be a class from 0 to {classes - 1}")
-    elif labels is not None and not _numbers(labels):
-        raise UsageError(f"{where}: labels must list numbers")
+    elif labels is not None and (
+        not _token_ids(labels)
+        or any(not 0 <= one < vocabulary and one != IGNORED for one in labels)
+    ):
+        raise UsageError(
+            f"{where}: labels must list token ids below {vocabulary}, or {IGNORED} where no word "
+            f"is asked for"
+        )
     return Row(words=words, labels=labels, images=_pictures(path, where, document, parts, read))
 
 
@@ -129,7 +135,10 @@ def _pictures(
     return tuple(found)
 
 
-def _numbers(value: Any) -> bool:
-    return is_a(value, list) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) for one in value
+def _token_ids(value: Any) -> bool:
+    """Whether a value is a list of whole numbers, one at least."""
+    return (
+        is_a(value, list)
+        and len(value) > 0
+        and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
     )

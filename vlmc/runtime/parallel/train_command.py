@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -97,6 +98,11 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         raise UsageError(f"{asked.resume} has all {end} steps of the plan; --steps N takes more")
     for rows in islice(batches, start, end):
         loss = training.step(rows)
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"step {training.steps}: the loss is {loss}: training diverged, and nothing was "
+                f"saved; a smaller --learning-rate may help"
+            )
         if say:
             line = {"step": training.steps, "loss": loss}
             print(json.dumps(line) if asked.json else f"step {training.steps}: loss {loss:.6f}")

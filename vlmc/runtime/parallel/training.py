@@ -40,7 +40,7 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint that any plan of this design goes on from."""
-        about = {"steps": self.steps, "design": self.engine.parts.name, **self._kind()}
+        about = {"steps": self.steps, **self._design(), **self._kind()}
         save_training(folder, self.engine.parameters(), self.optimiser, about)
 
     def resume(self, folder: Path) -> bool:
@@ -48,12 +48,18 @@ class Training:
         an earlier stage did, its weights are taken and its steps are not; whether they were. Raises
         UsageError for one of another design."""
         about = said_of(folder)
-        if about.get("design") != self.engine.parts.name:
-            raise UsageError(f"{folder} is a checkpoint of {about.get('design')}")
+        if any(about.get(key, value) != value for key, value in self._design().items()):
+            raise UsageError(
+                f"{folder} is a checkpoint of another design: {about.get('design')} "
+                f"({str(about.get('spec', ''))[:12]})"
+            )
         alike = all(about.get(key, value) == value for key, value in self._kind().items())
         load_training(folder, self.engine.parameters(), self.optimiser if alike else None)
         self.steps = int(about["steps"]) if alike else 0
         return alike
+
+    def _design(self) -> dict[str, Any]:
+        return {"design": self.engine.parts.name, "spec": self.engine.parts.spec}
 
     def _kind(self) -> dict[str, Any]:
         """What the optimiser's state belongs to."""
