@@ -23,6 +23,7 @@ import argparse
 import importlib.util
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -405,6 +406,8 @@ TRAINED_IN = ("bf16", "fp32")
 ZERO_STAGES = (0, 1, 2, 3)
 """What replicas share out (Rajbhandari et al., 2020): 1 the optimiser's state and the weights in
 fp32 that it updates, 2 gradients, too, 3 the weights that are computed with, too."""
+MOST_POSITIONS = 2**20
+"""Of a model that has no end of them: relative positions bound no sequence."""
 LOOPED = ("interleaved", "zero_bubble")
 """Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
 it computes on them, and gradients of weights that are put off need them to stay."""
@@ -478,6 +481,31 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
     yield from broken_placement(plan)
     if plan.trains:
         yield from _broken_training(plan)
+
+
+def broken_sequence(text: int, images: int, parts: Parts) -> Broken | None:
+    """Sequences of training that the model has no positions for, before any is drawn."""
+    most = MOST_POSITIONS if parts.context is None else parts.context
+    taken = parts.places if parts.fusion in ("prefix", "placeholder") else 0
+    if text > most:
+        return Broken(
+            code="VLMC130",
+            path=("text",),
+            message=f"a sequence of {text} tokens; the model has {most}",
+            expected=f"at most {most}",
+            got=f"{text}",
+            help=f"text: {most}",
+        )
+    if images * taken > most:
+        return Broken(
+            code="VLMC130",
+            path=("images",),
+            message=f"{images} of {taken} tokens each; the model has {most} positions",
+            expected=f"at most {most // taken}",
+            got=f"{images}",
+            help=f"images: {most // taken}",
+        )
+    return None
 
 
 def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
@@ -604,8 +632,6 @@ def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Bro
 
 
 _ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
-MOST_POSITIONS = 2**20
-"""Of a model that has no end of them: relative positions bound no sequence."""
 _WORDS: dict[str, tuple[str, ...]] = {
     "mode": ("train", "serve"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -629,7 +655,7 @@ _DEFAULTS: dict[str, Any] = {
     "trained": (), "precision": "bf16", "optimiser": "adamw", "placement": "spread",
     "sequence_parallel": False, "zero": 0, "schedule": "1f1b", "chunks": 1, "checkpointing": {},
     "count": None, "per_node": 1, "text": 1, "images": 0, "encoder": None,
-    "learning_rate": None, "epochs": None,
+    "learning_rate": None, "epochs": None, "hardware": "", "predicted": None, "bound_seconds": None,
 }  # fmt: skip
 
 
@@ -672,10 +698,23 @@ class Plan:
         return self.mesh.tensor if self.sequence_parallel else 1
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(found) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), "a key")
+            raise ValueError(f"{twice} is given twice (line {node.start_mark.line + 1} on)")
+        return found
+
+
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises UsageError, naming the field, where it is none that can run."""
     try:
-        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_Once)
+        return _plan(document)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; `vlmc plan` writes it") from None
     except OSError as error:
@@ -683,8 +722,6 @@ def read_plan(path: Path) -> Plan:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {reason[:200]}") from None
-    try:
-        return _plan(document)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -704,7 +741,9 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
     for role in plan.trained:
         if role not in parts.parts:
             raise UsageError(f"trained: this design has no {role}; it has {', '.join(parts.parts)}")
-    _check_sequence(plan, parts)
+    too_long = broken_sequence(plan.text, plan.images, parts)
+    if too_long is not None:
+        raise UsageError(_said(too_long))
     heads = head_counts(parts)
     for role, counts in heads.items():
         degree = plan.encoder_tensor if role in ("encoder", "adapter") else plan.mesh.tensor
@@ -713,18 +752,6 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
                 raise UsageError(
                     f"mesh.tensor: {degree} devices cannot share the {count} {what} of the {role}"
                 )
-
-
-def _check_sequence(plan: Plan, parts: Parts) -> None:
-    """Refuses sequences that the model has no positions for, before any is drawn."""
-    most = MOST_POSITIONS if parts.context is None else parts.context
-    if plan.text > most:
-        raise UsageError(f"text: a sequence of {plan.text} tokens; the model has {most}")
-    taken = parts.places if parts.fusion in ("prefix", "placeholder") else 0
-    if plan.images * taken > most:
-        raise UsageError(
-            f"images: {plan.images} of {taken} tokens each; the model has {most} positions"
-        )
 
 
 def head_counts(parts: Parts) -> dict[str, list[tuple[str, int]]]:
@@ -767,8 +794,14 @@ def _plan(document: Any) -> Plan:
     for key in ("images", "zero"):
         _require(_whole(whole[key], 0), f"{key} must be a whole number")
     _require(isinstance(whole["sequence_parallel"], bool), "sequence_parallel is true or false")
-    for key in ("design", "spec", "optimiser"):
+    for key in ("design", "spec", "optimiser", "hardware"):
         _require(isinstance(whole[key], str), f"{key} must be text")
+    predicted, bound = whole["predicted"], whole["bound_seconds"]
+    _require(predicted is None or is_a(predicted, dict), "predicted must be what `vlmc plan` wrote")
+    _require(
+        bound is None or (is_a(bound, int | float) and not is_a(bound, bool) and 0 <= bound < inf),
+        "bound_seconds must be a number from 0 on",
+    )
     trained = whole["trained"]
     _require(
         is_a(trained, list | tuple) and all(role in _ROLES for role in trained),
@@ -2431,7 +2464,7 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint that any plan of this design goes on from."""
-        about = {"steps": self.steps, "design": self.engine.parts.name, **self._kind()}
+        about = {"steps": self.steps, **self._design(), **self._kind()}
         save_training(folder, self.engine.parameters(), self.optimiser, about)
 
     def resume(self, folder: Path) -> bool:
@@ -2439,12 +2472,18 @@ class Training:
         an earlier stage did, its weights are taken and its steps are not; whether they were. Raises
         UsageError for one of another design."""
         about = said_of(folder)
-        if about.get("design") != self.engine.parts.name:
-            raise UsageError(f"{folder} is a checkpoint of {about.get('design')}")
+        if any(about.get(key, value) != value for key, value in self._design().items()):
+            raise UsageError(
+                f"{folder} is a checkpoint of another design: {about.get('design')} "
+                f"({str(about.get('spec', ''))[:12]})"
+            )
         alike = all(about.get(key, value) == value for key, value in self._kind().items())
         load_training(folder, self.engine.parameters(), self.optimiser if alike else None)
         self.steps = int(about["steps"]) if alike else 0
         return alike
+
+    def _design(self) -> dict[str, Any]:
+        return {"design": self.engine.parts.name, "spec": self.engine.parts.spec}
 
     def _kind(self) -> dict[str, Any]:
         """What the optimiser's state belongs to."""
@@ -2529,15 +2568,21 @@ def _row(
     vocabulary = int(parts.argument("language", "vocabulary"))
     vocabulary += int(parts.argument("language", "added_vocabulary") or 0)
     token = parts.argument("fusion", "image_token")
-    if not _numbers(words) or any(not 0 <= w < vocabulary and w != token for w in words):
+    if not _token_ids(words) or any(not 0 <= w < vocabulary and w != token for w in words):
         raise UsageError(f"{where}: input_ids must list token ids below {vocabulary}")
     head = parts.parts["head"]
     if head.kind == "classify":
         classes = int(head.arguments["classes"])
         if not isinstance(labels, int) or isinstance(labels, bool) or not 0 <= labels < classes:
             raise UsageError(f"{where}: labels must be a class from 0 to {classes - 1}")
-    elif labels is not None and not _numbers(labels):
-        raise UsageError(f"{where}: labels must list numbers")
+    elif labels is not None and (
+        not _token_ids(labels)
+        or any(not 0 <= one < vocabulary and one != IGNORED for one in labels)
+    ):
+        raise UsageError(
+            f"{where}: labels must list token ids below {vocabulary}, or {IGNORED} where no word "
+            f"is asked for"
+        )
     return Row(words=words, labels=labels, images=_pictures(path, where, document, parts, read))
 
 
@@ -2570,9 +2615,12 @@ def _pictures(
     return tuple(found)
 
 
-def _numbers(value: Any) -> bool:
-    return is_a(value, list) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) for one in value
+def _token_ids(value: Any) -> bool:
+    """Whether a value is a list of whole numbers, one at least."""
+    return (
+        is_a(value, list)
+        and len(value) > 0
+        and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
     )
 
 
@@ -2656,6 +2704,11 @@ def _train(parts: Parts, folder: Path, asked: argparse.Namespace, *, say: bool) 
         raise UsageError(f"{asked.resume} has all {end} steps of the plan; --steps N takes more")
     for rows in islice(batches, start, end):
         loss = training.step(rows)
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"step {training.steps}: the loss is {loss}: training diverged, and nothing was "
+                f"saved; a smaller --learning-rate may help"
+            )
         if say:
             line = {"step": training.steps, "loss": loss}
             print(json.dumps(line) if asked.json else f"step {training.steps}: loss {loss:.6f}")
