@@ -391,7 +391,7 @@ def test_a_plan_that_is_checked_is_told_what_it_takes(tmp_path: Path, words: lis
     [
         ("hardware: a100-80gb", "hardware: l4", "VLMC157", "hardware", "GB (weights "),
         ("hardware: a100-80gb", "hardware: a100-81gb", "VLMC150", "hardware", "a100-81gb"),
-        ("text: 512", "text: 51200", "VLMC157", "hardware", "activations"),
+        ("text: 512", "text: 51200", "VLMC130", "text", "51200"),
         ("micro_batch: 1", "micro_batch: 5", "VLMC163", "micro_batch", "64 / "),
     ],
 )
