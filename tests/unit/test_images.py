@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vlmc.diagnostics import UsageError
-from vlmc.runtime.images import MAX_PIXELS, frame_count, read_frames, spread
+from vlmc.runtime.images import MAX_PIXELS, frame_count, read_frames, spread, upright_rgb
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -58,6 +58,12 @@ def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], np.uint16)).save(tmp_path / "a.png")
     assert np.asarray(only(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_premultiplied_greys_show_white_where_they_are_clear() -> None:
+    pair = Image.new("LA", (2, 1), (0, 0))
+    pair.putpixel((1, 0), (80, 255))
+    assert np.asarray(upright_rgb(pair.convert("La")))[0].tolist() == [[255] * 3, [80] * 3]
 
 
 def test_whole_numbers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
