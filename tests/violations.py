@@ -171,6 +171,10 @@ def budget_exceeds_context(document: Document, found: Diagnostic) -> bool:
     budget = document["token_budget"]
     outside = document["fusion"]["kind"] in ("gated_cross_attention", "single_stream")
     each = 0 if outside else visual_tokens(document)
+    if document["fusion"]["kind"] == "gated_cross_attention" and (
+        budget["text"] <= budget["images"]
+    ):
+        return True
     return budget["text"] + budget["images"] * each > document["language"]["context"]
 
 

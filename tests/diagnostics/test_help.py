@@ -99,13 +99,12 @@ def test_images_that_cross_attention_holds_are_counted() -> None:
         "adapter": "perceiver_resampler",
         "fusion": "gated_cross_attention",
         "language": "chinchilla-1.4b",
-        "token_budget": {"images": 1000, "text": 256},
+        "token_budget": {"images": 200, "text": 256},
         "target": {"hardware": "a100-80gb", "workload": {"batch": 1}},
     }
     assert codes(document) == []
     document["token_budget"] = {"images": 2_000_000_000, "text": 256}
-    (found,) = diagnose(document)
-    assert found.code == "VLMC152"
+    (found,) = [one for one in diagnose(document) if one.code == "VLMC152"]
     assert f"{2e9 * 64 * 1536 * 2 / 1e9:,.0f}"[:6] in (found.got or "")
 
 

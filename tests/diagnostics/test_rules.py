@@ -377,7 +377,7 @@ def test_the_budget_is_counted_as_it_is_said() -> None:
     document = design(token_budget={"images": 3, "text": 40})
     (found,) = diagnose(document)
     assert found.got == "40 text + 3 images x 17 tokens = 91"
-    assert found.message.startswith("the token budget is 27 over")
+    assert found.message.startswith("text and images are 27 over")
     assert found.help == "text: 13"
     document["token_budget"]["images"] = 9
     (found,) = diagnose(document)

@@ -179,9 +179,10 @@ def test_a_file_that_is_no_plan_is_answered(text: str, tmp_path: Path) -> None:
     [
         ({"spec": "1" * 64}, 4, "another spec"),
         ({}, 2, "for 4 processes, but there are 2"),
-        ({"text": 1_000_000_000}, 4, "text: a sequence of 1000000000 tokens; the model has 64"),
+        ({"text": 1_000_000_000}, 4, "text: text and images are .* over .*; for example text: 60"),
         ({"trained": ["select"]}, 4, "trained: this design has no select; it has encoder"),
-        ({"images": 17}, 4, "images: 17 of 4 tokens each; the model has 64"),
+        ({"images": 13}, 4, r"16 text \+ 13 images x 4 tokens = 68"),
+        ({"images": 17}, 4, "images: .* at most 64 .*; for example images: 15, text: 4"),
         # Two key/value heads on four devices load elsewhere, and fail in the first step.
         (
             {"mesh": {"pipeline": 2, "data": 1, "tensor": 4}, "count": 8},

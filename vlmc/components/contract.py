@@ -184,6 +184,10 @@ class FusionSpec(ComponentSpec):
         """Positions of the language model's context that one image uses up."""
         return self.in_sequence(visual)
 
+    def words(self) -> int:
+        """Tokens of the text that stand for one image."""
+        return 0
+
     def memory(self, visual: Visual) -> int:
         """Tokens of one image that are attended to from outside the sequence."""
         return 0

@@ -150,7 +150,11 @@ class ParallelPlan(Planned):
     )
     batch: int = Field(ge=1, description="Sequences of a step, over all devices.")
     micro_batch: int = Field(ge=1, description="Sequences of a micro-batch.")
-    text: int = Field(ge=1, description="Text tokens of a sequence.")
+    text: int = Field(
+        ge=1,
+        description="Tokens of a sequence's text: prompt and "
+        "answer, with those that stand for images in cross-attention; visual tokens come on top.",
+    )
     images: int = Field(ge=0, description="Images of a sequence.")
     schedule: Schedule = "1f1b"
     chunks: int = Field(default=1, ge=1, description="Stages that each rank holds (interleaved).")

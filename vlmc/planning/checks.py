@@ -93,8 +93,8 @@ def against(plan: ParallelPlan, fingerprint: str, report: GraphReport | None) ->
 
 
 def positions(plan: ParallelPlan, parts: Parts) -> Iterator[Problem]:
-    """Sequences to train on that the design has no positions for, by train.py's own rule."""
-    broken = broken_sequence(plan.text, plan.images, parts) if plan.mode == "train" else None
+    """Sequences that the design has no positions for, by train.py's own rule."""
+    broken = broken_sequence(plan.text, plan.images, parts)
     if broken is not None:
         yield _problem(broken)
 

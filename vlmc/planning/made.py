@@ -123,8 +123,11 @@ def solve(asked: Asked, auto: Unsettled, report: GraphReport, decode: GraphRepor
 
 
 def _room(asked: Asked, what: Literal["images", "text"]) -> int | None:
-    """What of the budget the context holds; None where nothing bounds it."""
+    """What of the budget the context holds, and the text, where images have tokens in it; None
+    where nothing bounds it."""
     tokens, spec = asked.arch.tokens, asked.spec
+    if what == "images" and spec.fusion.words():
+        return (tokens.text - 1) // spec.fusion.words()
     visual = spec.adapter.output(spec.encoder.visual(), spec.language)
     each = spec.fusion.positions(visual)
     bounded = tokens.context is not None and (what == "text" or each > 0)

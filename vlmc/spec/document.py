@@ -41,7 +41,9 @@ class TokenBudget(Described):
         default=1, description="Images (or videos) in one prompt, at most; `auto`: the most."
     )
     text: Positive | Auto = Field(
-        default=512, description="Text tokens in one prompt and its answer; `auto`: the most."
+        default=512,
+        description="Text tokens in one prompt and its answer, beside visual tokens; `auto`: the "
+        "most.",
     )
 
 

@@ -6,33 +6,33 @@ from collections.abc import Iterator
 
 from vlmc.components.contract import LanguageSpec
 from vlmc.diagnostics import Problem
+from vlmc.ir.sequence import no_room
 from vlmc.resolver.flow import Flow
 
 
 def budget_fits_context(flow: Flow) -> Iterator[Problem]:
     """Text and what the images take of the sequence fit into the language model's positions."""
     fusion, language, visual = flow.fusion, flow.language, flow.visual
-    if fusion is None or language is None or visual is None or language.context is None:
+    if fusion is None or language is None or visual is None:
         return
-    images, text = flow.budget.images, flow.budget.text
-    each = fusion.positions(visual)
-    total = text + images * each
-    if total <= language.context:
+    images, each = flow.budget.images, fusion.positions(visual)
+    found = no_room(
+        flow.budget.text, images, each=each, words=fusion.words(), context=language.context
+    )
+    if found is None:
         return
-    left = language.context - images * each
-    if left > 0:
-        help_ = f"text: {left}"
-    elif language.context > each:
-        fitting = (language.context - 1) // each
-        help_ = f"token_budget: {{images: {fitting}, text: {language.context - fitting * each}}}"
+    if found.images == images:
+        help_ = f"text: {found.text}"
+    elif found.images:
+        help_ = f"token_budget: {{images: {found.images}, text: {found.text}}}"
     else:
         help_ = _fewer_tokens(flow, language)
     yield Problem(
         code="VLMC130",
         path=("token_budget",),
-        message=f"the token budget is {total - language.context} over the language model's context",
-        expected=f"at most {language.context} positions",
-        got=f"{text} text + {images} images x {each} tokens = {total}",
+        message=found.message,
+        expected=found.expected,
+        got=found.got,
         help=help_,
         at_key=True,
     )

@@ -45,9 +45,9 @@ def micro_batches(
     taken = shown * parts.places if parts.fusion == "single_stream" else 0
     if parts.context is not None:
         longest = max(len(words) for words, _ in placed)
-        if longest + taken > parts.context:
+        if longest > parts.context:
             raise UsageError(f"a sequence of {longest} tokens; the model has {parts.context}")
-        text = min(text, parts.context - taken)
+        text = min(text, parts.context)
     text = _divisible(parts, text, taken, shares)
     groups = [list(range(i, i + size)) for i in range(0, len(rows), size)]
     if _each(parts):

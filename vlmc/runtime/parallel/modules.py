@@ -3,6 +3,7 @@
 TRAINING = (
     "vlmc.diagnostics.faults",
     "vlmc.diagnostics.divisors",
+    "vlmc.ir.sequence",
     "vlmc.runtime.parallel.untyped",
     "vlmc.runtime.parallel.parts",
     "vlmc.runtime.parallel.ruled",

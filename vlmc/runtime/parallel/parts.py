@@ -40,6 +40,16 @@ class Parts:
         return {"query_prefix": "prefix"}.get(kind, kind)
 
     @property
+    def taken(self) -> int:
+        """Positions that one image takes beside the text."""
+        return self.places if self.fusion in ("prefix", "placeholder") else 0
+
+    @property
+    def image_words(self) -> int:
+        """Tokens of the text that stand for one image."""
+        return 1 if self.fusion == "gated_cross_attention" else 0
+
+    @property
     def target(self) -> bool:
         """Whether the words to learn are read by a decoder of their own."""
         return self.parts["language"].kind == "encoder_decoder"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from vlmc.diagnostics.divisors import nearest_divisor
+from vlmc.ir.sequence import no_room
 from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Ruled
 from vlmc.runtime.parallel.stage_rules import broken_placement, broken_ranges, broken_stages
@@ -95,28 +96,21 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
 
 
 def broken_sequence(text: int, images: int, parts: Parts) -> Broken | None:
-    """Sequences of training that the model has no positions for, before any is drawn."""
+    """Sequences that the model cannot read, before any is drawn."""
     most = MOST_POSITIONS if parts.context is None else parts.context
-    taken = parts.places if parts.fusion in ("prefix", "placeholder") else 0
-    if text > most:
-        return Broken(
-            code="VLMC130",
-            path=("text",),
-            message=f"a sequence of {text} tokens; the model has {most}",
-            expected=f"at most {most}",
-            got=f"{text}",
-            help=f"text: {most}",
-        )
-    if images * taken > most:
-        return Broken(
-            code="VLMC130",
-            path=("images",),
-            message=f"{images} of {taken} tokens each; the model has {most} positions",
-            expected=f"at most {most // taken}",
-            got=f"{images}",
-            help=f"images: {most // taken}",
-        )
-    return None
+    found = no_room(text, images, each=parts.taken, words=parts.image_words, context=most)
+    if found is None:
+        return None
+    fewer = "" if found.images == images else f"images: {found.images}, "
+    return Broken(
+        code="VLMC130",
+        path=("images",) if fewer else ("text",),
+        related=(("text",) if fewer else ("images",),),
+        message=found.message,
+        expected=found.expected,
+        got=found.got,
+        help=f"{fewer}text: {found.text}",
+    )
 
 
 def _broken_degrees(plan: Ruled) -> Iterator[Broken]:

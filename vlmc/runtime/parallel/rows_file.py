@@ -51,26 +51,25 @@ def batches_of(
 
 
 def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> Iterator[list[Row]]:
-    """Batches drawn from a seed: the same on all ranks."""
+    """Batches drawn from a seed, the same on all ranks. Of the `text` tokens of a sequence those
+    that stand for images are put in later, as visual tokens are beside them."""
     generator = torch.Generator().manual_seed(seed)
-    words = int(parts.argument("language", "vocabulary"))
+    vocabulary = int(parts.argument("language", "vocabulary"))
     token = parts.argument("fusion", "image_token")
-    most = min(words, token if isinstance(token, int) else words)
+    most = min(vocabulary, token if isinstance(token, int) else vocabulary)
     head = parts.parts["head"]
-    taken = 0
-    if parts.fusion != "single_stream":
-        taken = images * (1 if parts.fusion == "gated_cross_attention" else parts.places)
+    length = text - images * parts.image_words
     while True:
         batch: list[Row] = []
         for _ in range(size):
-            length = max(2, text - taken)
             drawn: Any = torch.randint(0, most, (length,), generator=generator)
             pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(images))
-            labels: Any = None
+            words: list[int] = drawn.tolist()
+            labels: Any = words if parts.target else None
             if head.kind == "classify":
                 classes = head.arguments["classes"]
                 labels = int(torch.randint(0, classes, (1,), generator=generator))
-            batch.append(Row(words=drawn.tolist(), labels=labels, images=pictures))
+            batch.append(Row(words=words, labels=labels, images=pictures))
         yield batch
 
 

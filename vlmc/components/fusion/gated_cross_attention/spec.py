@@ -75,8 +75,10 @@ class GatedCrossAttention(FusionSpec):
     )
 
     def in_sequence(self, visual: Visual) -> int:
-        # The image token is a word of the text.
         return 0
+
+    def words(self) -> int:
+        return 1
 
     def memory(self, visual: Visual) -> int:
         return visual.total
