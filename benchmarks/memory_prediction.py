@@ -316,8 +316,8 @@ def run(case: Case) -> Result:
         for _, parameter in own_parameters(arch, model, node):
             parameter.requires_grad_(node.role in trained)
     given = inputs(arch, case, dtype)
-    flops = counted(model, given)
     checkpointed(model, case.checkpointing)
+    flops = counted(model, given)
     beside: list[int] = []
     if case.zero:
         measured, ran = tracked_sharded(model, given, case.zero)
@@ -331,13 +331,14 @@ def run(case: Case) -> Result:
         case=case,
         predicted=peak(report, sizes, states, kept, beside),
         tracked=measured,
-        flops=summed(report, sizes),
+        flops=summed(report, sizes, case.checkpointing),
         counted=flops,
     )
 
 
-def summed(report: GraphReport, sizes: Sizes) -> tuple[int, int]:
-    """FLOPs of a forward and a backward pass, by the report."""
+def summed(report: GraphReport, sizes: Sizes, checkpointing: str) -> tuple[int, int]:
+    """FLOPs of a forward and a backward pass, by the report; the latter with what it computes
+    again."""
     blocks = [report.blocks[place] for place in report.order]
 
     def total(*phases: Any) -> int:
@@ -351,7 +352,8 @@ def summed(report: GraphReport, sizes: Sizes) -> tuple[int, int]:
             )
         )
 
-    return total("forward"), total("backward_input", "backward_weight")
+    again = () if checkpointing == "none" else (f"again_{checkpointing}",)
+    return total("forward"), total("backward_input", "backward_weight", *again)
 
 
 def _one_thread() -> None:

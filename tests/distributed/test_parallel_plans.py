@@ -64,6 +64,16 @@ TWO: dict[str, Made] = {
     "zero bubble": lambda t: plan(
         t, across(t, 1), mesh=PIPELINE, schedule="zero_bubble", micro_batch=2, placement="spread"
     ),
+    "zero bubble, recomputed": lambda t: plan(
+        t,
+        across(t, 1),
+        mesh=PIPELINE,
+        schedule="zero_bubble",
+        micro_batch=2,
+        placement="spread",
+        checkpointing={"language.layers.*": "full", "gated_blocks.*": "full"},
+        trained=everything(t),
+    ),
     # Blocks that read images stand on the second stage, and what they read words with, too.
     "zero bubble, spread, all trained": lambda t: plan(
         t,

@@ -23,6 +23,8 @@ from vlmc.hardware.efficiency import Efficiency
 from vlmc.ir import Role
 
 Mode = Literal["train", "prefill", "decode"]
+AGAIN: dict[Phase, Fraction] = {"again_selective": Fraction(1, 3), "again_full": Fraction(3, 4)}
+"""Shares of a forward pass that checkpointing runs again."""
 BATCH, TEXT, IMAGES, TOKENS = map(Polynomial.symbol, ("batch", "text", "images", "tokens"))
 
 
@@ -47,11 +49,20 @@ def block(
     phases: list[Phase] = ["forward"]
     if mode == "train":
         phases += ["backward_input"] * reached + ["backward_weight"] * (trained and reached)
+        phases += ["again_selective", "again_full"] * (reached and "*" in name)
     operators: list[Operator] = []
     for phase in phases:
         moved = activations * 4 + 2 * parameters
+        share = AGAIN.get(phase, Fraction(1))
         operators += [
-            Operator(name="aten.mm", phase=phase, calls=4, flops=flops, bytes=moved, matmul=True),
+            Operator(
+                name="aten.mm",
+                phase=phase,
+                calls=4,
+                flops=flops * share,
+                bytes=moved * share,
+                matmul=True,
+            ),
             Operator(
                 name="aten.add",
                 phase=phase,
@@ -80,6 +91,7 @@ def block(
         ),
         input=activations,
         output=activations,
+        all_reduces_again=(0, 1),
         peak_forward=Largest((positions * ((held if saves else 8) * width) + activations,)),
         climb=Climb(((activations * 4, Fraction(0)), (activations * 2, Fraction(1))))
         if saves

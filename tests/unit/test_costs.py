@@ -14,6 +14,7 @@ from vlmc.hardware.device import Device
 from vlmc.hardware.efficiency import Kind
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
+from vlmc.partition.part import parts
 from vlmc.partition.request import Request
 from vlmc.partition.setting import Setting
 from vlmc.partition.work import kind_of
@@ -48,7 +49,7 @@ def _device(**efficiency: Any) -> Device:
 
 def _lines(card: Device, **request: Any) -> Rooflines:
     """A design of one trained block: four products and two additions a phase."""
-    only = block("language.0", "language", 1, 10_000, TEXT, 64, trained=True, reached=True)
+    only = block("language.*", "language", 1, 10_000, TEXT, 64, trained=True, reached=True)
     only = replace(only, tensors=(1_000, 9_000))
     report = GraphReport(
         design="one",
@@ -70,11 +71,27 @@ def test_each_call_takes_a_time_of_its_own() -> None:
 
 
 def test_what_runs_again_takes_its_hooks_too() -> None:
-    cost = _lines(_device(call_us=5.0, again_us=40.0)).blocks(1, 1, False, False)[0]
-    assert cost.again_full == pytest.approx(cost.forward + 6 * 40e-6)
-    assert cost.again_selective == 0
     plain = _lines(_device(call_us=5.0)).blocks(1, 1, False, False)[0]
-    assert plain.again_full == pytest.approx(plain.forward)
+    cost = _lines(_device(call_us=5.0, again_us=40.0)).blocks(1, 1, False, False)[0]
+    assert cost.forward == plain.forward
+    assert plain.again[0] == 0 < plain.again[1] <= plain.again[2] <= plain.forward
+    for kept in (1, 2):
+        assert cost.again[kept] - plain.again[kept] == pytest.approx(6 * 40e-6)
+
+
+def test_gradients_that_are_put_off_have_blocks_computed_again_twice() -> None:
+    """And pass through them twice; the bubble stays what it is."""
+    lines = _lines(_device())
+    cost = lines.blocks(1, 1, False, False)[0]
+    at = Setting(pipeline=2, micro_batches=2, schedule="zero_bubble")
+    (none,) = parts(lines, at)
+    (full,) = parts(lines, replace(at, keeps=(("language.*", "full"),)))
+    (once,) = parts(lines, replace(at, keeps=(("language.*", "full"),), schedule="1f1b"))
+    assert once.backward == pytest.approx(none.backward + cost.again[2])
+    assert full.backward == pytest.approx(once.backward + cost.again[2] + cost.backward_input)
+    assert full.backward - 2 * full.weights_late == pytest.approx(
+        none.backward - 2 * none.weights_late
+    )
 
 
 def test_each_parameter_is_updated_by_itself() -> None:

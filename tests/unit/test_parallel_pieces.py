@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.pipelining import _backward
 
+from vlmc.components.shared.block import TransformerBlock
 from vlmc.runtime.parallel import split as splitting
+from vlmc.runtime.parallel.put_off import apart, together
 from vlmc.runtime.parallel.split import split
 from vlmc.runtime.parallel.stage import Through, save_less
+from vlmc.runtime.parallel.untyped import RECOMPUTATION
 from vlmc.runtime.parallel.words import context_of
 
 handed_on: Any = Through.apply
@@ -104,3 +108,35 @@ def test_frozen_parameters_stay_frozen_where_splitting_makes_new_ones(
     split(stage, SimpleNamespace(), vision=True, sequences=False)  # type: ignore[arg-type]
     for name, parameter in stage.model.named_parameters():
         assert parameter.requires_grad == name.startswith("adapter."), name
+
+
+def test_gradients_put_off_have_a_block_computed_again_once() -> None:
+    """PyTorch by itself would do so for each of its groups of weights."""
+    torch.manual_seed(0)
+    blocks = [_narrow(), _narrow()]
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    wanted = torch.autograd.grad(
+        blocks[1](blocks[0](x)).square().sum(), [w for b in blocks for w in b.parameters()]
+    )
+    ran: list[int] = []
+    for number, block in enumerate(blocks):
+        block.attention.register_forward_pre_hook(lambda *_, n=number: ran.append(n))
+    hidden: Any = x
+    for block in blocks:
+        hidden = RECOMPUTATION.checkpoint(block, hidden, use_reentrant=False)
+    weights = [w for block in blocks for w in block.parameters()]
+    _, groups = _backward.stage_backward_input([hidden.square().sum()], None, [x], iter(weights))
+    ran.clear()
+    groups = together(apart(groups), blocks)
+    _backward.stage_backward_weight(iter(weights), groups, retain_graph=True)
+    assert sorted(ran) == [0, 1]
+    for weight, gradient in zip(weights, wanted, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+
+
+def _narrow() -> TransformerBlock:
+    return TransformerBlock(
+        width=16, heads=2, kv_heads=2, head_dim=8, hidden=32, norm="layer", norm_eps=1e-5,
+        pre_norm=True, activation="gelu", gated=False, qkv_bias=True, output_bias=True,
+        mlp_bias=True,
+    )  # fmt: skip

@@ -75,7 +75,7 @@ class _Assembly:
         for kept in KEPT[1:]:  # what serves keeps nothing
             self.runs[kept] = trial.runs(kept) if mode == "train" else self.runs["none"]
         self.stretches = {kept: stretches(runs, self.segments) for kept, runs in self.runs.items()}
-        self.costs = Costs(self.runs["none"], self.segments, trial)
+        self.costs = Costs(self.runs, self.segments, trial)
 
     def report(self) -> GraphReport:
         chain = self._chain()
@@ -218,6 +218,7 @@ class _Assembly:
             climb=self._climb(where),
             split_made=split_made,
             all_reduces=all_reduces,
+            all_reduces_again=self.costs.all_reduces_again(where),
             tensors=tuple(one.numel() for _, one in parameters),
             embedding=embedding(self.trial.model, name, self.arch),
             cache=ZERO if self.mode == "train" else self._cache(where),

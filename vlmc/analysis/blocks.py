@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import Operator, Phase
-from vlmc.analysis.run import Runs, Trial
+from vlmc.analysis.run import Kept, Runs, Trial
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.spans import Where
 from vlmc.analysis.trace import Allocated, Call, Freed
@@ -23,24 +24,39 @@ COLUMNS = ("query", "key", "value", "distance", "gate", "up")
 """Projections whose outputs tensor parallelism divides: heads, or channels of an MLP."""
 ROWS = ("output", "down")
 """Projections whose inputs it divides: their outputs are whole again, after an all-reduce."""
+_Kind = tuple[str, Phase, bool, bool]
+"""An operator's name and phase, whether it runs on matrix units, whether it is split."""
+
+
+AGAIN: dict[Kept, Phase] = {"selective": "again_selective", "full": "again_full"}
 
 
 class Costs:
     """Operators, flows and shares of each block."""
 
-    def __init__(self, runs: Runs, segments: Segments, trial: Trial) -> None:
-        self.runs, self.segments, self.trial = runs, segments, trial
-        self._phases = phases(runs)
+    def __init__(self, runs: Mapping[Kept, Runs], segments: Segments, trial: Trial) -> None:
+        self.runs, self.segments, self.trial = runs["none"], segments, trial
         self._splits: dict[str, bool] = {}
-        self._passing = passing(runs)
-        self._by: dict[Where, dict[tuple[str, Phase, bool, bool], list[int]]] = defaultdict(
+        self._passing = passing(self.runs)
+        self._by: dict[Where, dict[_Kind, list[tuple[tuple[int, ...], ...]]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        for index, event in enumerate(runs.first.events):
-            if isinstance(event, Call):
-                split = self._is_split(event.path)
-                key = (event.packet, self._phases[index], event.matmul, split)
-                self._by[segments(event.path)][key].append(index)
+        self._reduced: Counter[tuple[Where, Phase]] = Counter()
+        for index, phase in phases(self.runs).items():
+            self._add(self.runs, index, phase)
+        for kept, phase in AGAIN.items():
+            for index, event in enumerate(runs[kept].first.events):
+                if isinstance(event, Call) and event.during == "recompute":
+                    self._add(runs[kept], index, phase)
+
+    def _add(self, runs: Runs, index: int, phase: Phase) -> None:
+        """Counts a call to its block."""
+        event: Any = runs.first.events[index]
+        where = self.segments(event.path)
+        key = (event.packet, phase, event.matmul, self._is_split(event.path))
+        self._by[where][key].append(tuple(one.figures[index] for one in runs.records))
+        ends = event.path.rpartition(".")[2] in ROWS
+        self._reduced[where, phase] += event.matmul and ends
 
     def _is_split(self, path: str) -> bool:
         if path not in self._splits:
@@ -53,18 +69,25 @@ class Costs:
             Operator(
                 name=name,
                 phase=phase,
-                calls=len(indices),
-                flops=self._sum(indices, 0),
-                bytes=self._sum(indices, 1),
+                calls=len(figures),
+                flops=self._sum(figures, 0),
+                bytes=self._sum(figures, 1),
                 matmul=matmul,
                 split=split,
             )
-            for (name, phase, matmul, split), indices in sorted(self._by[where].items())
+            for (name, phase, matmul, split), figures in sorted(self._by[where].items())
         )
 
-    def _sum(self, indices: list[int], which: int) -> Polynomial:
-        records = self.runs.records
-        return self.trial.fit([sum(r.figures[i][which] for i in indices) for r in records])
+    def all_reduces_again(self, where: Where) -> tuple[int, int]:
+        """Sums over a tensor group that selective and full checkpointing do again."""
+        selective, full = (self._reduced[where, phase] for phase in AGAIN.values())
+        return selective, full
+
+    def _sum(self, figures: list[tuple[tuple[int, ...], ...]], which: int) -> Polynomial:
+        """Of calls, each with its figures at each point of the fit."""
+        return self.trial.fit(
+            [sum(one[which] for one in ones) for ones in zip(*figures, strict=True)]
+        )
 
     def split_shares(self, where: Where) -> tuple[Fraction, Fraction]:
         """Of what the block keeps for its backward pass, and of all that it makes in its forward

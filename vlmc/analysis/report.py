@@ -10,8 +10,10 @@ from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.ir import Role
 
 Mode = Literal["train", "prefill", "decode"]
-Phase = Literal["forward", "backward_input", "backward_weight"]
-"""backward_input: gradients of activations; backward_weight: gradients of parameters."""
+Phase = Literal["forward", "backward_input", "backward_weight", "again_selective", "again_full"]
+"""backward_input: gradients of activations; backward_weight: gradients of parameters;
+again_selective and again_full: what the backward pass computes again of the forward pass with that
+checkpointing, which ends with the last tensor that the backward pass reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,8 @@ class Block:
     all_reduces: int = 2
     """All-reduces of `output`'s size that tensor parallelism needs in its forward pass; as many in
     the backward pass."""
+    all_reduces_again: tuple[int, int] = (0, 0)
+    """Of those in the forward pass, those that selective and full checkpointing do again."""
     tensors: tuple[int, ...] = ()
     """Numbers in each of its parameters, in their order."""
     embedding: tuple[int, ...] = ()

@@ -39,14 +39,7 @@ class Chain:
         self.length = len(order)
         self.encoder = encoder_length(lines)
         times = setting.micro_batches
-        self.forward = self._sums(lambda part: part.forward)
-        self.backward = self._sums(lambda part: part.backward)
-        self.late = self._sums(lambda part: part.weights_late)
-        self.tail = self._sums(lambda part: part.tail)
-        self.work = [
-            times * (forward + backward) + tail
-            for forward, backward, tail in zip(self.forward, self.backward, self.tail, strict=True)
-        ]
+        self._times()
         self.saved = self._sums(lambda part: part.saved)
         self.inputs = 0.0
         if report.mode == "train":
@@ -108,6 +101,18 @@ class Chain:
     def _sums(self, of: Callable[[Part], float]) -> list[float]:
         return sums(self.parts, self.lines.report.order, of)
 
+    def _times(self) -> None:
+        """Seconds of a micro-batch, and of a step."""
+        self.forward = self._sums(lambda part: part.forward)
+        self.backward = self._sums(lambda part: part.backward)
+        self.late = self._sums(lambda part: part.weights_late)
+        self.tail = self._sums(lambda part: part.tail)
+        times = self.setting.micro_batches
+        self.work = [
+            times * (forward + backward) + tail
+            for forward, backward, tail in zip(self.forward, self.backward, self.tail, strict=True)
+        ]
+
     def _states(self) -> None:
         """What is held of weights, gradients and the optimiser."""
         self.weights = self._sums(lambda part: part.weights)
@@ -147,6 +152,7 @@ class Chain:
         twin.setting = setting
         if any(whole_weights(one.schedule, one.pipeline) for one in (setting, self.setting)):
             twin.parts = parts(self.lines, setting)
+            twin._times()
             twin._states()
         twin.held = [twin._held(group) for group in range(setting.pipeline)]
         return twin

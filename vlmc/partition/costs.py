@@ -17,6 +17,7 @@ from vlmc.ir import Role
 from vlmc.partition.request import Request
 from vlmc.partition.work import Moments, Work, gathered, kept_bytes, logits, summed, work_of
 
+_AGAIN: tuple[Phase, Phase] = ("again_selective", "again_full")
 ENCODER_SIDE: tuple[Role, ...] = ("encoder", "select", "adapter")
 OVERLAP = 0.9
 """Share of a block's time behind which gathers and gradient exchanges of FSDP hide: the two compete
@@ -30,9 +31,10 @@ class BlockCost:
     forward: float
     backward_input: float
     backward_weight: float
-    again_selective: float
-    """To compute again what selective checkpointing left out."""
-    again_full: float
+    again: tuple[float, float, float]
+    """To compute again what checkpointing (none, selective, full) left out."""
+    reduced_again: tuple[float, float, float]
+    """Share of `exchanged` in the forward pass that is then exchanged again."""
     exchanged: tuple[int, int]
     """Bytes of activations that tensor parallelism sums up in the forward pass, and of gradients in
     the backward pass, whole tensors."""
@@ -101,7 +103,10 @@ class Rooflines:
     def flops(self, micro_batch: int) -> float:
         """Of the whole design, for a micro-batch, nothing computed twice."""
         self.blocks(micro_batch, 1, False, False)
-        each = [sum(call.flops for call in work.calls) for work in self._read[micro_batch]]
+        each = [
+            sum(call.flops for call in work.calls if call.phase not in _AGAIN)
+            for work in self._read[micro_batch]
+        ]
         return sum(each[block] for block in self.report.order)
 
     def update(self, number: int, share: float) -> float:
@@ -139,17 +144,13 @@ class Rooflines:
         degree = 1 if apart else divided(block, tensor)
         whole = tensor if sequence_parallel and shares_tokens(block) else 1
         phases: dict[Phase, float] = {}
-        again_selective, again_full = 0.0, 0.0
         hooks = self.cluster.device.efficiency.again_us * 1e-6
         for call in work.calls:
             by = (degree if call.split else whole) / share
             flops, size = call.flops / by / call.count, call.bytes / by / call.count
-            seconds = call.count * self._roofline(flops, size, call.kind)
-            phases[call.phase] = phases.get(call.phase, 0.0) + seconds
-            if call.phase == "forward":
-                again_full += seconds + call.count * hooks
-                if call.attention:
-                    again_selective += seconds + call.count * hooks
+            seconds = self._roofline(flops, size, call.kind)
+            seconds += hooks if call.phase in _AGAIN else 0.0
+            phases[call.phase] = phases.get(call.phase, 0.0) + call.count * seconds
         sums = summed(block, work) if degree > 1 else ((0.0, 0), (0.0, 0))
         exchange = [count * self.all_reduce(size, degree, degree) for size, count in sums]
         ahead, back = gathered(block, work) if sequence_parallel else (0.0, 0.0)
@@ -157,14 +158,19 @@ class Rooflines:
         waits = self.gather(ahead, tensor, tensor), self.gather(back, tensor, tensor)
         forward = phases.get("forward", 0.0) + exchange[0] + waits[0]
         backward = phases.get("backward_input", 0.0) + exchange[1] + waits[1]
+        shares = [one / max(1, block.all_reduces) for one in block.all_reduces_again]
+        again = [
+            phases.get(one, 0.0) + share * exchange[0]
+            for one, share in zip(_AGAIN, shares, strict=True)
+        ]
         kept = kept_bytes(block, work, degree, whole)
         sent = tensor if sequence_parallel and sends_shares(block) else 1
         return BlockCost(
             forward=forward,
             backward_input=backward if block.reached else 0.0,
             backward_weight=phases.get("backward_weight", 0.0) if block.trained else 0.0,
-            again_selective=again_selective if block.reached else 0.0,
-            again_full=again_full + exchange[0] if block.reached else 0.0,
+            again=(0.0, again[0], again[1]),
+            reduced_again=(0.0, shares[0], shares[1]),
             exchanged=(int(sums[0][0] * sums[0][1]), int(sums[1][0] * sums[1][1])),
             exchange_seconds=(exchange[0], exchange[1]),
             gathered=(int(ahead), int(back) if block.reached else 0),

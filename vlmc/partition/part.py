@@ -10,6 +10,7 @@ from vlmc.partition.costs import OVERLAP, BlockCost, Rooflines
 from vlmc.partition.plan import Checkpointing
 from vlmc.partition.setting import Setting
 from vlmc.partition.states import held_states
+from vlmc.runtime.parallel.plan_rules import puts_off
 
 _KEEPS = {"none": 0, "selective": 1, "full": 2}
 
@@ -68,6 +69,11 @@ def keeps(setting: Setting, block: Block) -> Checkpointing:
     return setting.kept(block.name) if block.reached and "*" in block.name else "none"
 
 
+def word(setting: Setting, block: Block) -> int:
+    """Where costs by checkpointing have those of a block."""
+    return _KEEPS[keeps(setting, block)]
+
+
 def parts(lines: Rooflines, setting: Setting) -> tuple[Part, ...]:
     """By distinct block."""
     costs = lines.blocks(
@@ -94,8 +100,13 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         )  # fmt: skip
     trained = cost.parameters if block.trained else 0
     stepped = cost.parameters if block.stepped else 0
-    kept = _KEEPS[keeps(setting, block)]
-    again = (0.0, cost.again_selective, cost.again_full)[kept]
+    kept = word(setting, block)
+    again, late = cost.again[kept], cost.backward_weight
+    if puts_off(setting.schedule, setting.pipeline):
+        # Once more when the weights' turn comes, and the gradients pass through it again (through
+        # attention alone in about the time that it takes). None of that shortens the bubble.
+        again += cost.again[kept] + (0.0, again, cost.backward_input)[kept]
+        late += again / 2
     backward = cost.backward_input + cost.backward_weight + again
     span = data * setting.tensor
     gather = lines.gather((cost.parameters if zero == 3 else trained) * size, data, span)
@@ -128,7 +139,7 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     return Part(
         forward=cost.forward + late_forward,
         backward=backward + late_backward,
-        weights_late=cost.backward_weight,
+        weights_late=late,
         tail=tail,
         update=updating,
         gathered=late_forward + late_backward,

@@ -23,7 +23,7 @@ from vlmc.partition.shortage import infeasible
 from vlmc.partition.space import bases, schedules, zero_choices
 from vlmc.partition.why import why
 from vlmc.partition.writing import write
-from vlmc.runtime.parallel.plan_rules import zero_stages
+from vlmc.runtime.parallel.plan_rules import puts_off, zero_stages
 
 NEXT = 3
 """Alternatives that a plan is compared with."""
@@ -156,13 +156,15 @@ class _Search:
         ways = schedules(self.lines, base)
         for zero in zero_choices(self.lines, base):
             kept = replace(base, zero=zero)
-            keeping = Keeping(self.lines, kept)
-            costs = keeping.parts(keeping.fastest)
+            at_once = Keeping(self.lines, kept)
             tokens = parts(self.tokens, kept) if self.tokens else None
             for schedule, chunks in ways:
                 if zero not in zero_stages(schedule, base.pipeline):
                     continue
                 setting = replace(kept, schedule=schedule, chunks=chunks)
+                late = puts_off(schedule, base.pipeline)
+                keeping = Keeping(self.lines, setting) if late else at_once
+                costs = keeping.parts(keeping.fastest)
                 bound = self.bounds.setting(setting, costs, tokens)
                 self._push(bound, setting, _Ways(keeping, keeping.fastest))
 

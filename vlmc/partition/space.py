@@ -10,7 +10,7 @@ from vlmc.partition.costs import ENCODER_SIDE, Rooflines, splits
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
 from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
-from vlmc.runtime.parallel.plan_rules import ZERO_STAGES, may_share_sequences, puts_shares_off
+from vlmc.runtime.parallel.plan_rules import ZERO_STAGES, may_share_sequences, puts_off
 
 CHUNKS = (2, 4, 8)
 """Stages that a rank may hold with the interleaved schedule, unless others are asked for."""
@@ -150,7 +150,7 @@ def schedules(lines: Rooflines, base: Setting) -> tuple[tuple[Schedule, int], ..
             continue
         if schedule == "zero_bubble" and times < groups:
             continue  # no closed form says what it takes
-        if base.sequence_parallel and puts_shares_off(schedule, groups):
+        if base.sequence_parallel and puts_off(schedule, groups):
             continue
         several = (request.chunks,) if request.chunks else CHUNKS
         for chunks in several if schedule == "interleaved" else (1,):

@@ -9,7 +9,7 @@ from vlmc.hardware.device import BYTES
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.leaf import Leaf
-from vlmc.partition.part import keeps
+from vlmc.partition.part import word
 from vlmc.partition.plan import Collective
 from vlmc.partition.setting import Setting
 
@@ -87,9 +87,8 @@ def _tensor(
     size, seconds, gathered, waits = 0.0, 0.0, 0.0, 0.0
     for number in blocks:
         block, cost = lines.report.blocks[number], costs[number]
-        again = keeps(setting, block) == "full"
         back = block.reached and lines.request.mode == "train"
-        times = 1 + back * again, back
+        times = 1 + back * cost.reduced_again[word(setting, block)], back
         for way in (0, 1):
             size += cost.exchanged[way] * times[way] * setting.micro_batches
             seconds += cost.exchange_seconds[way] * times[way] * setting.micro_batches

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from vlmc.analysis.report import Block, Operator, Phase
 from vlmc.hardware.efficiency import Kind
 
-_ATTENTION = ("attention", "softmax", "bmm", "baddbmm")
-"""What an operator is called that selective checkpointing runs again."""
 _FUNCTIONS = (
     "gelu", "silu", "sigmoid", "tanh", "exp", "erf", "sin", "cos", "pow", "sqrt", "softmax", "norm",
     "sum", "mean",
@@ -38,7 +36,6 @@ class Calls:
     bytes: float
     kind: Kind
     split: bool
-    attention: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,6 @@ def work_of(block: Block, sizes: dict[str, int], whole_text: int) -> Work:
                 float(one.bytes(**sizes)),
                 kind_of(one),
                 one.split,
-                any(word in one.name for word in _ATTENTION),
             )
             for one in block.operators
         ),

@@ -98,7 +98,7 @@ class Engine:
                 stage.images = SharedImages(self.mesh["tensor"].get_group())
                 names = [name for name, _ in stage.model.named_parameters()]
                 stage.partial |= {n for n in names if role_of(n) in ("encoder", "adapter")}
-        save_less(stage, plan.checkpointing)
+        stage.recomputed = save_less(stage, plan.checkpointing)
         if plan.mesh.data > 1 or self.dtype != torch.float32:
             self._shard(stage)
         return stage.to(self.device)

@@ -44,9 +44,9 @@ def may_share_sequences(trains: bool, tensor: int) -> bool:
     return trains and tensor > 1
 
 
-def puts_shares_off(schedule: str, groups: int) -> bool:
-    """Whether a schedule puts gradients of weights off, which PyTorch 2.13 cannot where projections
-    read one gathered sequence: it goes through what they share twice."""
+def puts_off(schedule: str, groups: int) -> bool:
+    """Whether a schedule puts gradients of weights off. PyTorch 2.13 cannot where projections read
+    one gathered sequence: it goes through what they share twice."""
     return groups > 1 and schedule == "zero_bubble"
 
 
@@ -79,7 +79,7 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
             "true",
             "false",
         )
-    elif plan.sequence_parallel and puts_shares_off(plan.schedule, plan.mesh.pipeline):
+    elif plan.sequence_parallel and puts_off(plan.schedule, plan.mesh.pipeline):
         yield _not_run(
             "sequence_parallel",
             "zero_bubble cannot put gradients off where projections share a gathered sequence",

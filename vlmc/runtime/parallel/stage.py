@@ -175,6 +175,8 @@ class Stage(nn.Module):
         self.sequences = Sequences()
         self.partial: set[str] = set()
         """Parameters that see a share of the images or tokens on each rank of a tensor group."""
+        self.recomputed: list[nn.Module] = []
+        """Modules whose forward pass the backward pass runs again."""
         self.takes: tuple[str, ...] = ()
         self.feed: list[Data] = []
         self.anchor = torch.zeros((), requires_grad=True)
@@ -217,9 +219,10 @@ def sees(step: Step) -> bool:
     return role_of(step.name) in ("encoder", "adapter")
 
 
-def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:
+def save_less(stage: Stage, checkpointing: dict[str, str]) -> list[nn.Module]:
     """Recomputes blocks in the backward pass where the plan says so: all of a block, or
-    (selective) its attention."""
+    (selective) its attention. Gives what is recomputed."""
+    found: list[nn.Module] = []
     for step in stage.cut.steps:
         if step.block is None:
             continue
@@ -229,8 +232,11 @@ def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:
             for attention in (getattr(block, name, None) for name in ("attention", "cross")):
                 if attention is not None:
                     _recompute(attention, "forward")
+                    found.append(attention)
         elif kind == "full":
             _recompute(block, "look" if step.look is not None else "forward")
+            found.append(block)
+    return found
 
 
 def _recompute(module: Any, method: str) -> None:
