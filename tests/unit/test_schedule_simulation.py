@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from random import Random
 
 import pytest
@@ -18,6 +19,7 @@ from vlmc.partition.schedule import (
     Timeline,
     bubble_share,
     most_held,
+    most_put_off,
     order,
     refusal,
     simulate,
@@ -58,6 +60,10 @@ def test_closed_forms_hold(
     for rank in range(ranks):
         held = most_held(schedule, rank, ranks, micro_batches, chunks)
         assert held is None or held == timeline.peak(rank)
+    if schedule == "zero_bubble" and chunks == 1:
+        for rank, actions in enumerate(order(schedule, ranks, micro_batches)):
+            waiting = accumulate((one.op == "I") - (one.op == "W") for one in actions)
+            assert rank == 0 or max(waiting) == most_put_off(rank, micro_batches)
 
 
 def test_the_closed_forms_of_the_papers() -> None:
@@ -66,6 +72,7 @@ def test_the_closed_forms_of_the_papers() -> None:
     assert bubble_share("zero_bubble", 4, 16) == 3 / 51
     assert [most_held("1f1b", rank, 4, 16) for rank in range(4)] == [4, 3, 2, 1]
     assert [most_held("zero_bubble", rank, 4, 16) for rank in range(4)] == [4, 4, 4, 4]
+    assert [most_put_off(rank, 16) for rank in range(4)] == [0, 2, 3, 4]
     # Korthikanti et al.: 1 + (p - 1) / (p v) times as much on the first rank as 1F1B's p.
     assert most_held("interleaved", 0, 4, 16, 2) == 2 * 4 * (1 + 3 / (4 * 2))
     # Where no form is known none is given.

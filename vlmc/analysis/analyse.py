@@ -196,6 +196,7 @@ class _Assembly:
         ]
         limits, split, all_reduces = shape(self.trial.model, where, parameters)
         split_kept, split_made = self.costs.split_shares(where)
+        late, split_late = self.costs.late(where)
         return Block(
             role=role,
             name=name,
@@ -211,6 +212,8 @@ class _Assembly:
                 selective=self._saved(where, "selective"),
                 full=self._saved(where, "full"),
                 split=split_kept,
+                late=late,
+                late_split=split_late,
             ),
             input=self.costs.flow(where)[0],
             output=self.costs.flow(where)[1],

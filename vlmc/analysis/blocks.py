@@ -38,11 +38,17 @@ class Costs:
         self.runs, self.segments, self.trial = runs["none"], segments, trial
         self._splits: dict[str, bool] = {}
         self._passing = passing(self.runs)
+        self._made_backward = {
+            event.number: index
+            for index, event in enumerate(self.runs.first.events)
+            if isinstance(event, Allocated) and event.during == "backward"
+        }
         self._by: dict[Where, dict[_Kind, list[tuple[tuple[int, ...], ...]]]] = defaultdict(
             lambda: defaultdict(list)
         )
         self._reduced: Counter[tuple[Where, Phase]] = Counter()
-        for index, phase in phases(self.runs).items():
+        self._phases = phases(self.runs)
+        for index, phase in self._phases.items():
             self._add(self.runs, index, phase)
         for kept, phase in AGAIN.items():
             for index, event in enumerate(runs[kept].first.events):
@@ -101,6 +107,27 @@ class Costs:
                 made[split] += size
                 kept[split] += 0 if event.number in self._passing else size
         return _share(kept), _share(made)
+
+    def late(self, where: Where) -> tuple[Polynomial, Fraction]:
+        """Bytes of the gradients that those of its weights are made of, each once, and the share of
+        them that is divided."""
+        made, gradients = self._made_backward, self.runs.first.gradients
+        found: set[int] = set()
+        passing: set[int] = set()
+        for index, phase in self._phases.items():
+            event: Any = self.runs.first.events[index]
+            # A norm's backward pass is one call for both.
+            weighs = phase == "backward_weight" or not gradients.isdisjoint(event.makes)
+            if weighs and self.segments(event.path) == where:
+                found.update(number for number in event.takes if number in made)
+                passing.update(event.makes if phase == "backward_weight" else ())
+        found -= passing
+        figures = [tuple(r.figures[made[number]] for r in self.runs.records) for number in found]
+        sizes = [0, 0]
+        for number in found:
+            event = self.runs.first.events[made[number]]
+            sizes[self._is_split(event.path)] += self.runs.first.figures[made[number]][0]
+        return self._sum(figures, 0) if figures else ZERO, _share(sizes)
 
     def flow(self, where: Where) -> tuple[Polynomial, Polynomial]:
         """Bytes of activations that enter and leave a block."""

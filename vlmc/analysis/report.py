@@ -96,6 +96,11 @@ class Saved:
     split: Fraction = Fraction(1)
     """Share of `none` that tensor parallelism divides by the degree (the rest is whole on each
     device, unless sequence parallelism divides it, too)."""
+    late: Polynomial = ZERO
+    """Gradients of activations that those of its weights are made of: they are kept, too, where the
+    weights' turn comes later."""
+    late_split: Fraction = Fraction(1)
+    """As `split`, of `late`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

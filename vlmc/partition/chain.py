@@ -10,10 +10,10 @@ from vlmc.partition.costs import ENCODER_SIDE, Rooflines
 from vlmc.partition.part import Part, parts
 from vlmc.partition.peaks import Peaks, sums
 from vlmc.partition.plan import Memory
-from vlmc.partition.schedule import most_held
+from vlmc.partition.schedule import most_held, most_put_off
 from vlmc.partition.setting import Setting
 from vlmc.partition.states import held_states
-from vlmc.runtime.parallel.plan_rules import whole_weights
+from vlmc.runtime.parallel.plan_rules import puts_off, whole_weights
 
 RESERVE = 0.04
 """Share of what is held that is lost between blocks of the allocator. Assumed."""
@@ -41,6 +41,7 @@ class Chain:
         times = setting.micro_batches
         self._times()
         self.saved = self._sums(lambda part: part.saved)
+        self.put_off = self._sums(lambda part: part.put_off)
         self.inputs = 0.0
         if report.mode == "train":
             self.inputs = times * float(report.inputs(**lines.sizes(setting.micro_batch)))
@@ -125,6 +126,7 @@ class Chain:
             loss = float(self.lines.report.loss_peak(**sizes))
         order, tied = self.lines.report.order, bool(self.embeds_again[-1])
         self.peaks = Peaks(self.parts, order, self.saved, self.gradients, loss, tied=tied)
+        self.again_peaks = [self.parts[block].again_peak for block in order]
         self.buffers = [self.parts[block].buffers for block in order]
         self.copy = self._embedding()
 
@@ -176,7 +178,7 @@ class Chain:
         apart = sum(self._embeds_apart(first, end) for first, end in stretches)
         for kind, size in enumerate(self.copy):
             sums[kind] += apart * size
-        over = max(self._over(held, first, end) for first, end in stretches)
+        over = max(self._over(group, first, end) for first, end in stretches)
         looked = any(self.looks[end] > self.looks[first] for first, end in stretches)
         moving = held * sums[4] + over
         # Below 0, not all gradients are there at the fullest moment.
@@ -196,11 +198,18 @@ class Chain:
         reserve = RESERVE * sum(kinds.values()) + self.context
         return Memory(**{kind: int(size) for kind, size in kinds.items()}, reserve=int(reserve))
 
-    def _over(self, held: float, first: int, end: int) -> float:
+    def _over(self, group: int, first: int, end: int) -> float:
         """Bytes at the fullest moment over the model's states and all that is saved."""
-        setting = self.setting
+        setting, held = self.setting, self.held[group]
         steady = held < setting.micro_batches or setting.chunks > 1
-        return self.peaks.over(held, first, end, steady=steady)
+        over = self.peaks.over(held, first, end, steady=steady)
+        if not puts_off(setting.schedule, setting.pipeline):
+            return over
+        # All is kept until the weights' turn: then what their gradients are made of is all there.
+        late = self.put_off[end] - self.put_off[first]
+        waiting = most_put_off(group, setting.micro_batches)
+        again = max(self.again_peaks[first:end])
+        return max(over, late + again) + (waiting - 1) * late if waiting else over
 
     def fits(self, stage: int, first: int, end: int) -> bool:
         """Whether a stage may hold a stretch: as `memory`. With several stages to a device it
@@ -229,7 +238,7 @@ class Chain:
         if chunks > 1:
             total = total * chunks + self.peaks.any
         else:
-            total += self._over(held, first, end)
+            total += self._over(group, first, end)
         return (total + self.inputs + self.message) * (1 + RESERVE) + self.context <= self.room
 
     def groups(self, ends: Sequence[int]) -> list[list[tuple[int, int]]]:

@@ -49,6 +49,8 @@ class BlockCost:
     """That the device holds of the block, before data parallelism shards them."""
     saved: tuple[float, float, float]
     """Without checkpointing, selective, full."""
+    late: float
+    """Gradients that wait for the weights' turn, where a schedule puts it off."""
     output: float
     peak_forward: float
     """Over what is saved."""
@@ -178,6 +180,7 @@ class Rooflines:
             parameters=ceil(block.split_parameters / degree)
             + block.parameters
             - block.split_parameters,
+            late=work.late * share * (1 - float(block.saved.late_split) * (1 - 1 / degree)),
             saved=(kept[0] * share, kept[1] * share, kept[2] * share)
             if block.reached
             else (0.0, 0.0, 0.0),

@@ -35,6 +35,10 @@ class Part(NamedTuple):
     optimiser: float
     saved: float
     """Of a micro-batch."""
+    put_off: float
+    """Of a micro-batch, gradients that wait for the weights' turn."""
+    again_peak: float
+    """Of what is computed again then."""
     forward_peak: float
     """Over what is saved, gathered weights included."""
     first_peak: float
@@ -93,8 +97,8 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     if request.mode == "serve":
         return Part(
             cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
-            0.0, cost.saved[0] + cost.peak_forward + sent, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, sent,
-            0.0, 0.0, 0.0, 0.0,
+            0.0, 0.0, 0.0, cost.saved[0] + cost.peak_forward + sent, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+            sent, 0.0, 0.0, 0.0, 0.0,
             cost.cache,
             cost.output,
         )  # fmt: skip
@@ -148,6 +152,8 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         waiting=held.waiting,
         optimiser=held.optimiser,
         saved=saved,
+        put_off=cost.late,
+        again_peak=later_peak if saved < cost.saved[0] else 0.0,
         forward_peak=cost.peak_forward + held.gathered + sent,
         first_peak=first_peak,
         backward_peak=later_peak,

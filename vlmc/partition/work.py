@@ -44,6 +44,7 @@ class Work:
 
     calls: tuple[Calls, ...]
     saved: tuple[float, float, float]
+    late: float
     input: float
     output: float
     peak_forward: float
@@ -70,6 +71,7 @@ def work_of(block: Block, sizes: dict[str, int], whole_text: int) -> Work:
             max(0.0, float(block.saved.selective(**sizes))),
             max(0.0, float(block.saved.full(**sizes))),
         ),
+        late=max(0.0, float(block.saved.late(**sizes))),
         input=float(block.input(**sizes)),
         output=float(block.output(**sizes)),
         peak_forward=float(block.peak_forward(**sizes)),

@@ -1,6 +1,6 @@
 """The order in which a pipeline works, and what comes of it: times, bubbles, what is held."""
 
-from vlmc.partition.schedule.closed_forms import bubble_share, most_held
+from vlmc.partition.schedule.closed_forms import bubble_share, most_held, most_put_off
 from vlmc.partition.schedule.orders import Action, Orders, order, orders_of
 from vlmc.partition.schedule.picture import timeline_svg
 from vlmc.partition.schedule.simulation import IllegalOrder, simulate
@@ -14,6 +14,7 @@ __all__ = [
     "Timeline",
     "bubble_share",
     "most_held",
+    "most_put_off",
     "order",
     "orders_of",
     "refusal",

@@ -45,3 +45,10 @@ def most_held(
         return None
     early = (chunks - 1) * ranks + 2 * (ranks - 1 - rank)
     return min(chunks * micro_batches, early + 1)
+
+
+def most_put_off(rank: int, micro_batches: int) -> int:
+    """The most micro-batches of zero_bubble with one chunk whose gradients of inputs a rank has and
+    whose gradients of weights it has yet to compute: of its p, the p - rank - 1 that are still on
+    their way forward are none of them. The first rank computes both at once."""
+    return min(micro_batches, rank + 1) if rank else 0
