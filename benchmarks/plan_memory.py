@@ -46,6 +46,7 @@ from vlmc.emit.parallel.parts_of import parts_of
 from vlmc.hardware import device
 from vlmc.hardware.cluster import Cluster
 from vlmc.ir import Arch
+from vlmc.ir.training import ZERO_STAGES
 from vlmc.partition.plan import Memory, ParallelPlan, Schedule
 from vlmc.partition.request import Request
 from vlmc.partition.search import find
@@ -55,7 +56,6 @@ from vlmc.runtime.parallel.batches import Row, micro_batches
 from vlmc.runtime.parallel.engine import Engine
 from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.plan_file import read_plan
-from vlmc.runtime.parallel.plan_rules import ZERO_STAGES
 from vlmc.runtime.parallel.training import Training
 
 GRAIN = 8

@@ -237,6 +237,11 @@ def format_is_unsupported(document: Document, found: Diagnostic) -> bool:
     return target["precision"] not in FORMATS[target["hardware"]] and not stored
 
 
+def format_is_not_trained_in(document: Document, found: Diagnostic) -> bool:
+    target = document["target"]
+    return target["workload"]["mode"] == "train" and target["precision"] in ("fp16", "int8")
+
+
 def memory_is_short(document: Document, found: Diagnostic) -> bool:
     """A batch of 2^30 sequences needs more than any of these machines has; nothing else does."""
     target = document["target"]
@@ -246,6 +251,7 @@ def memory_is_short(document: Document, found: Diagnostic) -> bool:
 
 
 VIOLATED: dict[str, Callable[[Document, Diagnostic], bool]] = {
+    "VLMC012": format_is_not_trained_in,
     "VLMC101": heads_do_not_divide,
     "VLMC102": key_value_heads_are_wrong,
     "VLMC103": tensor_degree_does_not_divide,

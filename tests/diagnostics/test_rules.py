@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from vlmc.diagnostics import Diagnostic
+from vlmc.planning.asked import asked
 from vlmc.resolver import check, flow, resolve
 from vlmc.spec.draft import HEADINGS, draft
 from vlmc.spec.reader import parse, plain
@@ -61,6 +62,7 @@ def target(**fields: Any) -> Design:
     return {"hardware": "a100-80gb", "workload": {"generate": 1}, **fields}
 
 
+TRAIN: Design = {"mode": "train"}
 AT_THE_LIMIT = [
     ("VLMC101", "encoder", {"heads": 8}, {"heads": 5}),
     ("VLMC101", "language", {"heads": 2}, {"heads": 3}),
@@ -117,6 +119,31 @@ AT_THE_LIMIT = [
      target(count=4, parallel={"data": 4}, workload={"batch": 8, "mode": "train"}),
      target(count=4, parallel={"data": 4}, workload={"batch": 6, "mode": "train"})),
     ("VLMC156", "target", target(), target(hardware="none.yaml")),
+    ("VLMC012", "target", target(hardware="t4", precision="fp32", workload=TRAIN),
+     target(hardware="t4", precision="fp16", workload=TRAIN)),
+    ("VLMC012", "target", target(precision={"default": "fp16", "language": "bf16"}, workload=TRAIN),
+     target(precision={"default": "fp16"}, workload=TRAIN)),
+    ("VLMC012", "target", target(precision="fp16"), target(precision="int8", workload=TRAIN)),
+    ("VLMC158", "target", target(count=4, parallel={"tensor": 4, "encoder": {"tensor": 1}}),
+     target(count=4, parallel={"tensor": 4, "encoder": {"tensor": 2}})),
+    ("VLMC158", "target", target(count=4, parallel={"tensor": 1, "language": {"tensor": 4}}),
+     target(count=4, parallel={"tensor": 2, "language": {"tensor": 4}})),
+    ("VLMC158", "target", target(count=4, parallel={"encoder": {"tensor": "auto"}}),
+     target(count=4, parallel={"encoder": {"tensor": 4}})),
+    ("VLMC158", "target", target(count=4, parallel={"pipeline": 2, "encoder": {"pipeline": 2}}),
+     target(count=4, parallel={"pipeline": 2, "encoder": {"pipeline": 1}})),
+    ("VLMC158", "target", target(parallel={"schedule": "interleaved", "chunks": 2}, workload=TRAIN),
+     target(parallel={"schedule": "1f1b", "chunks": 2}, workload=TRAIN)),
+    ("VLMC158", "target", target(parallel={"schedule": "1f1b", "chunks": 2}),
+     target(parallel={"schedule": "zero_bubble", "chunks": 2}, workload=TRAIN)),
+    ("VLMC158", "target", target(count=4, workload={**TRAIN, "batch": 4},
+                                 parallel={"schedule": "interleaved", "pipeline": 2, "zero": 2}),
+     target(count=4, workload={**TRAIN, "batch": 4},
+            parallel={"schedule": "interleaved", "pipeline": 2, "zero": 3})),
+    ("VLMC158", "target", target(count=4, workload={**TRAIN, "batch": 4},
+                                 parallel={"schedule": "zero_bubble", "zero": 2}),
+     target(count=4, workload={**TRAIN, "batch": 4},
+            parallel={"schedule": "zero_bubble", "pipeline": 4, "zero": 2})),
     ("VLMC141", "training", {"stages": [{"name": "a", "train": ["adapter", "fusion"], "lr": 0.1}]},
      {"stages": [{"name": "a", "train": ["fusion"], "lr": 0.1}]}),
 ]  # fmt: skip
@@ -287,17 +314,37 @@ def designs(draw: st.DrawFn) -> Design:
         "features": {"layer": draw(st.integers(-9, 9))},
     }
     fusion = {"kind": "placeholder", "placeholders": draw(st.integers(1, 40))}
-    degrees = {"tensor": draw(st.sampled_from((1, 2, 3, 4, 5, 8)))}
+    degree = st.sampled_from((1, 2, 3, 4, 5, 8))
+    parallel: Design = {"tensor": draw(degree)}
+    for role in ("encoder", "language"):
+        if draw(st.integers(0, 3)) == 0:
+            parallel[role] = {"tensor": draw(degree | st.just("auto"))}
+    for key, words in (
+        ("schedule", ("1f1b", "interleaved", "zero_bubble")),
+        ("chunks", (1, 2)),
+        ("zero", (0, 2, 3)),
+        ("pipeline", (1, 2)),
+    ):
+        if draw(st.booleans()):
+            parallel[key] = draw(st.sampled_from(words))
     return design(
         encoder=encoder,
         language=language,
         fusion=fusion,
         token_budget={"images": draw(st.integers(0, 6)), "text": draw(st.integers(1, 250))},
-        target=target(count=draw(st.integers(1, 6)), parallel=degrees),
+        target=target(
+            count=draw(st.integers(1, 6)),
+            parallel=parallel,
+            precision=draw(st.sampled_from(("bf16", "fp16", "fp32"))),
+            workload={"mode": draw(st.sampled_from(("serve", "train"))), "generate": 1},
+        ),
     )
 
 
-MENDED_BY_HELP = ("VLMC101", "VLMC102", "VLMC103", "VLMC105", "VLMC106", "VLMC109", "VLMC110")
+OF_DEGREES = ("VLMC103", "VLMC104", "VLMC158")
+MENDED_BY_HELP = (
+    "VLMC012", "VLMC101", "VLMC102", "VLMC105", "VLMC106", "VLMC109", "VLMC110", *OF_DEGREES,
+)  # fmt: skip
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
@@ -306,10 +353,43 @@ def test_pasting_the_help_mends_the_fault(document: Design, choice: int) -> None
     found = [d for d in diagnose(document) if d.code in (*MENDED_BY_HELP, "VLMC130")]
     assume(found)
     fault = found[choice % len(found)]
-    after = [d for d in diagnose(mended(document, fault)) if d.code == fault.code]
+    all_after = diagnose(mended(document, fault))
+    after = [d for d in all_after if d.code == fault.code]
+    if fault.code in OF_DEGREES:
+        assert {d.code for d in all_after} & set(OF_DEGREES) <= {d.code for d in found}
     others = [d for d in found if d.code == fault.code and d is not fault]
     assert (fault.path, fault.message) not in [(d.path, d.message) for d in after]
     assert len(after) <= len(others), (fault, after)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "count"),
+    [
+        ({"tensor": 8}, 8),
+        ({"tensor": 3, "pipeline": 2}, 4),
+        ({"tensor": 4, "encoder": {"tensor": 2}}, 4),
+        ({"language": {"tensor": 3}, "encoder": {"tensor": 2}}, 12),
+        ({"tensor": 2, "encoder": {"tensor": 4, "data": 2}}, 8),
+        ({"tensor": 3, "schedule": "1f1b", "chunks": 2, "zero": 3}, 4),
+        ({"pipeline": 2, "data": 2, "schedule": "zero_bubble", "zero": 3}, 4),
+    ],
+)
+@pytest.mark.parametrize("heads", [4, 12, 5])
+def test_following_every_help_leads_to_a_plan(parallel: Design, count: int, heads: int) -> None:
+    """What is left says what a plan is to be, and the planner takes it."""
+    fields: Design = {"count": count, "precision": "fp16", "parallel": parallel}
+    document = design(
+        encoder={"width": 60, "heads": heads},
+        target=target(**fields, workload={"mode": "train", "batch": 8}),
+    )
+    for _ in range(9):
+        found = diagnose(document)
+        if not found:
+            break
+        document = mended(document, found[0])
+    assert codes(document) == []
+    read = draft(parse(yaml.safe_dump(document), "design"), "design", default_name="design")
+    asked(read.spec(), resolve(read.spec()))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

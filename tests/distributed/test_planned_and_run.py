@@ -11,9 +11,9 @@ from vlmc.analysis.analyse import analyse
 from vlmc.analysis.report import GraphReport
 from vlmc.hardware import device
 from vlmc.hardware.cluster import Cluster
+from vlmc.ir.training import zero_stages
 from vlmc.partition.request import Request
 from vlmc.partition.search import find
-from vlmc.runtime.parallel.plan_rules import zero_stages
 
 SYSTEMS = ("llava-1.5", "flamingo", "blip2", "visualbert")
 SEARCHED: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import pytest
 from vlmc.hardware import BYTES, BadDevice, device, names
 from vlmc.hardware.device import UPDATED, Device
 from vlmc.hardware.efficiency import Kind
-from vlmc.runtime.parallel.plan_rules import OPTIMISERS
+from vlmc.ir.training import OPTIMISERS
 
 PUBLISHED = {
     "a100-40gb": (40, 1555, 312, None, 624, 600),

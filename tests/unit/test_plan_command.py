@@ -257,8 +257,10 @@ def test_a_slow_device_costs_at_most_what_it_lacks() -> None:
         ([SPEC, "--set", "target.parallel.checkpointing=some"], 1, "selective"),
         ([SPEC, "--set", "target.parallel.checkpointing={language.layers.*: some}"], 1,
          "selective"),
-        ([SPEC, *TRAIN, "--set", "target.parallel={schedule: 1f1b, chunks: 2}"], 2,
-         "of the interleaved schedule, not of 1f1b"),
+        ([SPEC, *TRAIN, "--set", "target.parallel={schedule: 1f1b, chunks: 2}"], 1, "VLMC158"),
+        ([SPEC, *TRAIN, "--set", "target.precision=fp16"], 1, "help: precision: bf16"),
+        ([SPEC, "--set", "target.parallel={tensor: 4, encoder: {tensor: 2}}"], 1,
+         "VLMC158"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(words: list[str], code: int, said: str) -> None:

@@ -255,11 +255,15 @@ def test_no_file_is_a_mistake_of_the_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fusion", "sizes", "refused"),
     [
-        ("placeholder", (512, 8), []),
-        ("placeholder", (513, 8), [("text",)]),
-        ("placeholder", (512, 9), [("images",)]),
-        ("query_prefix", (512, 9), [("images",)]),
-        ("gated_cross_attention", (512, 9), []),
+        ("placeholder", (64, 7), []),
+        ("placeholder", (65, 7), [("text",)]),
+        ("placeholder", (1, 8), [("images",)]),
+        ("query_prefix", (1, 8), [("images",)]),
+        ("single_stream", (512, 8), []),
+        ("single_stream", (513, 8), [("text",)]),
+        ("gated_cross_attention", (512, 511), []),
+        ("gated_cross_attention", (511, 511), [("text",)]),
+        ("gated_cross_attention", (512, 512), [("images",)]),
     ],
 )
 def test_sequences_are_refused_that_the_model_has_no_positions_for(
@@ -267,6 +271,7 @@ def test_sequences_are_refused_that_the_model_has_no_positions_for(
 ) -> None:
     part = {"fusion": Part(kind=fusion, arguments={})}
     parts = Parts(name="made", spec=HASH, parts=part, image=(3, 8, 8), places=64, context=512)
-    long = plan.model_copy(update={"text": sizes[0], "images": sizes[1]})
-    assert [one.path for one in positions(long, parts)] == refused
-    assert not list(positions(long.model_copy(update={"mode": "serve"}), parts))
+    sized = {"text": sizes[0], "images": sizes[1]}
+    for mode in ("train", "serve"):
+        given = plan.model_copy(update={**sized, "mode": mode})
+        assert [one.path for one in positions(given, parts)] == refused

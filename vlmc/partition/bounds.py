@@ -9,6 +9,7 @@ from math import inf
 from vlmc.analysis.polynomial import Polynomial
 from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
+from vlmc.ir.training import OPTIMISERS
 from vlmc.partition.chain import RESERVE, held
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.part import Part
@@ -16,7 +17,6 @@ from vlmc.partition.plan import Schedule
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import KEEPS, kinds
 from vlmc.partition.states import MASTER
-from vlmc.runtime.parallel.plan_rules import OPTIMISERS
 
 
 class Bounds:

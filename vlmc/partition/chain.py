@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from itertools import accumulate, compress
 
+from vlmc.ir.training import whole_weights
 from vlmc.partition.costs import ENCODER_SIDE, Rooflines
 from vlmc.partition.part import Part, parts
 from vlmc.partition.peaks import Peaks, sums
@@ -13,7 +14,7 @@ from vlmc.partition.plan import Memory
 from vlmc.partition.schedule import most_held, most_put_off
 from vlmc.partition.setting import Setting
 from vlmc.partition.states import held_states
-from vlmc.runtime.parallel.plan_rules import puts_off, whole_weights
+from vlmc.runtime.parallel.plan_rules import puts_off
 
 RESERVE = 0.04
 """Share of what is held that is lost between blocks of the allocator. Assumed."""

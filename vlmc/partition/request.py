@@ -9,8 +9,8 @@ from typing import Literal
 from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import BYTES
+from vlmc.ir.training import OPTIMISERS
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
-from vlmc.runtime.parallel.plan_rules import OPTIMISERS, TRAINED_IN, zero_stages
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -80,12 +80,7 @@ def check(request: Request, cluster: Cluster) -> None:
         raise UsageError(
             f"optimiser must be one of {', '.join(OPTIMISERS)}, not {request.optimiser!r}"
         )
-    if request.mode == "train" and request.precision not in TRAINED_IN:
-        raise UsageError(
-            f"{request.precision} overflows in training: give precision {' or '.join(TRAINED_IN)}"
-        )
     _check_cluster(cluster, request.precision)
-    _check_degrees(request, cluster)
     for name in ("first_token_limit", "token_limit"):
         limit = getattr(request, name)
         if limit is not None and not limit > 0:
@@ -115,28 +110,4 @@ def _check_cluster(cluster: Cluster, precision: str) -> None:
         raise UsageError(
             f"{cluster.device.name} does not compute in {precision}, but in "
             f"{', '.join(name for name in cluster.device.formats if name in BYTES)}"
-        )
-
-
-def _check_degrees(request: Request, cluster: Cluster) -> None:
-    product = 1
-    for name in ("pipeline", "data", "tensor"):
-        degree = getattr(request, name)
-        if degree is None:
-            continue
-        product *= degree
-        if degree < 1 or cluster.count % degree:
-            raise UsageError(f"{name} {degree} does not divide {cluster.count} devices")
-    if cluster.count % product:
-        raise UsageError(f"the degrees' product {product} does not divide {cluster.count} devices")
-    several = request.chunks is not None and request.chunks > 1
-    if several and request.schedule not in (None, "interleaved"):
-        raise UsageError(
-            f"chunks {request.chunks} are of the interleaved schedule, not of {request.schedule}"
-        )
-    schedule = request.schedule or "1f1b"
-    stages = zero_stages(schedule, request.pipeline or 1)
-    if request.zero not in (None, *stages):
-        raise UsageError(
-            f"zero {request.zero} cannot be with {schedule}, which needs whole stages: {stages[-1]}"
         )

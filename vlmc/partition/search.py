@@ -10,6 +10,7 @@ from math import inf
 
 from vlmc.analysis.report import GraphReport
 from vlmc.hardware.cluster import Cluster
+from vlmc.ir.training import zero_stages
 from vlmc.partition.bounds import Bounds
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
@@ -23,7 +24,7 @@ from vlmc.partition.shortage import infeasible
 from vlmc.partition.space import bases, schedules, zero_choices
 from vlmc.partition.why import why
 from vlmc.partition.writing import write
-from vlmc.runtime.parallel.plan_rules import puts_off, zero_stages
+from vlmc.runtime.parallel.plan_rules import puts_off
 
 NEXT = 3
 """Alternatives that a plan is compared with."""

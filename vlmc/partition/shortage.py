@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain as joined
 
+from vlmc.ir.training import zero_stages
 from vlmc.partition.bounds import Bounds
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
@@ -17,7 +18,6 @@ from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import CHUNKS, bases, keeping, kinds, schedules, zero_choices
 from vlmc.partition.why import named, seconds
-from vlmc.runtime.parallel.plan_rules import zero_stages
 
 _FIXED = (
     "pipeline", "data", "tensor", "zero", "micro_batch", "schedule", "chunks", "placement",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 
+from vlmc.ir.training import ZERO_STAGES
 from vlmc.partition.chain import encoder_length
 from vlmc.partition.costs import ENCODER_SIDE, Rooflines, splits
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
 from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
-from vlmc.runtime.parallel.plan_rules import ZERO_STAGES, may_share_sequences, puts_off
+from vlmc.runtime.parallel.plan_rules import may_share_sequences, puts_off
 
 CHUNKS = (2, 4, 8)
 """Stages that a rank may hold with the interleaved schedule, unless others are asked for."""

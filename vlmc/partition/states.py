@@ -18,9 +18,9 @@ from functools import cache
 from vlmc.analysis.memory import CUDA_QUANTUM
 from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
+from vlmc.ir.training import OPTIMISERS, whole_weights
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.setting import Setting
-from vlmc.runtime.parallel.plan_rules import OPTIMISERS, whole_weights
 
 MASTER = 4
 """Bytes of a trained parameter, and of its gradient."""

@@ -176,7 +176,7 @@ def _request(
         pipeline=_given(language.pipeline),
         data=_given(language.data),
         tensor=_given(language.tensor),
-        placement=_placement(language, parallel.encoder),
+        placement=_placement(language, parallel.encoder or parallel),
         zero=_given(parallel.zero),
         micro_batch=_given(parallel.micro_batch),
         schedule=_given(parallel.schedule),
@@ -203,17 +203,10 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1e3
 
 
-def _placement(language: Degrees, encoder: Degrees | None) -> Placement | None:
-    """Where the encoder goes, if its own degrees say so."""
-    if encoder is None or encoder.tensor in ("auto", language.tensor):
-        return None
-    if encoder.tensor == 1:
-        return "replicated"
-    raise UsageError(
-        f"target.parallel.encoder: {{tensor: {encoder.tensor}}} differs from the language model's "
-        f"{language.tensor}: the encoder is split as that is, or runs whole on each device "
-        "(tensor: 1)"
-    )
+def _placement(language: Degrees, encoder: Degrees) -> Placement | None:
+    """Where the encoder goes, if its own degrees say so: it has those of the language model, or is
+    whole on each device of a tensor group."""
+    return "replicated" if encoder.tensor == 1 != language.tensor else None
 
 
 def _precision(target: Target) -> Precision:

@@ -7,12 +7,12 @@ from typing import Any
 
 from vlmc.diagnostics import UsageError
 from vlmc.diagnostics.nearest import listing
+from vlmc.ir.training import OPTIMISERS
 from vlmc.partition.reliability import Goodput, Straggling, factor, goodput, stragglers
 from vlmc.partition.schedule.orders import orders_of
 from vlmc.partition.states import MASTER
 from vlmc.planning.made import Made
 from vlmc.planning.played import pipeline, played
-from vlmc.runtime.parallel.plan_rules import OPTIMISERS
 
 SLOW_PERCENT = 20.0
 KINDS = ("stragglers", "failures")

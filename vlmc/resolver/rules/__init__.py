@@ -16,6 +16,7 @@ from vlmc.resolver.rules.fit import (
     known_hardware,
     precision_supported,
     tensors_have_a_size,
+    trains_in_format,
 )
 from vlmc.resolver.rules.joints import (
     adapter_capacity,
@@ -25,7 +26,12 @@ from vlmc.resolver.rules.joints import (
     head_reads_language,
     widths_meet,
 )
-from vlmc.resolver.rules.parallel import degrees_divide_heads, devices_suffice
+from vlmc.resolver.rules.parallel import (
+    degrees_divide_heads,
+    devices_suffice,
+    parts_are_split_alike,
+    steps_can_run,
+)
 from vlmc.resolver.rules.tokens import budget_fits_context, workload_fits_budget
 from vlmc.resolver.rules.train import something_trains, stages_name_parts
 
@@ -43,8 +49,11 @@ RULES: tuple[Callable[[Flow], Iterator[Problem]], ...] = (
     stages_name_parts,
     known_hardware,
     precision_supported,
+    trains_in_format,
     degrees_divide_heads,
     devices_suffice,
+    parts_are_split_alike,
+    steps_can_run,
     devices_are_linked,
     nodes_are_full,
     batch_feeds_replicas,

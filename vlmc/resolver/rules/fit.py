@@ -9,6 +9,7 @@ from vlmc.components.contract import Parameters
 from vlmc.diagnostics import Problem
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.hardware import BadDevice, Device, device, is_file, names
+from vlmc.ir.training import TRAINED_IN
 from vlmc.resolver.flow import Flow
 from vlmc.resolver.memory import lower_bound
 
@@ -109,7 +110,6 @@ def precision_supported(flow: Flow) -> Iterator[Problem]:
     for part, name in by_part.items():
         if name in card.formats or (name in STORED_ONLY and target.workload.mode == "serve"):
             continue
-        # Training in fp16 needs its losses scaled, which train.py does not do.
         trains = target.workload.mode == "train"
         other = "fp16" if "fp16" in card.formats and not trains else "fp32"
         yield Problem(
@@ -120,6 +120,28 @@ def precision_supported(flow: Flow) -> Iterator[Problem]:
             got=name,
             help=f"{part or 'precision'}: {other}",
         )
+
+
+def trains_in_format(flow: Flow) -> Iterator[Problem]:
+    """Training computes in a format in which its gradients neither overflow nor vanish."""
+    card, target = known_device(flow), flow.target
+    if card is None or target is None or target.workload.mode != "train":
+        return
+    name = target.precision_of("language")
+    if name in (*TRAINED_IN, "tf32") or name not in card.formats:  # that is VLMC151
+        return
+    path: tuple[str, ...] = ("target", "precision")
+    if not isinstance(target.precision, str):
+        path = (*path, "language" if target.precision.language else "default")
+    trained = [one for one in TRAINED_IN if one in card.formats]
+    yield Problem(
+        code="VLMC012",
+        path=path,
+        message=f"nothing is trained in {name}, which overflows",
+        expected=", ".join(trained),
+        got=name,
+        help=f"{path[-1]}: {trained[0]}",
+    )
 
 
 def fits_memory(flow: Flow) -> Iterator[Problem]:

@@ -1,16 +1,19 @@
-"""Rules about degrees of parallelism."""
+"""Rules about degrees of parallelism, and how a step is run on them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 from vlmc.diagnostics import Path, Problem
 from vlmc.diagnostics.divisors import nearest_divisor
+from vlmc.ir.training import why_not_zero, zero_stages
 from vlmc.resolver.flow import Flow
-from vlmc.spec.document import Degrees
+from vlmc.spec.document import Auto, Degrees, Target
 
-NAMES = {"encoder": "encoder", "language": "language model"}
+Split = Literal["encoder", "language"]
+NAMES: dict[Split, str] = {"encoder": "encoder", "language": "language model"}
 """The parts that have degrees of their own, as a sentence calls them."""
 
 
@@ -18,27 +21,119 @@ def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
     """Tensor parallelism splits each part by its heads, so its degree divides them."""
     if flow.target is None:
         return
-    parallel = flow.target.parallel
     for role, name in NAMES.items():
-        part = getattr(flow, role)
-        own = getattr(parallel, role)
-        path = ("target", "parallel", *((role,) if own is not None else ()), "tensor")
-        degree = (own or parallel).tensor
-        if part is None or degree == "auto":
+        degrees, path = _degrees(flow.target, role)
+        degree = degrees.tensor
+        if degree == "auto":
             continue
-        for place, heads in part.heads_for_tensor_parallel():
+        for what, heads in _heads(flow, role):
             if heads % degree == 0:
                 continue
-            grouped = place == ("kv_heads",)
-            what = "key/value heads" if grouped else "heads"
             yield Problem(
-                code="VLMC104" if grouped else "VLMC103",
-                path=path,
+                code="VLMC104" if what == "key/value heads" else "VLMC103",
+                path=(*path, "tensor"),
                 message=f"the {name} has {heads} {what}, which {degree} devices cannot share",
                 expected=f"a degree that divides {heads}",
                 got=f"{heads} / {degree} = {heads // degree} remainder {heads % degree}",
-                help=f"parallel: {{{role}: {{tensor: {nearest_divisor(heads, degree)}}}}}",
+                help=f"parallel: {{{_fitting(flow, flow.target, role)}}}",
             )
+
+
+def _degrees(target: Target, role: Split) -> tuple[Degrees, Path]:
+    """The degrees of a part, its own or those of the whole model, and where they stand."""
+    own = getattr(target.parallel, role)
+    path = ("target", "parallel")
+    return (target.parallel, path) if own is None else (own, (*path, role))
+
+
+def _heads(flow: Flow, role: Split) -> list[tuple[str, int]]:
+    part = getattr(flow, role)
+    found = () if part is None else part.heads_for_tensor_parallel()
+    return [("key/value heads" if at == ("kv_heads",) else "heads", n) for at, n in found]
+
+
+def _fitting(flow: Flow, target: Target, role: Split) -> str:
+    """Tensor degrees that the part's heads, the other part and the devices allow: of an encoder,
+    the language model's or 1, with which it runs whole on each device."""
+    parallel = target.parallel
+    if role == "encoder":
+        return f"encoder: {{tensor: {_beside(flow, target)}}}"
+    degrees, _ = _degrees(target, "language")
+    heads = [count for _, count in _heads(flow, "language")]
+    alike = parallel.encoder is None and parallel.language is None
+    if alike:
+        heads += [count for _, count in _heads(flow, "encoder")]
+    others = math.prod(one for name, one in _given(degrees).items() if name != "tensor")
+    if target.count != "auto" and target.count % others == 0:
+        heads.append(target.count // others)
+    degree = 1 if degrees.tensor == "auto" else degrees.tensor
+    own = f"tensor: {nearest_divisor(math.gcd(*heads), degree)}"
+    if alike:
+        return own
+    return f"{own if parallel.language is None else f'language: {{{own}}}'}, encoder: {{tensor: 1}}"
+
+
+def _beside(flow: Flow, target: Target) -> int | Auto:
+    """The tensor degree of the encoder that goes with the language model's: that one where it
+    divides the encoder's heads."""
+    degree = _degrees(target, "language")[0].tensor
+    if degree == "auto":
+        return degree
+    return 1 if any(heads % degree for _, heads in _heads(flow, "encoder")) else degree
+
+
+def parts_are_split_alike(flow: Flow) -> Iterator[Problem]:
+    """The encoder has the language model's degrees; or it runs whole on each device of a tensor
+    group."""
+    if flow.target is None:
+        return
+    (encoder, path), (language, _) = (_degrees(flow.target, role) for role in NAMES)
+    for name in ("tensor", "pipeline", "data"):
+        degree, other = getattr(encoder, name), getattr(language, name)
+        if degree in ("auto", other) or (name == "tensor" and degree == 1):
+            continue
+        whole = ", or 1: whole on each device" if name == "tensor" else ""
+        yield Problem(
+            code="VLMC158",
+            path=(*path, name),
+            message=f"the encoder's {name} degree is not the language model's",
+            expected=f"{other}{whole}",
+            got=str(degree),
+            help=f"{name}: {_beside(flow, flow.target) if name == 'tensor' else other}",
+        )
+
+
+def steps_can_run(flow: Flow) -> Iterator[Problem]:
+    """What is fixed of a training step goes together."""
+    target = flow.target
+    if target is None or target.workload.mode != "train":
+        return
+    parallel, path = target.parallel, ("target", "parallel")
+    schedule, related = parallel.schedule, ((*path, "schedule"),)
+    if schedule == "auto":
+        return
+    if parallel.chunks not in ("auto", 1) and schedule != "interleaved":
+        yield Problem(
+            code="VLMC158",
+            path=(*path, "chunks"),
+            related=related,
+            message=f"with {schedule} each pipeline group holds one stage",
+            expected="1, or schedule interleaved",
+            got=str(parallel.chunks),
+            help="chunks: 1",
+        )
+    groups = _degrees(target, "language")[0].pipeline
+    stages = zero_stages(schedule, 1 if groups == "auto" else groups)
+    if parallel.zero != "auto" and parallel.zero not in stages:
+        yield Problem(
+            code="VLMC158",
+            path=(*path, "zero"),
+            related=related,
+            message=why_not_zero(parallel.zero, schedule),
+            expected=", ".join(map(str, stages)),
+            got=str(parallel.zero),
+            help=f"zero: {stages[-1]}",
+        )
 
 
 def devices_suffice(flow: Flow) -> Iterator[Problem]:
@@ -46,17 +141,13 @@ def devices_suffice(flow: Flow) -> Iterator[Problem]:
     if flow.target is None or flow.target.count == "auto":
         return
     parallel, count = flow.target.parallel, flow.target.count
-    path = ("target", "parallel")
-    places: list[tuple[Path, Degrees]] = [(path, parallel)]
-    for role in NAMES:
-        if getattr(parallel, role) is not None:
-            places.append(((*path, role), getattr(parallel, role)))
-    for place, degrees in places:
-        given = {
-            name: degree
-            for name in ("tensor", "pipeline", "data")
-            if (degree := getattr(degrees, name)) != "auto"
-        }
+    path: Path = ("target", "parallel")
+    places: dict[Path, Degrees | None] = {path: parallel}
+    places |= {(*path, role): getattr(parallel, role) for role in NAMES}
+    asked = {place: _given(degrees) for place, degrees in places.items() if degrees is not None}
+    every = math.lcm(*(math.prod(given.values()) for given in asked.values()))
+    more = f"count: {every * -(-count // every)}"
+    for place, given in asked.items():
         product = math.prod(given.values())
         if count % product:
             written = " x ".join(f"{name} {degree}" for name, degree in given.items())
@@ -67,6 +158,12 @@ def devices_suffice(flow: Flow) -> Iterator[Problem]:
                 f"target",
                 expected=f"a product that divides {count}",
                 got=f"{written} = {product}",
-                help=f"count: {product * -(-count // product)}",
+                help=more if place == path else f"target: {{{more}}}",
                 at_key=True,
             )
+
+
+def _given(degrees: Degrees) -> dict[str, int]:
+    """Those that are fixed, by name."""
+    every = {name: getattr(degrees, name) for name in ("tensor", "pipeline", "data")}
+    return {name: degree for name, degree in every.items() if degree != "auto"}

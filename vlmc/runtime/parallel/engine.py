@@ -25,11 +25,11 @@ from torch.distributed.pipelining import (
 from torch.distributed.tensor import DTensor
 
 from vlmc.diagnostics.faults import UsageError
+from vlmc.ir.training import whole_weights
 from vlmc.runtime.parallel.batches import Row, micro_batches
 from vlmc.runtime.parallel.chain import Data
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Plan
-from vlmc.runtime.parallel.plan_rules import whole_weights
 from vlmc.runtime.parallel.put_off import PuttingOff
 from vlmc.runtime.parallel.shapes import borders
 from vlmc.runtime.parallel.shared_images import SharedImages

@@ -4,6 +4,7 @@ TRAINING = (
     "vlmc.diagnostics.faults",
     "vlmc.diagnostics.divisors",
     "vlmc.ir.sequence",
+    "vlmc.ir.training",
     "vlmc.runtime.parallel.untyped",
     "vlmc.runtime.parallel.parts",
     "vlmc.runtime.parallel.ruled",

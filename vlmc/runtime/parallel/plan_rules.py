@@ -7,35 +7,20 @@ from difflib import get_close_matches
 
 from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.ir.sequence import no_room
+from vlmc.ir.training import (
+    LOOPED,
+    OPTIMISERS,
+    TRAINED_IN,
+    ZERO_STAGES,
+    why_not_zero,
+    zero_stages,
+)
 from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Ruled
 from vlmc.runtime.parallel.stage_rules import broken_placement, broken_ranges, broken_stages
 
-OPTIMISERS: dict[str, int] = {"adamw": 8, "sgd": 0}
-"""Bytes of state for each trained parameter, in fp32."""
-TRAINED_IN = ("bf16", "fp32")
-"""fp16 overflows in training unless losses are scaled, which this executor does not do."""
-ZERO_STAGES = (0, 1, 2, 3)
-"""What replicas share out (Rajbhandari et al., 2020): 1 the optimiser's state and the weights in
-fp32 that it updates, 2 gradients, too, 3 the weights that are computed with, too."""
 MOST_POSITIONS = 2**20
 """Of a model that has no end of them: relative positions bound no sequence."""
-LOOPED = ("interleaved", "zero_bubble")
-"""Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
-it computes on them, and gradients of weights that are put off need them to stay."""
-
-
-def whole_weights(schedule: str, groups: int) -> bool:
-    """Whether a schedule keeps the weights of whole stages gathered, whatever is sharded."""
-    return groups > 1 and schedule in LOOPED
-
-
-def zero_stages(schedule: str, groups: int) -> tuple[int, ...]:
-    """Those that a schedule can run with. Where weights stay gathered, 3 would share out nothing
-    more; gradients that are put off are whole until the end of a step."""
-    if groups == 1 or schedule not in LOOPED:
-        return ZERO_STAGES
-    return ZERO_STAGES[:2] if schedule == "zero_bubble" else ZERO_STAGES[:3]
 
 
 def may_share_sequences(trains: bool, tensor: int) -> bool:
@@ -200,12 +185,10 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
             )  # fmt: skip
     stages = zero_stages(plan.schedule, plan.mesh.pipeline)
     if plan.zero not in stages:
-        needs = "the weights" if plan.zero == 3 else "the gradients"
         known = plan.zero in ZERO_STAGES
-        why = f" with {plan.schedule}, which needs {needs} of whole stages" if known else ""
         yield _not_run(
             "zero",
-            f"`zero` cannot be {plan.zero}{why}",
+            why_not_zero(plan.zero, plan.schedule) if known else f"`zero` cannot be {plan.zero}",
             ", ".join(map(str, stages)) + (", or schedule gpipe or 1f1b" if known else ""),
             str(plan.zero),
             str(stages[-1]),
