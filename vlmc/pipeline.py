@@ -20,6 +20,7 @@ from vlmc.call import as_options, check_compatible, command, listed, origin, to_
 from vlmc.diagnostics import SpecError, UsageError
 from vlmc.ir import Arch
 from vlmc.ir import verify as verified
+from vlmc.planning.twin import load_for_twin, twin_of
 from vlmc.resolver import check as broken_rules
 from vlmc.resolver import flow
 from vlmc.resolver import resolve as infer
@@ -63,6 +64,18 @@ def resolve(spec: ModelSpec, *, mini: bool = False) -> Arch:
     """The design with everything inferred: widths, tokens, parameters; its laptop-size twin with
     `mini`. Needs no torch. Raises SpecError where a rule is broken."""
     return verified(infer(spec, mini=mini))
+
+
+def load_resolved(
+    path: str | Path, overrides: Iterable[str] = (), *, mini: bool = False
+) -> tuple[ModelSpec, Arch]:
+    """The design in a spec file or a build folder, resolved; of a spec file with `mini` its twin,
+    which is then held to the target's rules in the place of the design. Raises as `load_spec`."""
+    if mini and Path(path).is_file():
+        spec = load_for_twin(Path(path), listed(overrides))
+        return spec, verified(twin_of(spec))
+    spec = load_spec(path, overrides)
+    return spec, resolve(spec, mini=mini)
 
 
 def build_model(
@@ -123,12 +136,12 @@ def plan(
         raise UsageError(f"{checkpoint}: there is no such folder")
     again = Manifest.read(path) if path.is_dir() else None
     stage("loading")
-    spec = load_spec(path, overrides)
-    stage("resolving")
-    if again is not None and again.mini:  # its spec is the twin's already
-        arch, spec_of_build, mini = replace(resolve(spec), mini=True), spec, True
+    twin_already = again is not None and again.mini  # its spec is the twin's
+    spec, arch = load_resolved(path, overrides, mini=mini and not twin_already)
+    if twin_already:
+        arch, spec_of_build, mini = replace(arch, mini=True), spec, True
     else:
-        arch, spec_of_build = resolve(spec, mini=mini), spec.mini() if mini else spec
+        spec_of_build = spec.mini() if mini else spec
     if output is None:
         stem = f"{path.stem}-mini" if mini else path.stem
         output = Path("generated") / stem if again is None else path

@@ -182,7 +182,7 @@ def test_a_build_without_weights_says_how_they_come(tmp_path: Path) -> None:
     manifest = vlmc.build(
         LLAVA, tmp_path / "out", progress=lambda stage, done=0, total=0: stages.append(stage)
     )
-    assert stages == ["loading", "resolving", "building", "emitting", "writing"]
+    assert stages == ["loading", "building", "emitting", "writing"]
     weights = manifest.artifacts["weights"]
     assert weights.status == "deferred"
     assert weights.reason == "no checkpoint was given"

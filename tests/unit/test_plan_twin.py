@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from vlmc.builder.model import instantiate
 from vlmc.commands import app
 from vlmc.pipeline import load_spec, resolve
+from vlmc.planning.document import load_plan
 
 SPEC = Path(__file__).parents[2] / "specs" / "llava-1.5.yaml"
 TARGET = [
@@ -42,6 +43,21 @@ def test_weights_of_all_devices_are_those_of_the_design(document: dict[str, Any]
     assert sum(one["weights"] for one in memory) == sum(sizes.values())
     assert sum(one["gradients"] for one in memory) == sizes[True]
     assert sum(one["optimiser"] for one in memory) == 2 * sizes[True]
+
+
+def test_a_build_of_the_twin_holds_a_plan_that_the_design_is_too_large_for(tmp_path: Path) -> None:
+    """LLaVA-1.5 takes 109 GB to train; its twin fits one such device."""
+    words = ["--set", "target={hardware: a100-80gb, workload: {mode: train}}"]
+    result = CliRunner().invoke(app, ["validate", str(SPEC), *words])
+    assert "VLMC152" in result.output
+    made = ["build", str(SPEC), "--mini", "--artifacts", "plan", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*made, *words])
+    assert result.exit_code == 0, result.output
+    assert load_plan(tmp_path / "out" / "plan.yaml").plan.count == 1
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "out")]).exit_code == 0
+    assert CliRunner().invoke(app, ["build", str(tmp_path / "out")]).exit_code == 0
+    wrong = [*words, "--set", "target.parallel={tensor: 3}"]
+    assert "VLMC103" in CliRunner().invoke(app, [*made, *wrong]).output
 
 
 def test_every_block_of_the_graphs_is_held(document: dict[str, Any]) -> None:

@@ -47,15 +47,13 @@ def diff(
 def _side(path: Path, overrides: tuple[str, ...], mini: bool) -> Side:
     """A design with its graphs' costs and, where it has a target and a plan fits, that."""
     from vlmc.emit.reports import kept_reports
-    from vlmc.pipeline import load_spec, resolve
+    from vlmc.pipeline import load_resolved
     from vlmc.planning.asked import asked
     from vlmc.planning.compare import Side
     from vlmc.planning.made import make
     from vlmc.planning.reports import Reports
-    from vlmc.planning.twin import load_for_twin, twin_of
 
-    spec = (load_for_twin if mini and path.is_file() else load_spec)(path, overrides)
-    arch = twin_of(spec) if mini else resolve(spec)
+    spec, arch = load_resolved(path, overrides, mini=mini)
     reports = Reports(kept_reports())
     report = reports.training(spec.mini() if mini else spec, arch)
     made = None

@@ -149,13 +149,10 @@ class _Session:
 
     def asked(self, more: tuple[str, ...] = ()) -> tuple[Asked, ModelSpec]:
         """What the spec asks with `more` overrides, and the spec itself."""
-        from vlmc.pipeline import load_spec, resolve
+        from vlmc.pipeline import load_resolved
         from vlmc.planning.asked import asked
-        from vlmc.planning.twin import load_for_twin, twin_of
 
-        load = load_for_twin if self.mini and self.path.is_file() else load_spec
-        spec = load(self.path, (*self.overrides, *more))
-        arch = twin_of(spec) if self.mini else resolve(spec)
+        spec, arch = load_resolved(self.path, (*self.overrides, *more), mini=self.mini)
         return asked(spec, arch, batch=self.batch, stage=self.stage), spec
 
     def made(self, more: tuple[str, ...] = (), *, reports: Reports | None = None) -> Made:
