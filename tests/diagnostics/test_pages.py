@@ -16,9 +16,9 @@ from vlmc.spec import load
 ROOT = Path(__file__).parents[2]
 CODE = re.compile(r"VLMC[0-9]{3}")
 MARK = "# <- here"
-IN_WORDS = {"VLMC001", "VLMC004", "VLMC157", "VLMC160"}
-"""Codes that no short text can show: test_reader.py shows those of the text, test_plan_document.py
-and test_plan_command.py those of plans."""
+IN_WORDS = {"VLMC001", "VLMC004", "VLMC157", "VLMC160", "VLMC164"}
+"""Codes that no short spec or plan can show: test_reader.py shows those of the text,
+test_plan_document.py, test_plan_command.py and test_deepspeed.py those of plans."""
 
 
 def is_plan(text: str) -> bool:
@@ -59,7 +59,7 @@ def test_a_page_has_every_part(code: str) -> None:
     assert headings == [f"# {code}: {titles()[code]}", "## Bad", "## Good", "## How to fix it"]
     for part in re.split(r"^#+ .*$", page, flags=re.MULTILINE)[1:]:
         assert len(part.strip()) > 20
-    prose = re.sub(r"```yaml\n.*?```", "", page, flags=re.DOTALL)
+    prose = re.sub(r"```(?:yaml|json)\n.*?```", "", page, flags=re.DOTALL)
     assert all(len(line) <= 100 for line in prose.splitlines())
 
 

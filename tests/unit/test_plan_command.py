@@ -17,7 +17,6 @@ from tests.unit.graph_reports import flamingo_80b
 from vlmc.analysis import analyse as analysis
 from vlmc.analysis.report import GraphReport
 from vlmc.commands import app
-from vlmc.emit.parallel.deepspeed import check
 from vlmc.pipeline import load_spec
 from vlmc.planning.document import load_plan
 from vlmc.spec.identity import fingerprint
@@ -585,12 +584,20 @@ def test_a_plan_that_deepspeed_can_run_has_its_config(tmp_path: Path) -> None:
     assert "written: plan.yaml, deepspeed.json" in out
     assert "no deepspeed.json" not in out
     text = (tmp_path / "deepspeed.json").read_text(encoding="utf-8")
-    check(json.loads(text), load_plan(tmp_path / "plan.yaml").plan)
+    assert "sound" in done(SPEC, *words, "--check", "plan.yaml")
     made = ["build", SPEC, *words, "--artifacts", "plan", "--output", "out"]
     result = CliRunner().invoke(app, made)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "parallel" / "deepspeed.json").read_text(encoding="utf-8") == text
     assert "current" in CliRunner().invoke(app, [*made, "--check"]).output
+    for file in (tmp_path / "deepspeed.json", tmp_path / "out" / "parallel" / "deepspeed.json"):
+        file.write_text(text.replace('"train_batch_size": ', '"train_batch_size": 1'))
+        plan = file.parents["parallel" in file.parts] / "plan.yaml"
+        result = call(SPEC, *words, "--check", str(plan), "--json")
+        assert result.exit_code == 1, result.output
+        (fault,) = json.loads(result.output)["diagnostics"]
+        assert (fault["code"], fault["path"]) == ("VLMC164", ["train_batch_size"])
+        assert fault["file"] == str(file)
 
 
 def test_why_deepspeed_cannot_run_a_plan_is_said(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ class _Session:
 
     def check(self, path: Path, *, as_json: bool) -> None:
         """Ends with 1 where a plan is not one of the spec's, or does not fit."""
+        from vlmc.emit.parallel.deepspeed import faults_beside
         from vlmc.emit.parallel.parts_of import parts_of
         from vlmc.planning.checks import against, positions
         from vlmc.planning.document import load_plan
@@ -213,6 +214,9 @@ class _Session:
                 raise SpecError(written.diagnostics(found))
 
         refuse([*against(plan, spec.request.spec, None), *unknown_device(plan, spec)])
+        beside = faults_beside(path, plan)
+        if beside:
+            raise SpecError(beside)
         asked = meant(plan, spec)
         refuse(list(positions(plan, parts_of(asked.spec, asked.arch))))
         with shown(str(path), quiet=self.quiet) as progress:

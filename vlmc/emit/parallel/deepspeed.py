@@ -6,14 +6,30 @@ types do not. Keys and meanings: https://www.deepspeed.ai/docs/config-json/.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path as FilePath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from vlmc.diagnostics import UsageError
+from vlmc.diagnostics import Diagnostic, Problem, Span, UsageError
 from vlmc.partition.plan import ParallelPlan
+from vlmc.spec.reader import read, read_text
+from vlmc.spec.source import SourceMap
+from vlmc.spec.tree import plain
+from vlmc.spec.validate import validate
 
 FILE = "deepspeed.json"
+_SAID: tuple[tuple[str, ...], ...] = (
+    ("train_batch_size",),
+    ("train_micro_batch_size_per_gpu",),
+    ("gradient_accumulation_steps",),
+    ("zero_optimization", "stage"),
+    ("bf16", "enabled"),
+)
+"""What a plan says of a config; `_RATE`, too, where it is for a stage of training."""
+_RATE = ("optimizer", "params", "lr")
 
 
 class Section(BaseModel):
@@ -65,22 +81,6 @@ class Config(Section):
     bf16: Enabled
     steps_per_print: int = Field(default=10, ge=1)
 
-    def replicas(self) -> int:
-        """Over how many devices the batch goes."""
-        return self.train_batch_size // (
-            self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps
-        )
-
-    @model_validator(mode="after")
-    def _whole(self) -> Config:
-        share = self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps
-        if self.train_batch_size % share:
-            raise ValueError(
-                f"train_batch_size {self.train_batch_size} is no multiple of {share}, "
-                "micro-batch x accumulation"
-            )
-        return self
-
 
 def refusal(plan: ParallelPlan) -> str | None:
     """Why DeepSpeed cannot run a plan; None where it can."""
@@ -120,30 +120,71 @@ def text_of(plan: ParallelPlan) -> str:
     return config_of(plan).model_dump_json(indent=2) + "\n"
 
 
-def check(document: dict[str, Any], plan: ParallelPlan | None = None) -> Config:
-    """The config in a document, which may be edited by hand; for `plan` where one is given.
+def faults_beside(file: FilePath, plan: ParallelPlan) -> list[Diagnostic]:
+    """What is wrong with the configs that lie beside the file of a plan to train with, or in the
+    parallel/ of its build, edited by hand perhaps: what DeepSpeed would pass over, and what is not
+    as the plan says."""
+    places = (file.with_name(FILE), file.parent / "parallel" / FILE)
+    train = plan.mode == "train"
+    return [one for path in places if train and path.is_file() for one in _faults(path, plan)]
 
-    Raises UsageError, naming the key, for what DeepSpeed would pass over: an unknown key, a value
-    of another type, a batch that is not what the plan says.
-    """
+
+def _faults(path: FilePath, plan: ParallelPlan) -> list[Diagnostic]:
+    text = read_text(path)
     try:
-        found = Config.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(step) for step in first["loc"]) or FILE
-        raise UsageError(f"{FILE}: {place}: {first['msg']}") from None
-    if plan is None:
-        return found
-    wanted = config_of(plan)
-    for key in (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-    ):
-        if getattr(found, key) != getattr(wanted, key):
-            raise UsageError(
-                f"{FILE}: {key} is {getattr(found, key)}, but the plan says {getattr(wanted, key)}"
-            )
-    if found.zero_optimization.stage != plan.zero:
-        raise UsageError(f"{FILE}: zero_optimization.stage is not the plan's, {plan.zero}")
-    return found
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return [_no_json(error, str(path))]
+    except RecursionError:
+        pass  # read() says so
+    document = read(text, str(path))
+    source = SourceMap(document.tree)
+    reason = refusal(plan)
+    if reason is not None:
+        found = [_unlike((), f"no {FILE}", reason, "remove the file, or change the plan")]
+    else:
+        config, found = validate(Config, plain(document.tree), ())
+        known = {problem.path for problem in found}
+        if config is not None:
+            found += [one for one in _differences(config, plan) if one.path not in known]
+    return [*document.faults, *map(source.locate, found)]
+
+
+def _no_json(error: json.JSONDecodeError, file: str) -> Diagnostic:
+    """What YAML may take and JSON does not."""
+    lines = [*error.doc.splitlines(), ""]
+    line, column = min(error.lineno, len(lines)), error.colno
+    return Diagnostic(
+        code="VLMC002",
+        message="the file is not JSON",
+        span=Span(file=file, line=line, column=column, end_column=column + 1, text=lines[line - 1]),
+        expected="JSON, as DeepSpeed reads it",
+        got=error.msg,
+        help="vlmc plan SPEC --output plan.yaml",
+    )
+
+
+def _differences(config: Config, plan: ParallelPlan) -> Iterator[Problem]:
+    """Where a config runs another step than the plan."""
+    for path in _SAID if plan.learning_rate is None else (*_SAID, _RATE):
+        wanted, got = (_at(one.model_dump(), path) for one in (config_of(plan), config))
+        if got != wanted:
+            value = json.dumps(wanted)
+            yield _unlike(path, value, json.dumps(got), f'"{path[-1]}": {value}')
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        config = config[key]
+    return config
+
+
+def _unlike(path: tuple[str, ...], expected: str, got: str, help_: str) -> Problem:
+    return Problem(
+        code="VLMC164",
+        path=path,
+        message=f"{FILE} is not as the plan says",
+        expected=expected,
+        got=got,
+        help=help_,
+    )
