@@ -24,7 +24,8 @@ KINDS = {
 
 class Moved(TorchDispatchMode):
     """Counts while it is entered, what one rank does by itself left out. Of a gather the whole
-    tensor counts, as of a scatter."""
+    tensor counts, as of a scatter. The stages of a pipeline send each other whole numbers before
+    their first step, to agree on what comes: these are left out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,9 +37,10 @@ class Moved(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         kind = KINDS.get(str(func.overloadpacket))
         if kind is not None and not _alone(args):
-            given = [x for x in tree_leaves((args, made)) if isinstance(x, Tensor)]
+            leaves = tree_leaves((args, made))
+            given = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
             sizes = [x.numel() * x.element_size() for x in given]
-            self.bytes[kind] += max(sizes)
+            self.bytes[kind] += max(sizes, default=0)
         return made
 
 

@@ -139,6 +139,18 @@ def rounded(work: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def moved(work: dict[str, Any]) -> dict[str, int]:
+    """Bytes of a step by kind of collective: of messages on all ranks, of others on the first."""
+    engine = engine_of(work)
+    counted = Moved()
+    with counted:
+        engine.step(work["rows"])
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, counted.bytes)
+    whole = {**everyone[0], "send": sum(one["send"] for one in everyone)}
+    return {kind: size for kind, size in whole.items() if size}
+
+
 def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """Between all gradients, taken as one vector, relative to the length of `wanted`."""
     pairs = [(found.get(name, torch.zeros_like(one)).float(), one) for name, one in wanted.items()]
@@ -228,6 +240,7 @@ def whole(tensor: Tensor) -> Tensor:
 WORK: dict[str, Callable[[dict[str, Any]], Any]] = {
     "compare": compare,
     "rounded": rounded,
+    "moved": moved,
     "lengths": lengths,
     "saved": lambda work: saved(engine_of(work), work["rows"]),
     "frozen": frozen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from random import Random
 from typing import Literal
@@ -41,6 +42,7 @@ def block(
     reached: bool = False,
     limits: tuple[int, ...] = (1,),
     held: int = 34,
+    looks: Polynomial = ZERO,
 ) -> Block:
     """A block that multiplies `positions` vectors by all of its parameters, in bf16."""
     flops = positions * (2 * parameters)
@@ -96,6 +98,9 @@ def block(
         climb=Climb(((activations * 4, Fraction(0)), (activations * 2, Fraction(1))))
         if saves
         else Climb(),
+        looks=looks,
+        source=looks if reached else ZERO,
+        seeing=0 if split else parameters,
         cache=ZERO if mode == "train" or role != "language" else activations * 2,
     )
 
@@ -126,7 +131,7 @@ def flamingo_80b(mode: Mode = "train") -> GraphReport:
         ),
         block(
             "fusion.gated.*", "fusion", 12, 870_000_000, text, 8192, mode=mode,
-            trained=grad, reached=grad, limits=heads,
+            trained=grad, reached=grad, limits=heads, looks=seen * (TOKENS * 2 * 1536),
         ),
         block(
             "language.layers.*", "language", 80, 870_000_000, text, 8192, mode=mode,
@@ -155,7 +160,8 @@ def flamingo_80b(mode: Mode = "train") -> GraphReport:
 
 def random_report(random: Random, mode: Mode = "train") -> GraphReport:
     """Two to four blocks of an encoder's side, two to four of a language model's, all unlike;
-    some of them are of one kind, some are trained where nothing reads what they make."""
+    some of them are of one kind, some are trained where nothing reads what they make, some read the
+    embedding again."""
     blocks: list[Block] = []
     reached = False
     for role, least in (("encoder", 0), ("adapter", 0), ("language", 1), ("fusion", 0)):
@@ -173,8 +179,16 @@ def random_report(random: Random, mode: Mode = "train") -> GraphReport:
                     limits=random.choice([(1,), (2,), (4, 64), (8,), (3,)])
                     if role in ("encoder", "adapter")
                     else random.choice([(4,), (8, 64), (2,)]),
+                    looks=BATCH * (IMAGES * TOKENS * 256) if role == "fusion" else ZERO,
                 )
             )  # fmt: skip
+    words = [place for place, one in enumerate(blocks) if one.role in ("language", "fusion")]
+    if len(words) > 1 and random.random() < 0.5:
+        begin, *others = words
+        blocks[begin] = replace(blocks[begin], name="language.begin")
+        sizes = (blocks[begin].parameters // 2,)
+        for place in random.sample(others, random.randint(1, len(others))):
+            blocks[place] = replace(blocks[place], embedding=sizes)
     order = list(range(len(blocks)))
     if mode == "decode":  # reports of one design may number its blocks differently
         blocks, order = blocks[::-1], order[::-1]

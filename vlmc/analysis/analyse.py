@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlmc.analysis.blocks import Costs, cache, embedding, shape
+from vlmc.analysis.blocks import Costs, cache, embedding
 from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import (
     NOTHING,
@@ -24,6 +24,7 @@ from vlmc.analysis.run import KEPT, Kept, Runs, Trial
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.shrink import Shrunk, shrink
 from vlmc.analysis.spans import Stretch, Where, highest, level, stretches
+from vlmc.analysis.splits import is_sum, shape
 from vlmc.analysis.unroll import unrolled
 from vlmc.ir import Arch, Role
 
@@ -195,8 +196,10 @@ class _Assembly:
             if self.segments(path) == where
         ]
         limits, split, all_reduces = shape(self.trial.model, where, parameters)
+        ends = sum(one.numel() for path, one in parameters if is_sum(self.trial.model, path))
         split_kept, split_made = self.costs.split_shares(where)
         late, split_late = self.costs.late(where)
+        source, looks = self.costs.sources(where)
         return Block(
             role=role,
             name=name,
@@ -206,6 +209,7 @@ class _Assembly:
             reached=bool(self._of(where, "none", forward=False)),
             tensor_limits=limits,
             split_parameters=split,
+            seeing=sum(one.numel() for _, one in parameters) - split - ends,
             operators=self.costs.operators(where),
             saved=Saved(
                 none=self._saved(where, "none"),
@@ -222,6 +226,8 @@ class _Assembly:
             split_made=split_made,
             all_reduces=all_reduces,
             all_reduces_again=self.costs.all_reduces_again(where),
+            source=source,
+            looks=looks,
             tensors=tuple(one.numel() for _, one in parameters),
             embedding=embedding(self.trial.model, name, self.arch),
             cache=ZERO if self.mode == "train" else self._cache(where),

@@ -1,4 +1,4 @@
-"""What each block of a recorded run costs, and how tensor parallelism may split it."""
+"""What each block of a recorded run costs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from torch import nn
-
 from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import Operator, Phase
 from vlmc.analysis.run import Kept, Runs, Trial
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.spans import Where
+from vlmc.analysis.splits import ROWS, is_split
 from vlmc.analysis.trace import Allocated, Call, Freed
+from vlmc.components.adapter.perceiver_resampler.module import ResamplerBlock
 from vlmc.components.shared.attention import Attention
-from vlmc.components.shared.mlp import MLP
 from vlmc.components.shared.relative import RelativeAttention
 from vlmc.ir import Arch
 
-COLUMNS = ("query", "key", "value", "distance", "gate", "up")
-"""Projections whose outputs tensor parallelism divides: heads, or channels of an MLP."""
-ROWS = ("output", "down")
-"""Projections whose inputs it divides: their outputs are whole again, after an all-reduce."""
 _Kind = tuple[str, Phase, bool, bool]
 """An operator's name and phase, whether it runs on matrix units, whether it is split."""
 
@@ -159,6 +154,21 @@ class Costs:
             return ZERO
         return self._flow(max(ran, key=lambda one: int(one.rpartition(".")[2])), 1)
 
+    def sources(self, where: Where) -> tuple[Polynomial, Polynomial]:
+        """Bytes of what a block makes keys and values of beside its own input, where gradients pass
+        through it, and of what it reads from further up the chain."""
+        paths = [one for one in self.runs.first.sources if self.segments(one) == where]
+        if not paths:
+            return ZERO, ZERO
+        records = self.runs.records
+        read, turned = (
+            self.trial.fit([sum(one.sources[path][which] for path in paths) for one in records])
+            for which in (0, 1)
+        )
+        block = self.trial.model.get_submodule(f"{where[0][:-1]}{where[1]}")
+        # Latents are read beside the features, but are what the block before has made.
+        return turned, read - self.flow(where)[1] if isinstance(block, ResamplerBlock) else read
+
     def _flow(self, path: str, which: int) -> Polynomial:
         records = self.runs.records
         return self.trial.fit([r.flows.get(path, (0, 0))[which] for r in records])
@@ -206,54 +216,6 @@ def phases(runs: Runs) -> dict[int, Phase]:
             found[index] = "backward_input"
             wanted.update(event.takes)
     return found
-
-
-def is_split(model: Any, path: str) -> bool:
-    """Whether tensor parallelism divides what a module computes: what lies within attention and
-    MLPs, up to the projection that ends them."""
-    if path == "head.projection":
-        return True
-    names = path.split(".")
-    for depth in range(1, len(names) + 1):
-        module = model.get_submodule(".".join(names[:depth]))
-        if isinstance(module, (Attention, RelativeAttention, MLP)):
-            return names[-1] not in ROWS
-    return False
-
-
-def shape(
-    model: Any, where: Where, parameters: list[tuple[str, nn.Parameter]]
-) -> tuple[tuple[int, ...], int, int]:
-    """What a degree of tensor parallelism must divide, parameters that it divides, and all-reduces
-    of the forward pass."""
-    name, number = where
-    if name == "head" and any(path == "head.projection.weight" for path, _ in parameters):
-        projection = next(one for path, one in parameters if path == "head.projection.weight")
-        return (projection.shape[0],), projection.numel(), 1
-    if not name.endswith(".*"):
-        return (1,), 0, 0
-    block = model.get_submodule(f"{name[:-1]}{number}")
-    limits: set[int] = set()
-    branches = 0
-    for module in block.modules():
-        if isinstance(module, Attention):
-            limits |= {module.heads, module.kv_heads}
-        elif isinstance(module, RelativeAttention):
-            limits.add(module.query.out_features // module.head_dim)
-        elif isinstance(module, MLP):
-            limits.add(module.up.out_features)
-        else:
-            continue
-        branches += 1
-    if not branches:
-        return (1,), 0, 0
-    split = 0
-    for path, one in parameters:
-        module, _, kind = path.rpartition(".")
-        leaf = module.rpartition(".")[2]
-        divided = leaf in COLUMNS or (leaf in ROWS and kind == "weight") or kind.endswith("_bias")
-        split += one.numel() if divided else 0
-    return tuple(sorted(limits)), split, branches
 
 
 def embedding(model: Any, name: str, arch: Arch) -> tuple[int, ...]:

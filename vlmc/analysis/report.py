@@ -126,6 +126,9 @@ class Block:
     """Of one block's parameters, those that tensor parallelism divides."""
     operators: tuple[Operator, ...]
     saved: Saved
+    seeing: int = 0
+    """Of one block's parameters, those that see each token by itself and that no degree divides
+    (norms, gates): where tokens are shared out, each device has a part of their gradients."""
     input: Polynomial
     """Bytes of the activations that enter it."""
     output: Polynomial
@@ -143,6 +146,12 @@ class Block:
     the backward pass."""
     all_reduces_again: tuple[int, int] = (0, 0)
     """Of those in the forward pass, those that selective and full checkpointing do again."""
+    source: Polynomial = ZERO
+    """Bytes of what it makes keys and values of where its queries are made of something else, if
+    gradients pass through it: tensor parallelism sums those up, too."""
+    looks: Polynomial = ZERO
+    """Bytes of activations from further up that it reads beside its input (features, visual tokens,
+    an encoder's words): a pipeline carries them on as far as the last block that reads them."""
     tensors: tuple[int, ...] = ()
     """Numbers in each of its parameters, in their order."""
     embedding: tuple[int, ...] = ()

@@ -68,7 +68,7 @@ class Trial:
                 module.register_forward_hook(partial(self._returned, path), always_call=True)
             if isinstance(module, Attention):  # keys and values are made without a call of it
                 given: Any = module
-                given.key_value = partial(self._inside, path, module.key_value)
+                given.key_value = partial(self._key_value, path, module.key_value)
         self.step: Step = (
             training_step(shrunk.arch, frames)
             if mode == "train"
@@ -106,15 +106,16 @@ class Trial:
                 recorder.backward(loss)
         return recorder.finish()
 
-    def _called(self, path: str, *_: object) -> None:
-        self.recorder.called(path)
+    def _called(self, path: str, _: object, given: tuple[object, ...]) -> None:
+        self.recorder.called(path, given)
 
     def _returned(self, path: str, _: object, given: object, made: object) -> None:
         self.recorder.returned(path, given, made)
 
-    def _inside(self, path: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _key_value(self, path: str, method: Callable[..., Any], source: Any, *args: Any) -> Any:
+        self.recorder.reads(path, source)
         with self.recorder.inside(path):
-            return method(*args, **kwargs)
+            return method(source, *args)
 
     @contextmanager
     def _checkpointed(self, kept: Kept) -> Generator[None]:

@@ -69,6 +69,9 @@ class Record:
     """Storages that are gradients of parameters in the end."""
     flows: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     """Bytes of the first tensor that each module takes and of the tensor that it gives."""
+    sources: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """By attention whose keys and values are made of another tensor than its queries: bytes of
+    that one, and again if gradients pass through it."""
 
 
 class Recorder(TorchDispatchMode):
@@ -88,6 +91,7 @@ class Recorder(TorchDispatchMode):
         self._live: dict[int, int] = {}
         self._references: dict[int, Any] = {}
         self._given = 0
+        self._sources: dict[str, tuple[Any, int, int]] = {}
 
     def give(self, tensors: Sequence[Tensor]) -> None:
         """Storages that are there before: inputs and parameters. They are never recorded."""
@@ -119,8 +123,16 @@ class Recorder(TorchDispatchMode):
         self._references.clear()
         return self.record
 
-    def called(self, path: str) -> None:
+    def reads(self, path: str, source: Tensor) -> None:
+        """An attention makes keys and values of a tensor, before it is called."""
+        size = source.nbytes
+        self._sources[path] = (weakref.ref(source), size, size if source.requires_grad else 0)
+
+    def called(self, path: str, given: Sequence[object]) -> None:
         """A module of the model is called."""
+        source = self._sources.pop(path, None)
+        if source is not None and source[0]() is not given[0] and not self._backward:
+            self.record.sources[path] = source[1:]
         self._enter(path)
 
     def returned(self, path: str, given: object, made: object) -> None:

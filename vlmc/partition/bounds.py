@@ -94,6 +94,7 @@ class Bounds:
         work = [times * one + two for one, two in zip(once, tail, strict=True)]
         busy = max(self._sum(work) / groups, chunks * self._max(work))
         filling = max(0.0, total - 2 * self._sum(late)) if schedule == "zero_bubble" else total
+        busy += self.lines.agreement
         return (filling * (1 - 1 / groups) / chunks + busy) * (1 - 1e-12)
 
     def _answer(self, setting: Setting, first: Sequence[float], token: Sequence[float]) -> float:

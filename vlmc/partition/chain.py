@@ -7,12 +7,14 @@ from copy import copy
 from itertools import accumulate, compress
 
 from vlmc.ir.training import whole_weights
+from vlmc.partition.carried import beside, outputs
 from vlmc.partition.costs import ENCODER_SIDE, Rooflines
 from vlmc.partition.part import Part, parts
 from vlmc.partition.peaks import Peaks, sums
 from vlmc.partition.plan import Memory
 from vlmc.partition.schedule import most_held, most_put_off
 from vlmc.partition.setting import Setting
+from vlmc.partition.shared import EMBEDDING, shared_embedding
 from vlmc.partition.states import held_states
 from vlmc.runtime.parallel.plan_rules import puts_off
 
@@ -21,8 +23,6 @@ RESERVE = 0.04
 CONTEXT = 0.75e9
 """Bytes that the driver, its libraries and its communicators take. Assumed; at most a hundredth of
 the device's memory."""
-EMBEDDING = "language.begin"
-"""The block that has the language model's embedding."""
 
 Levels = tuple[tuple[float, float, tuple[int, ...]], ...]
 
@@ -50,7 +50,9 @@ class Chain:
         self.embeds = _counts(report.blocks[block].name == EMBEDDING for block in order)
         self.embeds_again = _counts(bool(report.blocks[block].embedding) for block in order)
         self._states()
-        self.outputs = [self.parts[block].output for block in order]
+        self.shared = shared_embedding(lines, setting)
+        self.outputs = outputs(self.parts, order)
+        self._beside = beside(self.parts, report)
         self.token_lines = tokens or lines
         self.token_parts = parts(tokens, setting) if tokens else self.parts
         self.token_order = self.token_lines.report.order
@@ -83,10 +85,10 @@ class Chain:
         return known[key]
 
     def carried(self, end: int) -> float:
-        """Bytes of a message over a cut: what the block before it gives, and visual features where
-        a block behind it still looks at them."""
-        looked = self.encoder < end and self.looks[-1] > self.looks[end]
-        return self.outputs[end - 1] + (self.features if looked else 0.0)
+        """Bytes of a message over a cut: what the block before it gives, and what blocks behind it
+        still read of what was made further up."""
+        more = sum(size for made, last, size in self._beside if made < end <= last)
+        return self.outputs[end - 1] + more
 
     def send(self, end: int) -> float:
         """Seconds of a message over a cut."""

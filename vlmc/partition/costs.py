@@ -7,6 +7,7 @@ and the latency of a tree (Thakur et al., 2005).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, log2
 
@@ -15,10 +16,12 @@ from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.efficiency import Kind
 from vlmc.ir import Role
 from vlmc.partition.request import Request
-from vlmc.partition.work import Moments, Work, gathered, kept_bytes, logits, summed, work_of
+from vlmc.partition.work import Moments, Sums, Work, gathered, kept_bytes, logits, summed, work_of
 
 _AGAIN: tuple[Phase, Phase] = ("again_selective", "again_full")
 ENCODER_SIDE: tuple[Role, ...] = ("encoder", "select", "adapter")
+LOSS = 8
+"""Bytes of a loss."""
 OVERLAP = 0.9
 """Share of a block's time behind which gathers and gradient exchanges of FSDP hide: the two compete
 for memory and for a few multiprocessors. Assumed."""
@@ -35,10 +38,9 @@ class BlockCost:
     """To compute again what checkpointing (none, selective, full) left out."""
     reduced_again: tuple[float, float, float]
     """Share of `exchanged` in the forward pass that is then exchanged again."""
-    exchanged: tuple[int, int]
-    """Bytes of activations that tensor parallelism sums up in the forward pass, and of gradients in
-    the backward pass, whole tensors."""
-    exchange_seconds: tuple[float, float]
+    exchanged: Sums
+    """Bytes of activations and gradients that tensor parallelism sums up, whole tensors."""
+    exchange_seconds: Sums
     """Of those; `forward` and `backward_input` include them."""
     gathered: tuple[int, int]
     """Bytes that are put together, in the forward and in the backward pass: logits, and sequences
@@ -52,6 +54,7 @@ class BlockCost:
     late: float
     """Gradients that wait for the weights' turn, where a schedule puts it off."""
     output: float
+    looks: float
     peak_forward: float
     """Over what is saved."""
     climb: Moments
@@ -92,11 +95,35 @@ class Rooflines:
                     work_of(block, self.sizes(micro_batch), self.request.text)
                     for block in self.report.blocks
                 ]
+            works = self._read[micro_batch]
+            images = self._images(works, micro_batch, tensor) if replicated else {}
             self._costs[key] = tuple(
-                self._cost(block, work, micro_batch, tensor, sequence_parallel, replicated)
-                for block, work in zip(self.report.blocks, self._read[micro_batch], strict=True)
-            )
+                self._cost(
+                    block, work, micro_batch, tensor, sequence_parallel, replicated,
+                    images.get(number, 0.0),
+                )
+                for number, (block, work) in enumerate(zip(self.report.blocks, works, strict=True))
+            )  # fmt: skip
         return self._costs[key]
+
+    @property
+    def agreement(self) -> float:
+        """Seconds in which all devices add up the loss of a step, once they have done with it."""
+        ranks = self.cluster.count if self.request.mode == "train" else 1
+        return self.all_reduce(LOSS, ranks, ranks)
+
+    def _images(self, works: Sequence[Work], micro_batch: int, tensor: int) -> dict[int, float]:
+        """Bytes of visual tokens that a tensor group puts together, each rank with a share of the
+        images, by the block that they are counted with: the first, since all that sees stands on
+        one stage."""
+        report, images = self.report, micro_batch * self.request.images
+        seeing = [one for one in report.order if report.blocks[one].role in ENCODER_SIDE]
+        made = [works[one].output for one in seeing if works[one].output]
+        if not made or not images:
+            return {}
+        first = report.order[0]
+        whole = made[-1] * ceil(images / tensor) * tensor / images
+        return {first: whole / report.order.count(first)}
 
     def asked(self, request: Request) -> Rooflines:
         """The same for another request."""
@@ -139,6 +166,7 @@ class Rooflines:
         tensor: int,
         sequence_parallel: bool,
         replicated: bool,
+        visual: float,
     ) -> BlockCost:
         apart = replicated and block.role in ENCODER_SIDE
         images = micro_batch * self.request.images
@@ -153,16 +181,17 @@ class Rooflines:
             seconds = self._roofline(flops, size, call.kind)
             seconds += hooks if call.phase in _AGAIN else 0.0
             phases[call.phase] = phases.get(call.phase, 0.0) + call.count * seconds
-        sums = summed(block, work) if degree > 1 else ((0.0, 0), (0.0, 0))
-        exchange = [count * self.all_reduce(size, degree, degree) for size, count in sums]
+        sums = summed(block, work) if degree > 1 else Sums(0.0, 0.0, 0.0)
+        exchange = self._exchange(block, sums, degree)
         ahead, back = gathered(block, work) if sequence_parallel else (0.0, 0.0)
-        ahead += logits(block, work) if degree > 1 else 0.0
+        ahead += visual + (logits(block, work) if degree > 1 else 0.0)
         waits = self.gather(ahead, tensor, tensor), self.gather(back, tensor, tensor)
-        forward = phases.get("forward", 0.0) + exchange[0] + waits[0]
-        backward = phases.get("backward_input", 0.0) + exchange[1] + waits[1]
+        forward = phases.get("forward", 0.0) + exchange.forward + waits[0]
+        backward = phases.get("backward_input", 0.0) + waits[1]
+        backward += exchange.backward + exchange.looked
         shares = [one / max(1, block.all_reduces) for one in block.all_reduces_again]
         again = [
-            phases.get(one, 0.0) + share * exchange[0]
+            phases.get(one, 0.0) + share * exchange.forward
             for one, share in zip(_AGAIN, shares, strict=True)
         ]
         kept = kept_bytes(block, work, degree, whole)
@@ -173,8 +202,8 @@ class Rooflines:
             backward_weight=phases.get("backward_weight", 0.0) if block.trained else 0.0,
             again=(0.0, again[0], again[1]),
             reduced_again=(0.0, shares[0], shares[1]),
-            exchanged=(int(sums[0][0] * sums[0][1]), int(sums[1][0] * sums[1][1])),
-            exchange_seconds=(exchange[0], exchange[1]),
+            exchanged=sums,
+            exchange_seconds=exchange,
             gathered=(int(ahead), int(back) if block.reached else 0),
             gather_seconds=(waits[0], waits[1] if block.reached else 0.0),
             parameters=ceil(block.split_parameters / degree)
@@ -185,9 +214,21 @@ class Rooflines:
             if block.reached
             else (0.0, 0.0, 0.0),
             output=work.output / sent,
+            looks=work.looks,
             peak_forward=kept[3] * share,
             climb=tuple((size * share, made) for size, made in kept[4]),
             cache=work.cache / degree,
+        )
+
+    def _exchange(self, block: Block, sums: Sums, degree: int) -> Sums:
+        """Seconds of sums, which come one by one."""
+        calls = block.all_reduces or 1
+        numbers = calls, calls, 1
+        return Sums(
+            *(
+                number * self.all_reduce(size / number, degree, degree)
+                for size, number in zip(sums, numbers, strict=True)
+            )
         )
 
     def _roofline(self, flops: float, size: float, kind: Kind) -> float:

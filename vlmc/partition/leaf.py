@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 
-from vlmc.partition.chain import Chain
+from vlmc.partition.chain import Chain, Levels
 from vlmc.partition.cuts import Cutter
 from vlmc.partition.pace import Pace, backward_work, each_token, fill, first_token, pace
 
@@ -26,19 +26,32 @@ def best_cuts(chain: Chain, under: float, *, unlimited: bool = False) -> Leaf | 
     were memory for any."""
     best: Leaf | None = None
     levels = chain.levels if chain.setting.stages > 1 else ((0.0, 0.0, (chain.length,)),)
-    for message, token_message, places in levels:
+    for message, token_message, places, once in _families(chain, levels):
         cutter = _cutter(chain, places, unlimited)
         serve = chain.lines.request.mode == "serve"
         cuts = (
             _answers(chain, cutter, message, token_message, under)
             if serve
-            else _steps(chain, cutter, message, under)
+            else _steps(chain, cutter, message, under - once)
         )
         for ends in cuts:
             found = pace(chain, ends)
             if found.seconds < under:
                 best, under = Leaf(chain, ends, found), found.seconds
     return best
+
+
+def _families(
+    chain: Chain, levels: Levels
+) -> Iterator[tuple[float, float, tuple[int, ...], float]]:
+    """Levels with what a step takes once: gradients of an embedding, unless no cut gives copies of
+    it to several stages."""
+    for message, token_message, places in levels:
+        if chain.shared is None:
+            yield message, token_message, places, 0.0
+        else:
+            yield message, token_message, places, chain.shared.seconds
+            yield message, token_message, chain.shared.together(places), 0.0
 
 
 def fits(leaf: Leaf) -> bool:
@@ -68,6 +81,7 @@ def _steps(chain: Chain, cutter: Cutter, message: float, under: float) -> Iterat
     """Candidates for the fastest step."""
     setting = chain.setting
     aside = fill(chain, message) + 2 * message * setting.micro_batches * setting.chunks
+    aside += chain.lines.agreement
     room = (under - aside) / setting.chunks
     if setting.schedule != "gpipe":
         found = cutter.least(chain.work, under=room)

@@ -59,8 +59,14 @@ def _step(chain: Chain, ends: Sequence[int]) -> Pace:
         busy += heaviest(backward_work(chain), stages)
     else:
         busy = heaviest(chain.work, stages) * setting.chunks
-    busy += messages
-    return Pace(seconds=fill(chain, message) + busy, busy=busy, messages=messages)
+    busy += messages + chain.lines.agreement
+    seconds = fill(chain, message) + busy
+    if chain.shared is not None and chain.shared.apart(ends):
+        seconds += chain.shared.seconds
+        # Copies on one device move nothing, but are counted as if they did: so whether cuts take
+        # this time follows from the places of cuts alone.
+        busy += chain.shared.seconds * (chain.shared.groups(ends, setting.pipeline) > 1)
+    return Pace(seconds=seconds, busy=busy, messages=messages)
 
 
 def backward_work(chain: Chain) -> list[float]:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
-from vlmc.partition.costs import OVERLAP, BlockCost, Rooflines
+from vlmc.partition.costs import ENCODER_SIDE, OVERLAP, BlockCost, Rooflines, sends_shares
 from vlmc.partition.plan import Checkpointing
 from vlmc.partition.setting import Setting
-from vlmc.partition.states import held_states
+from vlmc.partition.states import MASTER, held_states
 from vlmc.runtime.parallel.plan_rules import puts_off
 
 _KEEPS = {"none": 0, "selective": 1, "full": 2}
@@ -26,6 +26,10 @@ class Part(NamedTuple):
     """Seconds once a step: gradients between replicas, the optimiser."""
     update: float
     """Of `tail`, the optimiser."""
+    summed: float
+    """Of `tail`, gradients that a tensor group sums up, of what sees a share on each device."""
+    exchanged: float
+    """Of `tail`, gradients and weights of replicas."""
     gathered: float
     """Of `forward` and `backward`, seconds that wait for weights and gradients of replicas."""
     weights: float
@@ -66,6 +70,7 @@ class Part(NamedTuple):
     """Copies of weights that go when the last backward pass is done with the block."""
     cache: float
     output: float
+    looks: float
 
 
 def keeps(setting: Setting, block: Block) -> Checkpointing:
@@ -76,6 +81,26 @@ def keeps(setting: Setting, block: Block) -> Checkpointing:
 def word(setting: Setting, block: Block) -> int:
     """Where costs by checkpointing have those of a block."""
     return _KEEPS[keeps(setting, block)]
+
+
+def gathers(block: Block) -> tuple[bool, bool]:
+    """Whether FSDP2 gathers sharded weights of a block for the forward pass, and again for the
+    backward pass: what stands beside the stacks is gathered with all else of its stage that does, a
+    block of a stack that does not run never."""
+    beside = "*" not in block.name
+    return beside or bool(block.operators), beside or block.reached
+
+
+def summed_gradients(setting: Setting, block: Block) -> float:
+    """Bytes of a device's gradients of what is whole on each device of a tensor group, but sees a
+    share of the images, or of the tokens."""
+    apart = setting.placement == "replicated" and block.role in ENCODER_SIDE
+    shares = setting.sequence_parallel and sends_shares(block)
+    if setting.tensor == 1 or not block.stepped or not (apart or shares):
+        return 0.0
+    begins = block.name.endswith(".begin")
+    whole = block.parameters if apart else 0 if begins else block.seeing
+    return whole * MASTER / (setting.data if setting.zero else 1)
 
 
 def parts(lines: Rooflines, setting: Setting) -> tuple[Part, ...]:
@@ -93,14 +118,15 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     block, request = lines.report.blocks[number], lines.request
     data, zero = setting.data, setting.zero
     size = BYTES[request.precision]
-    sent = cost.exchanged[0] / block.all_reduces if cost.exchanged[0] else 0.0
+    sent = cost.exchanged.forward / block.all_reduces if cost.exchanged.forward else 0.0
     if request.mode == "serve":
         return Part(
-            cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
+            cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
             0.0, 0.0, 0.0, cost.saved[0] + cost.peak_forward + sent, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
             sent, 0.0, 0.0, 0.0, 0.0,
             cost.cache,
             cost.output,
+            cost.looks,
         )  # fmt: skip
     trained = cost.parameters if block.trained else 0
     stepped = cost.parameters if block.stepped else 0
@@ -113,25 +139,28 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         late += again / 2
     backward = cost.backward_input + cost.backward_weight + again
     span = data * setting.tensor
-    gather = lines.gather((cost.parameters if zero == 3 else trained) * size, data, span)
+    ahead, again_gathered = gathers(block)
+    gather = lines.gather((cost.parameters if zero == 3 else trained) * size, data, span) * ahead
     scatter = lines.gather(stepped * 4, data, span)
     share = stepped / max(1, block.parameters) / (data if zero else 1)
     updating = lines.update(number, share) if stepped else 0.0
-    tail = updating
+    partial = summed_gradients(setting, block)
+    summing = lines.all_reduce(partial, setting.tensor, setting.tensor)
+    exchange = 0.0
     late_forward, late_backward = 0.0, 0.0
     # A pipeline reduces what is reduced once a step when its last backward pass is done.
     beside = OVERLAP * backward if setting.pipeline == 1 else 0.0
     if zero == 0:
-        tail += max(0.0, 2 * scatter - beside)
+        exchange = max(0.0, 2 * scatter - beside)
     elif zero < 3:
-        tail += max(0.0, gather - OVERLAP * cost.forward)
+        exchange = max(0.0, gather - OVERLAP * cost.forward)
         if zero == 1:
-            tail += max(0.0, scatter - beside)
+            exchange += max(0.0, scatter - beside)
         else:
             late_backward = max(0.0, scatter - OVERLAP * backward)
     else:
         late_forward = max(0.0, gather - OVERLAP * cost.forward)
-        if block.reached:
+        if again_gathered:
             late_backward = max(0.0, gather + scatter - OVERLAP * backward)
     saved = cost.saved[kept]
     held = held_states(lines, setting, block, cost.parameters)
@@ -144,8 +173,10 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         forward=cost.forward + late_forward,
         backward=backward + late_backward,
         weights_late=late,
-        tail=tail,
+        tail=updating + summing + exchange,
         update=updating,
+        summed=summing,
+        exchanged=exchange,
         gathered=late_forward + late_backward,
         weights=held.weights,
         gradients=held.gradients,
@@ -170,4 +201,5 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         released=held.released,
         cache=0.0,
         output=cost.output,
+        looks=cost.looks,
     )

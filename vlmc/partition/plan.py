@@ -70,10 +70,13 @@ class Memory(Planned):
         return sum(getattr(self, name) for name in type(self).model_fields)
 
 
+CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "send"]
+
+
 class Collective(Planned):
     """One kind of communication in a step."""
 
-    kind: Literal["all_reduce", "all_gather", "reduce_scatter", "send"]
+    kind: CollectiveKind
     purpose: str = Field(description="What it is for.")
     group: int = Field(ge=1, description="Ranks that take part.")
     bytes: int = Field(ge=0, description="Bytes of the whole tensors, all calls of a step.")

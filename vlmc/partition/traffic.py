@@ -4,14 +4,38 @@ it that nothing hides."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from vlmc.hardware.device import BYTES
 from vlmc.partition.chain import Chain
-from vlmc.partition.costs import Rooflines
+from vlmc.partition.costs import LOSS, Rooflines, shares_tokens
 from vlmc.partition.leaf import Leaf
-from vlmc.partition.part import word
-from vlmc.partition.plan import Collective
+from vlmc.partition.part import gathers, keeps, summed_gradients, word
+from vlmc.partition.plan import Collective, CollectiveKind
 from vlmc.partition.setting import Setting
+
+
+@dataclass(slots=True)
+class _Moved:
+    """A kind of collective of a micro-batch."""
+
+    bytes: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, size: float, seconds: float) -> None:
+        """One more."""
+        self.bytes += size
+        self.seconds += seconds
+
+    def times(self, count: int, kind: CollectiveKind, purpose: str, group: int) -> Collective:
+        """Of so many micro-batches."""
+        return Collective(
+            kind=kind,
+            purpose=purpose,
+            group=group,
+            bytes=int(self.bytes * count),
+            seconds=self.seconds * count,
+        )
 
 
 def collectives(leaf: Leaf) -> Iterator[Collective]:
@@ -33,6 +57,8 @@ def collectives(leaf: Leaf) -> Iterator[Collective]:
     )
     if training and setting.data > 1:
         yield from _replicas(chain, blocks)
+    if training:
+        yield from _once(leaf, blocks)
 
 
 def token_collectives(leaf: Leaf) -> Iterator[Collective]:
@@ -78,78 +104,87 @@ def _messages(
 def _tensor(
     lines: Rooflines, setting: Setting, blocks: Sequence[int], of: str
 ) -> Iterator[Collective]:
-    costs = lines.blocks(
-        setting.micro_batch,
-        setting.tensor,
-        setting.sequence_parallel,
-        setting.placement == "replicated",
-    )
-    size, seconds, gathered, waits = 0.0, 0.0, 0.0, 0.0
+    costs = lines.blocks(*_key(setting))
+    summed, gathered, scattered = _Moved(), _Moved(), _Moved()
     for number in blocks:
         block, cost = lines.report.blocks[number], costs[number]
+        size, seconds = cost.exchanged, cost.exchange_seconds
         back = block.reached and lines.request.mode == "train"
-        times = 1 + back * cost.reduced_again[word(setting, block)], back
-        for way in (0, 1):
-            size += cost.exchanged[way] * times[way] * setting.micro_batches
-            seconds += cost.exchange_seconds[way] * times[way] * setting.micro_batches
-        gathered += sum(cost.gathered) * setting.micro_batches
-        waits += sum(cost.gather_seconds) * setting.micro_batches
-    if not setting.sequence_parallel:
+        again = back * cost.reduced_again[word(setting, block)]
+        gathered.add(sum(cost.gathered), sum(cost.gather_seconds))
+        summed.add(back * size.looked, back * seconds.looked)
+        both = (1 + again) * size.forward + back * size.backward
+        took = (1 + again) * seconds.forward + back * seconds.backward
+        if setting.sequence_parallel and shares_tokens(block):
+            # What runs again enters every layer again, but may end before the sum of the last.
+            full = back and keeps(setting, block) == "full"
+            gathered.add((1 + full) * size.forward + back * size.backward, took / 2)
+            scattered.add(both, took / 2)
+        else:
+            summed.add(both, took)
+    times, ranks = setting.micro_batches, setting.tensor
+    logits = "logits and visual tokens" if setting.placement == "replicated" else "logits"
+    if setting.sequence_parallel:
+        logits = f"sequences before split layers, {logits}"
+    partial = f"partial sums of tensor parallelism{of}"
+    yield summed.times(times, "all_reduce", partial, ranks)
+    yield gathered.times(times, "all_gather", f"{logits}{of}", ranks)
+    yield scattered.times(times, "reduce_scatter", "sequences after split layers", ranks)
+
+
+def _once(leaf: Leaf, blocks: Sequence[int]) -> Iterator[Collective]:
+    """What a step moves once, beside gradients and weights of replicas."""
+    chain, setting, shared = leaf.chain, leaf.chain.setting, leaf.chain.shared
+    kinds = [chain.lines.report.blocks[number] for number in blocks]
+    yield Collective(
+        kind="all_reduce",
+        purpose="gradients of what sees a share of images or tokens",
+        group=setting.tensor,
+        bytes=int(sum(summed_gradients(setting, block) for block in kinds)),
+        seconds=sum(chain.parts[number].summed for number in blocks),
+    )
+    groups = shared.groups(leaf.ends, setting.pipeline) if shared else 1
+    if shared and groups > 1:
         yield Collective(
             kind="all_reduce",
-            purpose=f"partial sums of tensor parallelism{of}",
-            group=setting.tensor,
-            bytes=int(size),
-            seconds=seconds,
+            purpose="gradients of an embedding that several stages read",
+            group=groups,
+            bytes=int(shared.bytes),
+            seconds=shared.seconds,
         )
-        yield Collective(
-            kind="all_gather",
-            purpose=f"logits{of}",
-            group=setting.tensor,
-            bytes=int(gathered),
-            seconds=waits,
-        )
-        return
+    count = chain.lines.cluster.count
     yield Collective(
-        kind="all_gather",
-        purpose="sequences before split layers, and logits",
-        group=setting.tensor,
-        bytes=int(size + gathered),
-        seconds=seconds / 2 + waits,
+        kind="all_reduce",
+        purpose="loss",
+        group=count,
+        bytes=LOSS if count > 1 else 0,
+        seconds=chain.lines.agreement,
     )
-    yield Collective(
-        kind="reduce_scatter",
-        purpose="sequences after split layers",
-        group=setting.tensor,
-        bytes=int(size),
-        seconds=seconds / 2,
-    )
+
+
+def _key(setting: Setting) -> tuple[int, int, bool, bool]:
+    """Of what blocks cost."""
+    replicated = setting.placement == "replicated"
+    return setting.micro_batch, setting.tensor, setting.sequence_parallel, replicated
 
 
 def _replicas(chain: Chain, blocks: Sequence[int]) -> Iterator[Collective]:
     """Gradients and weights between replicas; seconds are those that compute does not hide."""
     lines, setting = chain.lines, chain.setting
-    costs = lines.blocks(
-        setting.micro_batch,
-        setting.tensor,
-        setting.sequence_parallel,
-        setting.placement == "replicated",
-    )
+    costs = lines.blocks(*_key(setting))
     report, times = lines.report, setting.micro_batches
     number = BYTES[lines.request.precision]
-    kept = [costs[one].parameters for one in blocks]
-    trained = sum(costs[one].parameters for one in blocks if report.blocks[one].trained)
-    stepped = sum(costs[one].parameters for one in blocks if report.blocks[one].stepped)
+    kinds = [(report.blocks[one], costs[one].parameters) for one in blocks]
+    trained = sum(size for block, size in kinds if block.trained and gathers(block)[0])
+    stepped = sum(size for block, size in kinds if block.stepped)
     seconds = sum(
-        times * chain.parts[one].gathered + chain.parts[one].tail - chain.parts[one].update
-        for one in blocks
+        times * part.gathered + part.exchanged for part in (chain.parts[one] for one in blocks)
     )
-    gathers = {0: 0.0, 1: trained * number, 2: trained * number}.get(setting.zero)
-    if gathers is None:
-        reached = sum(costs[one].parameters for one in blocks if report.blocks[one].reached)
-        gathers = times * number * (sum(kept) + reached)
+    brought = {0: 0.0, 1: trained * number, 2: trained * number}.get(setting.zero)
+    if brought is None:
+        brought = times * number * sum(size * sum(gathers(block)) for block, size in kinds)
     scatters = stepped * 4 * (times if setting.zero >= 2 else 1)
-    moved = gathers + scatters
+    moved = brought + scatters
     if setting.zero == 0:
         yield Collective(
             kind="all_reduce",
@@ -170,6 +205,6 @@ def _replicas(chain: Chain, blocks: Sequence[int]) -> Iterator[Collective]:
         kind="all_gather",
         purpose="weights of replicas",
         group=setting.data,
-        bytes=int(gathers),
-        seconds=seconds * gathers / moved if moved else 0.0,
+        bytes=int(brought),
+        seconds=seconds * brought / moved if moved else 0.0,
     )

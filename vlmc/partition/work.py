@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vlmc.analysis.report import Block, Operator, Phase
 from vlmc.hardware.efficiency import Kind
@@ -47,6 +48,8 @@ class Work:
     late: float
     input: float
     output: float
+    source: float
+    looks: float
     peak_forward: float
     climb: Moments
     cache: float
@@ -74,19 +77,30 @@ def work_of(block: Block, sizes: dict[str, int], whole_text: int) -> Work:
         late=max(0.0, float(block.saved.late(**sizes))),
         input=float(block.input(**sizes)),
         output=float(block.output(**sizes)),
+        source=float(block.source(**sizes)),
+        looks=float(block.looks(**sizes)),
         peak_forward=float(block.peak_forward(**sizes)),
         climb=block.climb(**sizes),
         cache=float(block.cache(**{**sizes, "text": whole_text})),
     )
 
 
-def summed(block: Block, work: Work) -> tuple[tuple[float, int], tuple[float, int]]:
-    """Bytes and number of sums over a tensor group, forward and backward. A split head is given
-    whole sequences and gives no sums, but gradients of what it was given."""
+class Sums(NamedTuple):
+    """Of activations and their gradients over a tensor group: bytes, or seconds."""
+
+    forward: float
+    backward: float
+    looked: float
+    """In the backward pass, too: of what is read beside the input."""
+
+
+def summed(block: Block, work: Work) -> Sums:
+    """Bytes of whole tensors. A split head is given whole sequences and gives no sums, but
+    gradients of what it was given."""
     if block.role == "head":
-        return (0.0, 0), (work.input, 1)
-    sums = work.output, block.all_reduces
-    return sums, sums
+        return Sums(0.0, work.input, 0.0)
+    sums = block.all_reduces * work.output
+    return Sums(sums, sums, work.source)
 
 
 def logits(block: Block, work: Work) -> float:
@@ -103,7 +117,7 @@ def gathered(block: Block, work: Work) -> tuple[float, float]:
     if block.role == "head":
         return work.input, 0.0
     if block.role == "language" and block.name.endswith(".between"):
-        return work.output, work.output
+        return work.input, work.output if block.trained else 0.0
     return 0.0, work.output if block.name == "language.begin" else 0.0
 
 

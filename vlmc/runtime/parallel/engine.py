@@ -28,6 +28,7 @@ from vlmc.diagnostics.faults import UsageError
 from vlmc.ir.training import whole_weights
 from vlmc.runtime.parallel.batches import Row, micro_batches
 from vlmc.runtime.parallel.chain import Data
+from vlmc.runtime.parallel.copies import Copies, local_of
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Plan
 from vlmc.runtime.parallel.put_off import PuttingOff
@@ -74,7 +75,8 @@ class Engine:
             if cut.index % mesh.pipeline == self.group
         ]
         self._schedules: dict[Any, Any] = {}
-        self._sharers = self._shared_parameters()
+        trained = [n for n, _ in self.whole.named_parameters() if role_of(n) in plan.trained]
+        self._copies = Copies(self.cuts, trained, self.mesh)
 
     def _stage(self, index: int, model_py: Any, weights: Path) -> Stage:
         """A stage with its weights, split and sharded."""
@@ -134,6 +136,7 @@ class Engine:
         ]
         for block in apart:
             fully_shard(block, **options)  # a unit of its own is never gathered
+        _fetch_nothing_unread(stage)
         sharded: FSDPModule = fully_shard(stage, **options)
         stage.__dict__["set_requires_gradient_sync"] = partial(
             _hold_back, sharded.set_requires_gradient_sync, apart
@@ -170,7 +173,7 @@ class Engine:
             for parameter in stage.parameters():
                 if parameter.ndim == 0 and parameter.requires_grad and plan.mesh.data > 1:
                     self._average(parameter)
-        self._add_shared()
+        self._copies.add_up(self.stages)
         own = sum((loss.detach().double() for loss in losses), torch.zeros((), dtype=torch.double))
         own = own.cpu() / plan.mesh.data if self.tensor == 0 else torch.zeros(()).double()
         own = own.to(self.device)
@@ -182,7 +185,7 @@ class Engine:
         for name, parameter in stage.model.named_parameters():
             if parameter.grad is not None and name in stage.partial:
                 group = self.mesh["tensor"].get_group()
-                DISTRIBUTED.all_reduce(_local(parameter.grad), group=group)
+                DISTRIBUTED.all_reduce(local_of(parameter.grad), group=group)
 
     def _average(self, parameter: nn.Parameter) -> None:
         if parameter.grad is None:
@@ -260,40 +263,15 @@ class Engine:
         there once for each."""
         return {n: p for stage in self.stages for n, p in stage.model.named_parameters()}
 
-    def _shared_parameters(self) -> list[tuple[str, Any]]:
-        """Trained parameters that several stages read (a tied embedding), with the group of ranks
-        that hold them."""
-        if self.plan.mesh.pipeline == 1:
-            return []
-        names: list[list[str]] = [[] for _ in range(self.plan.mesh.pipeline)]
-        own = [n for s in self.stages for n, p in s.model.named_parameters() if p.requires_grad]
-        group = self.mesh["pipeline"].get_group()
-        DISTRIBUTED.all_gather_object(names, own, group=group)
-        counts: dict[str, int] = {}
-        for held in names:
-            for name in held:
-                counts[name] = counts.get(name, 0) + 1
-        return [(name, group) for name in sorted(counts) if counts[name] > 1]
 
-    def _add_shared(self) -> None:
-        """Sums the gradients of parameters that several stages read. Ranks of other stages take
-        part with zeros: a group of the pipeline's ranks is there already."""
-        for name, group in self._sharers:
-            own = [p for s in self.stages for n, p in s.model.named_parameters() if n == name]
-            total: Tensor | None = None
-            for parameter in own:
-                grad = _local(parameter.grad) if parameter.grad is not None else None
-                total = grad if total is None else total if grad is None else total + grad
-            shape = None if not own else tuple(_local(own[0]).shape)
-            shapes: list[Any] = [None] * self.plan.mesh.pipeline
-            DISTRIBUTED.all_gather_object(shapes, shape, group=group)
-            full = next(s for s in shapes if s is not None)
-            summed = torch.zeros(full, device=self.device) if total is None else total.clone()
-            DISTRIBUTED.all_reduce(summed, group=group)
-            for parameter in own:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                _local(parameter.grad).copy_(summed)
+def _fetch_nothing_unread(stage: Stage) -> None:
+    """FSDP2 gathers the block before the one that runs backward ahead of time, also where no
+    gradient goes there: the first that one reaches is to fetch itself, which is there."""
+    steps = zip(stage.cut.steps, stage.cut.reached, strict=True)
+    first = next((step.block for step, reached in steps if reached and step.block), None)
+    block = None if first is None else stage.model.get_submodule(first)
+    if isinstance(block, FSDPModule):
+        block.set_modules_to_backward_prefetch([block])
 
 
 def _as_it_is(*given: Any, **named: Any) -> None:
@@ -314,10 +292,6 @@ def _asking(meta: Tensor) -> Tensor:
 
 def _handed_on(loss: Tensor, number: Tensor) -> Tensor:
     return loss
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _put_together(parameter: nn.Parameter) -> None:

@@ -21,6 +21,7 @@ TRAINING = (
     "vlmc.runtime.parallel.split",
     "vlmc.runtime.parallel.batches",
     "vlmc.runtime.parallel.put_off",
+    "vlmc.runtime.parallel.copies",
     "vlmc.runtime.parallel.engine",
     "vlmc.runtime.parallel.saved",
     "vlmc.runtime.parallel.training",

@@ -44,9 +44,10 @@ class Gather(torch.autograd.Function):
     def forward(ctx: Any, share: Tensor, group: Any) -> Tensor:
         ctx.group = group
         share = share.contiguous()
-        found = [torch.empty_like(share) for _ in range(DISTRIBUTED.get_world_size(group))]
-        DISTRIBUTED.all_gather(found, share, group=group)
-        return torch.cat(found)
+        ranks: int = DISTRIBUTED.get_world_size(group)
+        found = share.new_empty((ranks * share.shape[0], *share.shape[1:]))
+        DISTRIBUTED.all_gather_into_tensor(found, share, group=group)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -114,17 +114,19 @@ def share(
     )
     setattr(module, name, nn.Parameter(made, requires_grad=parameter.requires_grad))
 
-    def show(inner: Any, given: Any) -> None:
-        local = inner._parameters[name]
+    inner = module.forward
+
+    def run(*given: Any, **named: Any) -> Any:
+        local = module._parameters[name]
         if isinstance(local, DTensor):
             local = local.to_local(grad_placements=[gradient])
-        inner.__dict__[name] = local
+        module.__dict__[name] = local
+        try:
+            return inner(*given, **named)
+        finally:
+            module.__dict__.pop(name, None)
 
-    def hide(inner: Any, given: Any, made: Any) -> None:
-        inner.__dict__.pop(name, None)
-
-    module.register_forward_pre_hook(show)
-    module.register_forward_hook(hide, always_call=True)
+    module.forward = run  # which checkpointing runs again, unlike hooks
 
 
 def _has_weight(module: nn.Module) -> bool:

@@ -129,12 +129,13 @@ def _resampler(parts: Parts) -> list[Step]:
 
     def layer(index: int, model: Any, state: State, data: Data) -> State:
         latents = model.adapter.layers[index](state["latents"], state["features"])
-        return passed(state, latents=latents)
+        gone = ("features",) if index + 1 == values["layers"] else ()
+        return passed(state, *gone, latents=latents)
 
     def end(model: Any, state: State, data: Data) -> State:
         latents = state["latents"]
         visual = model.adapter.norm(latents) if values["final_norm"] else latents
-        return passed(state, "features", "latents", visual=visual)
+        return passed(state, "latents", visual=visual)
 
     first = ("latents", "projection", "time_embedding")
     return [
@@ -154,6 +155,8 @@ def _qformer(parts: Parts) -> list[Step]:
     def crosses(index: int) -> bool:
         return index % values["cross_attention_every"] == 0
 
+    last = max(filter(crosses, range(values["layers"])))
+
     def start(model: Any, state: State, data: Data) -> State:
         adapter = model.adapter
         features = state["features"].to(adapter.queries.dtype)
@@ -163,11 +166,12 @@ def _qformer(parts: Parts) -> list[Step]:
     def layer(index: int, model: Any, state: State, data: Data) -> State:
         block, x = model.adapter.layers[index], state["latents"]
         x = block.look(x, state["features"]) if crosses(index) else block(x, memory=None)
-        return passed(state, latents=x)
+        gone = ("features",) if index == last else ()
+        return passed(state, *gone, latents=x)
 
     def end(model: Any, state: State, data: Data) -> State:
         visual = model.adapter.projection(state["latents"])
-        return passed(state, "features", "latents", visual=visual)
+        return passed(state, "latents", visual=visual)
 
     return [
         whole("adapter.begin", start, "adapter.queries", "adapter.norm"),

@@ -81,19 +81,24 @@ def _decoder(parts: Parts) -> list[Step]:
             x = x + model.language.position_embedding(where + offset)
         return passed(state, x=data["sequences"].share(x))
 
+    layers: int = parts.argument("language", "layers")
+    every: int = parts.argument("fusion", "every") if crossing else 1
+
     def gated(index: int, model: Any, state: State, data: Data) -> State:
         seen: Tensor = data["seen"]
         tokens = state["visual"].shape[1] // seen.shape[2]
         seen = seen.repeat_interleave(tokens, dim=-1)[:, None]
         seen = data["sequences"].share(seen, dim=2)
-        return passed(state, x=model.gated_blocks[index].look(state["x"], state["visual"], seen))
+        x = model.gated_blocks[index].look(state["x"], state["visual"], seen)
+        gone = ("visual",) if (index + 1) * every >= layers else ()
+        return passed(state, *gone, x=x)
 
     def layer(index: int, model: Any, state: State, data: Data) -> State:
         context = data["context"](state["x"].dtype)
         return passed(state, x=model.language.layer(index, state["x"], context, None))
 
     def norm(model: Any, state: State, data: Data) -> State:
-        return passed(state, "visual", x=model.language.norm(state["x"]))
+        return passed(state, x=model.language.norm(state["x"]))
 
     def head(model: Any, state: State, data: Data) -> State:
         logits = model.logits(data["sequences"].whole(state["x"]))
@@ -103,9 +108,9 @@ def _decoder(parts: Parts) -> list[Step]:
     embeddings = ("language.embedding", "language.added_embedding")
     steps = [whole("fusion", project, "visual_projection")] if crossing else []
     steps.append(whole("language.begin", embed, *embeddings, "language.position_embedding"))
-    for index in range(parts.argument("language", "layers")):
-        if crossing and index % parts.argument("fusion", "every") == 0:
-            number = index // parts.argument("fusion", "every")
+    for index in range(layers):
+        if crossing and index % every == 0:
+            number = index // every
             steps.append(unit(f"gated_blocks.{number}", at(gated, number), _gated))
         steps.append(unit(f"language.layers.{index}", at(layer, index)))
     tied = embeddings if parts.argument("head", "tied") else ()
@@ -185,10 +190,11 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         bias = data["bias"]("decoder")
         seen = data["attention_mask"][:, None, None, :].bool()
         block = model.language.decoder_layers[index]
-        return passed(state, x=block.look(state["x"], state["encoded"], bias, seen))
+        gone = ("encoded",) if index + 1 == parts.argument("language", "decoder_layers") else ()
+        return passed(state, *gone, x=block.look(state["x"], state["encoded"], bias, seen))
 
     def norm(model: Any, state: State, data: Data) -> State:
-        return passed(state, "encoded", x=model.language.decoder_norm(state["x"]))
+        return passed(state, x=model.language.decoder_norm(state["x"]))
 
     def head(model: Any, state: State, data: Data) -> State:
         logits = model.logits(data["sequences"].whole(state["x"]))
