@@ -155,15 +155,3 @@ def test_weights_are_gathered_once_a_step(answers: Document, name: str) -> None:
         # Weights are gathered whole in bf16; gradients are held as halves in fp32.
         gathered = rank["moved"].get("all_gather", 0)
         assert gathered == pytest.approx(rank["gradients"], rel=0.02, abs=2e3), rank
-
-
-@pytest.mark.parametrize("name", ["ZeRO 2", "ZeRO 3", "tensor", "1f1b", "interleaved"])
-def test_each_collective_moves_what_was_predicted(answers: Document, name: str) -> None:
-    document, answer = answers[f"{SYSTEMS[0]}: {name}"]
-    predicted = {one["kind"]: one["bytes"] for one in document["predicted"]["collectives"]}
-    assert predicted
-    moved = [rank["moved"] for rank in answer["held"]]
-    for kind, size in predicted.items():
-        # Messages of both ways are counted together; whole tensors alike on each rank.
-        found = sum(one[kind] for one in moved) if kind == "send" else moved[0][kind]
-        assert found == pytest.approx(size, rel=0.03), kind
