@@ -58,14 +58,15 @@ def fits(chain: Chain, ends: tuple[int, ...]) -> bool:
     """Whether there is memory for all that each device holds. With several stages to a device the
     space has only plans where each stage has room beside others of its size; that rule must not let
     in what there is no memory for."""
+    message = chain.largest(ends[:-1])
     room = all(
-        chain.memory(group, held).total <= chain.room
+        chain.memory(group, held, message).total <= chain.room
         for group, held in enumerate(chain.groups(ends))
     )
     if chain.setting.chunks == 1:
         return room
     stages = enumerate(pairwise((0, *ends)))
-    meant = all(chain.fits(stage, first, end) for stage, (first, end) in stages)
+    meant = all(chain.fits(stage, first, end, message) for stage, (first, end) in stages)
     assert room or not meant
     return meant
 

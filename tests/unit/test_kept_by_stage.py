@@ -35,7 +35,8 @@ def test_what_is_in_flight_is_what_the_schedule_holds(schedule: Any) -> None:
         assert flights == [min(BATCHES, GROUPS - stage) for stage in range(GROUPS)]
     else:
         first = GROUPS * (1 + (GROUPS - 1) / (GROUPS * plan.chunks))
-        assert flights[0] == flights[GROUPS] == pytest.approx(first)
+        assert sum(flights[::GROUPS]) / plan.chunks == pytest.approx(first)
+        assert flights[0] > flights[GROUPS], "the first stage's come last"
     for group, memory in enumerate(plan.predicted.memory):
         own = kept[group::GROUPS]
         together = sum(one.bytes * one.in_flight for one in own)

@@ -118,11 +118,11 @@ def test_count_and_batch_take_the_place_of_the_spec(tmp_path: Path) -> None:
 
 
 def test_steps_of_many_micro_batches_are_drawn_by_a_part_of_them(tmp_path: Path) -> None:
-    out = done(SPEC, *TRAIN, "--count", "64", "--batch", "2147483646", "--set",
+    out = done(SPEC, *TRAIN, "--count", "64", "--batch", "2100", "--set",
                "target.parallel={pipeline: 32, tensor: 2, micro_batch: 1}")  # fmt: skip
-    assert "2147483646 micro-batches of 1" in out
+    assert "2100 micro-batches of 1" in out
     drawn = (tmp_path / "plan.svg").read_text(encoding="utf-8")
-    assert "2048 of 2147483646 micro-batches of 1" in drawn
+    assert "2048 of 2100 micro-batches of 1" in drawn
 
 
 STAGES = """extends: {base}

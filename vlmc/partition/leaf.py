@@ -56,25 +56,24 @@ def _families(
 
 def fits(leaf: Leaf) -> bool:
     """Whether there is memory for its cuts, by the rule that cuts are searched with."""
-    chain = leaf.chain
+    chain, message = leaf.chain, leaf.chain.largest(leaf.ends[:-1])
     stages = enumerate(pairwise((0, *leaf.ends)))
-    return all(chain.fits(stage, first, end) for stage, (first, end) in stages)
+    return all(chain.fits(stage, first, end, message) for stage, (first, end) in stages)
 
 
 def _cutter(chain: Chain, places: tuple[int, ...], unlimited: bool) -> Cutter:
-    setting = chain.setting
+    setting, message = chain.setting, chain.largest(places[:-1])
+
+    def fits(stage: int, first: int, end: int) -> bool:
+        return unlimited or chain.fits(stage, first, end, message)
+
     return Cutter(
         length=chain.length,
         stages=setting.stages,
         allowed=places,
-        fits=_any if unlimited else chain.fits,
+        fits=fits,
         barrier=chain.encoder if setting.placement == "own_group" else None,
     )
-
-
-def _any(stage: int, first: int, end: int) -> bool:
-    del stage, first, end
-    return True
 
 
 def _steps(chain: Chain, cutter: Cutter, message: float, under: float) -> Iterator[tuple[int, ...]]:

@@ -57,19 +57,19 @@ class Peaks:
         needs = [max(one, two + self._late[-1]) - level for one, two, level in each]
         return max(self._regathered[-1], *needs)
 
+    def ending(self, first: int, end: int) -> float:
+        """Bytes of a stage over the model's states when all is computed."""
+        return max(row[end] - row[first] for row in self._ends)
+
     def over(self, held: float, first: int, end: int, *, steady: bool) -> float:
         """Bytes of a stage that holds so many micro-batches. `steady`: a backward pass comes before
         all forward passes are done. Else gradients appear only while what is saved of the first
         micro-batch goes, and with the only one copies of weights too: then it can be below 0."""
         saved, made, gone = self._saved, self._made, self._released
         late = self._late[end] - self._late[first] + self._early[first]
-        forward = max(
-            max(self._forward[first:end]) - saved[end],
-            self._regathered[end] - self._regathered[first],
-        )
-        backward = max(self._backward[first:end]) - saved[end] + late
+        forward, backward = self._passes(first, end)
         one = saved[end] - saved[first]
-        ending = max(row[end] - row[first] for row in self._ends) - held * one
+        ending = self.ending(first, end) - held * one
         if steady:
             return max(forward, backward, ending)
         return max(
@@ -78,6 +78,19 @@ class Peaks:
             backward - one if held > 1 else gone[first] - gone[end] - one,
             ending,
         )
+
+    def at_work(self, first: int, end: int) -> float:
+        """Bytes of a stage while it runs a micro-batch, before the step's end."""
+        return max(self._passes(first, end))
+
+    def _passes(self, first: int, end: int) -> tuple[float, float]:
+        """Bytes of a stage while it runs forward, and backward, over all that is saved."""
+        late = self._late[end] - self._late[first] + self._early[first]
+        forward = max(
+            max(self._forward[first:end]) - self._saved[end],
+            self._regathered[end] - self._regathered[first],
+        )
+        return forward, max(self._backward[first:end]) - self._saved[end] + late
 
     def _received(self) -> list[float]:
         """What blocks beside the stacks hold of the gather for the block before them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain as joined
 
 from vlmc.ir.training import zero_stages
@@ -86,11 +87,19 @@ def _leasts(lines: Rooflines, base: Setting) -> Iterator[_Least]:
 
 def _least_memory(chain: Chain) -> Memory | None:
     """What the fullest device holds where the cuts make that as little as can be."""
+    found = (_least_of(chain, places) for _, _, places in chain.levels)
+    known = (one for one in found if one is not None)
+    return min(known, key=lambda one: one.total, default=None)
+
+
+def _least_of(chain: Chain, places: tuple[int, ...]) -> Memory | None:
+    """The same among cuts at some places."""
+    message = chain.largest(places[:-1])
     cutter = Cutter(
         length=chain.length,
         stages=chain.setting.stages,
-        allowed=(*range(1, chain.length), chain.length),
-        fits=chain.fits,
+        allowed=places,
+        fits=partial(chain.fits, message=message),
     )
     low, high = 0.0, 1e24
     ends: tuple[int, ...] | None = None
@@ -106,7 +115,8 @@ def _least_memory(chain: Chain) -> Memory | None:
     if ends is None:
         return None
     groups = enumerate(chain.groups(ends))
-    return max((chain.memory(group, held) for group, held in groups), key=lambda one: one.total)
+    held = (chain.memory(group, one, message) for group, one in groups)
+    return max(held, key=lambda one: one.total)
 
 
 def _asked(lines: Rooflines) -> str:

@@ -63,10 +63,9 @@ def bubble(leaf: Leaf) -> float:
 
 def fullest(leaf: Leaf) -> float:
     """Bytes of the fullest device."""
-    chain = leaf.chain
-    return max(
-        chain.memory(group, held).total for group, held in enumerate(chain.groups(leaf.ends))
-    )
+    chain, message = leaf.chain, leaf.chain.largest(leaf.ends[:-1])
+    groups = enumerate(chain.groups(leaf.ends))
+    return max(chain.memory(group, held, message).total for group, held in groups)
 
 
 def balance(leaf: Leaf) -> float:

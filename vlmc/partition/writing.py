@@ -96,7 +96,8 @@ def _predicted(leaf: Leaf) -> Predicted:
     chain, found = leaf.chain, leaf.pace
     request, cluster = chain.lines.request, chain.lines.cluster
     groups = chain.groups(leaf.ends)
-    memory = tuple(chain.memory(group, held) for group, held in enumerate(groups))
+    message = chain.largest(leaf.ends[:-1])
+    memory = tuple(chain.memory(group, held, message) for group, held in enumerate(groups))
     moved = tuple(one for one in collectives(leaf) if one.bytes)
     compute = max(0.0, found.busy - sum(one.seconds for one in moved))
     peak = cluster.device.tflops[request.precision] * 1e12 * cluster.count
@@ -139,18 +140,20 @@ def _predicted(leaf: Leaf) -> Predicted:
 
 
 def _kept(leaf: Leaf) -> Iterator[Kept]:
-    chain = leaf.chain
+    chain, pipeline = leaf.chain, leaf.chain.setting.pipeline
+    held = [chain.fullest(group, of)[2] for group, of in enumerate(chain.groups(leaf.ends))]
     for stage, (first, end) in enumerate(pairwise((0, *leaf.ends))):
-        held = chain.held[stage % chain.setting.pipeline]
-        yield Kept(bytes=int(chain.saved[end] - chain.saved[first]), in_flight=held)
+        in_flight = held[stage % pipeline][stage // pipeline]
+        yield Kept(bytes=int(chain.saved[end] - chain.saved[first]), in_flight=in_flight)
 
 
 def _largest_batch(leaf: Leaf) -> int:
     """Sequences that are answered at once with the plan's degrees and cuts, within memory and the
     limits of latency: micro-batches whose caches lie beside each other, or, of a design that keeps
     no cache, one micro-batch as large as can be."""
-    chain, setting = leaf.chain, leaf.chain.setting
-    memories = [chain.memory(group, held) for group, held in enumerate(chain.groups(leaf.ends))]
+    chain, setting, cuts = leaf.chain, leaf.chain.setting, leaf.ends[:-1]
+    message, groups = chain.largest(cuts), chain.groups(leaf.ends)
+    memories = [chain.memory(group, held, message) for group, held in enumerate(groups)]
 
     def caches_fit(times: int) -> bool:
         trial = chain.scheduled(replace(setting, micro_batches=times))
@@ -160,7 +163,8 @@ def _largest_batch(leaf: Leaf) -> int:
 
     def passes(size: int) -> bool:
         trial = Chain(chain.lines, replace(setting, micro_batch=size, micro_batches=1))
-        held = (trial.memory(group, one) for group, one in enumerate(trial.groups(leaf.ends)))
+        sent = trial.largest(cuts)
+        held = (trial.memory(group, one, sent) for group, one in enumerate(groups))
         return max(one.total for one in held) <= trial.room and _in_time(trial, leaf)
 
     if any(one.cache for one in memories):

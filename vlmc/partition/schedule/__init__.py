@@ -1,7 +1,7 @@
 """The order in which a pipeline works, and what comes of it: times, bubbles, what is held."""
 
 from vlmc.partition.schedule.closed_forms import bubble_share, most_held, most_put_off
-from vlmc.partition.schedule.orders import Action, Orders, order, orders_of
+from vlmc.partition.schedule.orders import Action, Orders, moments, order, orders_of
 from vlmc.partition.schedule.picture import timeline_svg
 from vlmc.partition.schedule.simulation import IllegalOrder, simulate
 from vlmc.partition.schedule.timeline import Timeline
@@ -13,6 +13,7 @@ __all__ = [
     "Orders",
     "Timeline",
     "bubble_share",
+    "moments",
     "most_held",
     "most_put_off",
     "order",

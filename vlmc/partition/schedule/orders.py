@@ -6,6 +6,8 @@ Rank here is a place along the pipeline. With several chunks stage i belongs to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from operator import le
 from typing import Literal, NamedTuple
 
 from vlmc.partition.plan import ParallelPlan, Schedule
@@ -50,6 +52,32 @@ def order(
     if reason:
         raise ValueError(reason)
     return [_of_rank(schedule, rank, ranks, micro_batches, chunks) for rank in range(ranks)]
+
+
+@cache
+def moments(
+    schedule: Schedule, rank: int, ranks: int, micro_batches: int, chunks: int
+) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Which of its stages a rank works on, by its place among them, and the micro-batches that it
+    then holds of each, the one at work among them; moments at which another of the same stage holds
+    no less of any are left out. ValueError as `order`."""
+    reason = refusal(schedule, ranks, micro_batches, chunks)
+    if reason:
+        raise ValueError(reason)
+    if micro_batches % ranks == 0:  # in whole rounds; all but the first and the last are alike
+        micro_batches = min(micro_batches, 4 * ranks)
+    held = [0] * chunks
+    found: set[tuple[int, tuple[int, ...]]] = set()
+    for action in _of_rank(schedule, rank, ranks, micro_batches, chunks):
+        at = action.stage // ranks
+        held[at] += action.op == "F"
+        found.add((at, tuple(held)))
+        held[at] -= action.op in ("B", "W")
+    return tuple(one for one in sorted(found) if not any(_under(one, other) for other in found))
+
+
+def _under(one: tuple[int, tuple[int, ...]], other: tuple[int, tuple[int, ...]]) -> bool:
+    return one != other and one[0] == other[0] and all(map(le, one[1], other[1]))
 
 
 def _rounds(ranks: int, micro_batches: int) -> int:
