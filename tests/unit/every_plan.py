@@ -17,6 +17,7 @@ from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.pace import pace
 from vlmc.partition.request import Request
+from vlmc.partition.room import has_room, memory_of
 from vlmc.partition.search import find
 from vlmc.partition.setting import Setting
 
@@ -60,13 +61,13 @@ def fits(chain: Chain, ends: tuple[int, ...]) -> bool:
     in what there is no memory for."""
     message = chain.largest(ends[:-1])
     room = all(
-        chain.memory(group, held, message).total <= chain.room
+        memory_of(chain, group, held, message).total <= chain.room
         for group, held in enumerate(chain.groups(ends))
     )
     if chain.setting.chunks == 1:
         return room
     stages = enumerate(pairwise((0, *ends)))
-    meant = all(chain.fits(stage, first, end, message) for stage, (first, end) in stages)
+    meant = all(has_room(chain, stage, first, end, message) for stage, (first, end) in stages)
     assert room or not meant
     return meant
 

@@ -17,7 +17,7 @@ from vlmc.analysis.shrink import shrink
 from vlmc.analysis.steps import SEQUENCE, monomials
 from vlmc.diagnostics import UsageError
 from vlmc.ir import Arch
-from vlmc.partition.chain import RESERVE
+from vlmc.partition.room import RESERVE
 from vlmc.pipeline import load_spec
 from vlmc.resolver import resolve
 

@@ -10,10 +10,11 @@ from vlmc.analysis.polynomial import Polynomial
 from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
 from vlmc.ir.training import OPTIMISERS
-from vlmc.partition.chain import RESERVE, held
+from vlmc.partition.chain import held
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.part import Part
 from vlmc.partition.plan import Schedule
+from vlmc.partition.room import RESERVE
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import KEEPS, kinds
 from vlmc.partition.states import MASTER

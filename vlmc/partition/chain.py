@@ -5,25 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from itertools import accumulate, compress
-from operator import mul
 
 from vlmc.ir.training import whole_weights
 from vlmc.partition.carried import beside, outputs
 from vlmc.partition.costs import ENCODER_SIDE, Rooflines
 from vlmc.partition.part import Part, parts
 from vlmc.partition.peaks import Peaks, sums
-from vlmc.partition.plan import Memory
-from vlmc.partition.schedule import moments, most_held, most_put_off
+from vlmc.partition.schedule import most_held
 from vlmc.partition.setting import Setting
 from vlmc.partition.shared import EMBEDDING, shared_embedding
 from vlmc.partition.states import held_states
-from vlmc.runtime.parallel.plan_rules import puts_off
-
-RESERVE = 0.04
-"""Share of what is held that is lost between blocks of the allocator. Assumed."""
-CONTEXT = 0.75e9
-"""Bytes that the driver, its libraries and its communicators take. Assumed; at most a hundredth of
-the device's memory."""
 
 Levels = tuple[tuple[float, float, tuple[int, ...]], ...]
 
@@ -65,7 +56,6 @@ class Chain:
             number == self.encoder - 1 or role == "fusion" for number, role in enumerate(roles)
         )
         self.room = lines.cluster.device.memory_bytes
-        self.context = min(CONTEXT, self.room / 100)
         self.held = [self._held(group) for group in range(setting.pipeline)]
 
     @property
@@ -143,7 +133,8 @@ class Chain:
         held = held_states(self.lines, self.setting, owner, sum(tensors), tensors)
         return held.weights, held.gradients + held.waiting, held.optimiser
 
-    def _embeds_apart(self, first: int, end: int) -> bool:
+    def embeds_apart(self, first: int, end: int) -> bool:
+        """Whether a stretch reads the embedding and does not hold it."""
         return (
             self.embeds_again[end] > self.embeds_again[first]
             and self.embeds[end] == self.embeds[first]
@@ -171,126 +162,6 @@ class Chain:
     def largest(self, cuts: Iterable[int]) -> float:
         """Bytes of the largest message over any of these cuts."""
         return max(map(self.carried, cuts), default=0.0)
-
-    def memory(
-        self, group: int, stretches: Sequence[tuple[int, int]], message: float = 0.0
-    ) -> Memory:
-        """Of one device of a pipeline group that holds these stretches of the chain; `message`: the
-        largest over any of the plan's cuts."""
-        sums = [
-            sum(row[end] - row[first] for first, end in stretches)
-            for row in (self.weights, self.gradients, self.optimiser, self.cache)
-        ]
-        if group:  # the first stage gives no gradient to another, and puts none off
-            sums[1] += sum(self.waiting[end] - self.waiting[first] for first, end in stretches)
-        apart = sum(self._embeds_apart(first, end) for first, end in stretches)
-        for kind, size in enumerate(self.copy):
-            sums[kind] += apart * size
-        moving, over, _ = self.fullest(group, stretches)
-        # Below 0, not all gradients are there at the fullest moment.
-        sums[1] += min(0.0, moving)
-        moving = max(0.0, moving)
-        most = max(max(self.buffers[first:end]) for first, end in stretches)
-        buffers = min(max(0.0, over), most)
-        stages = range(group, group + len(stretches) * self.setting.pipeline, self.setting.pipeline)
-        messages = sum(self._messages(stage, message) for stage in stages)
-        kept, seen, sent = self._seen(group, stretches)
-        kinds = {
-            "weights": sums[0],
-            "gradients": sums[1],
-            "optimiser": sums[2],
-            "cache": sums[3],
-            "activations": moving - buffers + self.inputs - min(kept, moving),
-            "vision": min(kept, moving) + seen + sent,
-            "buffers": buffers + messages - sent,
-        }
-        reserve = RESERVE * sum(kinds.values()) + self.context
-        return Memory(**{kind: int(size) for kind, size in kinds.items()}, reserve=int(reserve))
-
-    def fullest(
-        self, group: int, stretches: Sequence[tuple[int, int]]
-    ) -> tuple[float, float, tuple[float, ...]]:
-        """Activations of a group at its fullest moment, the bytes of them over what is saved, and
-        the micro-batches that it holds of each of its stages at the fullest moment of its work."""
-        setting, held = self.setting, self.held[group]
-        over = [self._over(group, first, end) for first, end in stretches]
-        saved = [self.saved[end] - self.saved[first] for first, end in stretches]
-        if len(stretches) == 1:
-            return held * saved[0] + over[0], over[0], (held,)
-        times = setting.micro_batches
-        ending = sum(self.peaks.ending(first, end) for first, end in stretches)
-        at_work, above, counts = max(
-            (sum(map(mul, counts, saved)) + over[at], over[at], counts)
-            for at, counts in moments(
-                setting.schedule, group, setting.pipeline, times, setting.chunks
-            )
-        )
-        return max(at_work, ending), above if at_work > ending else ending, counts
-
-    def _seen(self, group: int, stretches: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
-        """Bytes of visual features: among what is saved, beside it, and of messages."""
-        looked = any(self.looks[end] > self.looks[first] for first, end in stretches)
-        if self.lines.request.mode == "serve":
-            return 0.0, self.features * looked, 0.0
-        made = any(first < self.encoder <= end for first, end in stretches)
-        kept = self.features * self.held[group] * (made and self.looks[-1] > 1)
-        cuts = [cut for stretch in stretches for cut in stretch if 0 < cut < self.length]
-        carried = sum(self.carried(cut) - self.outputs[cut - 1] for cut in cuts)
-        return kept, 0.0, carried * self.setting.micro_batches
-
-    def _messages(self, stage: int, message: float) -> float:
-        """Bytes that a stage receives messages in. In training PyTorch has room for what each
-        micro-batch of a step brings, activations and gradients; else for one each way."""
-        setting = self.setting
-        if self.lines.request.mode == "serve":
-            return 2 * message / setting.chunks
-        return message * setting.micro_batches * ((stage > 0) + (stage < setting.stages - 1))
-
-    def _over(self, group: int, first: int, end: int) -> float:
-        """Bytes at the fullest moment over the model's states and all that is saved."""
-        setting, held = self.setting, self.held[group]
-        if setting.chunks > 1:
-            return self.peaks.at_work(first, end)
-        over = self.peaks.over(held, first, end, steady=held < setting.micro_batches)
-        if not puts_off(setting.schedule, setting.pipeline):
-            return over
-        # All is kept until the weights' turn: then what their gradients are made of is all there.
-        late = self.put_off[end] - self.put_off[first]
-        waiting = most_put_off(group, setting.micro_batches)
-        again = max(self.again_peaks[first:end])
-        return max(over, late + again) + (waiting - 1) * late if waiting else over
-
-    def fits(self, stage: int, first: int, end: int, message: float) -> bool:
-        """Whether a stage may hold a stretch: as `memory`. With several stages to a device it
-        has to have room for as many as large as this one, beside what any block needs while it
-        runs, so that stages can be looked at one by one."""
-        chunks = self.setting.chunks
-        group = stage % self.setting.pipeline
-        held = self.held[group]
-        total = (
-            self.weights[end]
-            - self.weights[first]
-            + self.gradients[end]
-            - self.gradients[first]
-            + self.optimiser[end]
-            - self.optimiser[first]
-            + self.cache[end]
-            - self.cache[first]
-            + held * (self.saved[end] - self.saved[first])
-        )
-        if group:
-            total += self.waiting[end] - self.waiting[first]
-        if self.lines.request.mode == "serve" and self.looks[end] > self.looks[first]:
-            total += self.features
-        if self._embeds_apart(first, end):
-            total += sum(self.copy)
-        total += self._messages(stage, message)
-        if chunks > 1:
-            more = self.peaks.ending(first, end) - held * (self.saved[end] - self.saved[first])
-            total = (total + max(0.0, more)) * chunks + self.peaks.any
-        else:
-            total += self._over(group, first, end)
-        return (total + self.inputs) * (1 + RESERVE) + self.context <= self.room
 
     def groups(self, ends: Sequence[int]) -> list[list[tuple[int, int]]]:
         """By pipeline group, the stretches that it holds."""

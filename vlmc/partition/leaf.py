@@ -10,6 +10,7 @@ from math import inf
 from vlmc.partition.chain import Chain, Levels
 from vlmc.partition.cuts import Cutter
 from vlmc.partition.pace import Pace, backward_work, each_token, fill, first_token, pace
+from vlmc.partition.room import has_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,14 @@ def fits(leaf: Leaf) -> bool:
     """Whether there is memory for its cuts, by the rule that cuts are searched with."""
     chain, message = leaf.chain, leaf.chain.largest(leaf.ends[:-1])
     stages = enumerate(pairwise((0, *leaf.ends)))
-    return all(chain.fits(stage, first, end, message) for stage, (first, end) in stages)
+    return all(has_room(chain, stage, first, end, message) for stage, (first, end) in stages)
 
 
 def _cutter(chain: Chain, places: tuple[int, ...], unlimited: bool) -> Cutter:
     setting, message = chain.setting, chain.largest(places[:-1])
 
     def fits(stage: int, first: int, end: int) -> bool:
-        return unlimited or chain.fits(stage, first, end, message)
+        return unlimited or has_room(chain, stage, first, end, message)
 
     return Cutter(
         length=chain.length,

@@ -15,6 +15,7 @@ from vlmc.partition.cuts import Cutter
 from vlmc.partition.leaf import Leaf
 from vlmc.partition.plan import Checkpointing, Memory
 from vlmc.partition.request import Infeasible
+from vlmc.partition.room import has_room, memory_of
 from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import CHUNKS, bases, keeping, kinds, schedules, zero_choices
@@ -99,7 +100,7 @@ def _least_of(chain: Chain, places: tuple[int, ...]) -> Memory | None:
         length=chain.length,
         stages=chain.setting.stages,
         allowed=places,
-        fits=partial(chain.fits, message=message),
+        fits=partial(has_room, chain, message=message),
     )
     low, high = 0.0, 1e24
     ends: tuple[int, ...] | None = None
@@ -115,7 +116,7 @@ def _least_of(chain: Chain, places: tuple[int, ...]) -> Memory | None:
     if ends is None:
         return None
     groups = enumerate(chain.groups(ends))
-    held = (chain.memory(group, one, message) for group, one in groups)
+    held = (memory_of(chain, group, one, message) for group, one in groups)
     return max(held, key=lambda one: one.total)
 
 
@@ -214,7 +215,8 @@ def _largest_block(lines: Rooflines, setting: Setting, room: int) -> str:
     chain = Chain(lines, setting)
     chain.room = room
     alone = {
-        block: chain.memory(0, [(at, at + 1)]).total for at, block in enumerate(lines.report.order)
+        block: memory_of(chain, 0, [(at, at + 1)]).total
+        for at, block in enumerate(lines.report.order)
     }
     block = max(alone, key=lambda one: alone[one])
     if alone[block] <= room:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmc.partition.leaf import Leaf
+from vlmc.partition.room import memory_of
 from vlmc.partition.setting import Setting
 
 
@@ -65,7 +66,7 @@ def fullest(leaf: Leaf) -> float:
     """Bytes of the fullest device."""
     chain, message = leaf.chain, leaf.chain.largest(leaf.ends[:-1])
     groups = enumerate(chain.groups(leaf.ends))
-    return max(chain.memory(group, held, message).total for group, held in groups)
+    return max(memory_of(chain, group, held, message).total for group, held in groups)
 
 
 def balance(leaf: Leaf) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from vlmc.partition.chain import RESERVE, Chain
+from vlmc.partition.chain import Chain
 from vlmc.partition.leaf import Leaf
 from vlmc.partition.pace import pace
 from vlmc.partition.plan import (
@@ -19,6 +19,7 @@ from vlmc.partition.plan import (
     PlannedStage,
     Predicted,
 )
+from vlmc.partition.room import fullest, memory_of, with_reserve
 from vlmc.partition.traffic import collectives, token_collectives
 
 MOST_AT_ONCE = 2**20
@@ -97,7 +98,7 @@ def _predicted(leaf: Leaf) -> Predicted:
     request, cluster = chain.lines.request, chain.lines.cluster
     groups = chain.groups(leaf.ends)
     message = chain.largest(leaf.ends[:-1])
-    memory = tuple(chain.memory(group, held, message) for group, held in enumerate(groups))
+    memory = tuple(memory_of(chain, group, held, message) for group, held in enumerate(groups))
     moved = tuple(one for one in collectives(leaf) if one.bytes)
     compute = max(0.0, found.busy - sum(one.seconds for one in moved))
     peak = cluster.device.tflops[request.precision] * 1e12 * cluster.count
@@ -141,7 +142,7 @@ def _predicted(leaf: Leaf) -> Predicted:
 
 def _kept(leaf: Leaf) -> Iterator[Kept]:
     chain, pipeline = leaf.chain, leaf.chain.setting.pipeline
-    held = [chain.fullest(group, of)[2] for group, of in enumerate(chain.groups(leaf.ends))]
+    held = [fullest(chain, group, of)[2] for group, of in enumerate(chain.groups(leaf.ends))]
     for stage, (first, end) in enumerate(pairwise((0, *leaf.ends))):
         in_flight = held[stage % pipeline][stage // pipeline]
         yield Kept(bytes=int(chain.saved[end] - chain.saved[first]), in_flight=in_flight)
@@ -153,18 +154,18 @@ def _largest_batch(leaf: Leaf) -> int:
     no cache, one micro-batch as large as can be."""
     chain, setting, cuts = leaf.chain, leaf.chain.setting, leaf.ends[:-1]
     message, groups = chain.largest(cuts), chain.groups(leaf.ends)
-    memories = [chain.memory(group, held, message) for group, held in enumerate(groups)]
+    memories = [memory_of(chain, group, held, message) for group, held in enumerate(groups)]
 
     def caches_fit(times: int) -> bool:
         trial = chain.scheduled(replace(setting, micro_batches=times))
         more = times / setting.micro_batches - 1
         held = (one.total - one.reserve + more * one.cache for one in memories)
-        return max(held) * (1 + RESERVE) + chain.context <= chain.room and _in_time(trial, leaf)
+        return with_reserve(chain, max(held)) <= chain.room and _in_time(trial, leaf)
 
     def passes(size: int) -> bool:
         trial = Chain(chain.lines, replace(setting, micro_batch=size, micro_batches=1))
         sent = trial.largest(cuts)
-        held = (trial.memory(group, one, sent) for group, one in enumerate(groups))
+        held = (memory_of(trial, group, one, sent) for group, one in enumerate(groups))
         return max(one.total for one in held) <= trial.room and _in_time(trial, leaf)
 
     if any(one.cache for one in memories):
