@@ -14,8 +14,9 @@ from vlmc.ir.sequence import no_room
 from vlmc.runtime.parallel.batches import Row, micro_batches
 from vlmc.runtime.parallel.chain import Data
 from vlmc.runtime.parallel.parts import Part, Parts
-from vlmc.runtime.parallel.plan_rules import broken_sequence
+from vlmc.runtime.parallel.plan_rules import broken_for
 from vlmc.runtime.parallel.rows_file import synthetic
+from vlmc.runtime.parallel.ruled import Degrees
 
 ROWS = [Row(words=list(range(1, 1 + n)), labels=[1] * n) for n in (9, 3, 5, 7)]
 
@@ -26,7 +27,10 @@ def parts(fusion: str, *, language: str = "decoder", context: int | None = None)
     return Parts(
         name="made",
         spec="",
-        parts={role: Part(kind=kind, arguments=vocabulary) for role, kind in kinds.items()},
+        parts={
+            role: Part(kind=kind, arguments=vocabulary, parameters=1)
+            for role, kind in kinds.items()
+        },
         image=(3, 4, 4),
         places=5,
         context=context,
@@ -71,9 +75,10 @@ def test_what_is_drawn_is_what_a_plan_reckons_with(
     assert (data["labels"] != -100).sum(1).tolist() == [labels] * 4
     if made_of.target:
         assert data["labels"].shape == (4, 11)
-    assert broken_sequence(11, 2, made_of) is None
+    assert not list(broken_for(made_of, Degrees(1, 1, 1), "spread", (), 11, 2))
     more = replace(made_of, context=tokens - 1)
-    assert broken_sequence(11, 2, more) is not None
+    (broken,) = broken_for(more, Degrees(1, 1, 1), "spread", (), 11, 2)
+    assert broken.code == "VLMC130"
     with pytest.raises(UsageError, match=f"a sequence of {tokens} tokens"):
         micro_batches(more, drawn, data=1, replica=0, size=4)
 

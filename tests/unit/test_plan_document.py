@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,26 @@ from vlmc.hardware import device
 from vlmc.partition.plan import Mesh, ParallelPlan, PlannedStage
 from vlmc.partition.request import Request
 from vlmc.partition.search import find
-from vlmc.planning.checks import against, positions
+from vlmc.planning.checks import against, for_parts
 from vlmc.planning.document import load_plan, text_of
 from vlmc.runtime.parallel.parts import Part, Parts
 
 HASH = "ab" * 32
+HEADED = {"heads": 64, "hidden": 256}
+PARTS = Parts(
+    name="made",
+    spec=HASH,
+    parts={
+        "encoder": Part(kind="nfnet", arguments={}, parameters=1),
+        "adapter": Part(kind="perceiver_resampler", arguments={"heads": 16}, parameters=1),
+        "fusion": Part(kind="gated_cross_attention", arguments=HEADED, parameters=1),
+        "language": Part(kind="decoder", arguments={**HEADED, "vocabulary": 100}, parameters=1),
+        "head": Part(kind="lm", arguments={}, parameters=1),
+    },
+    image=(3, 8, 8),
+    places=64,
+    context=512,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +61,8 @@ def faults(text: str, folder: Path, report: GraphReport | None = None) -> list[D
         written = load_plan(path)
     except SpecError as error:
         return list(error.diagnostics)
-    return written.diagnostics(list(against(written.plan, HASH, report)))
+    found = list(against(written.plan, HASH, report))
+    return written.diagnostics([*found, *for_parts(written.plan, PARTS)])
 
 
 def test_a_plan_is_read_back_as_it_was_written(
@@ -269,9 +286,10 @@ def test_no_file_is_a_mistake_of_the_call(tmp_path: Path) -> None:
 def test_sequences_are_refused_that_the_model_has_no_positions_for(
     plan: ParallelPlan, fusion: str, sizes: tuple[int, int], refused: list[tuple[str]]
 ) -> None:
-    part = {"fusion": Part(kind=fusion, arguments={})}
-    parts = Parts(name="made", spec=HASH, parts=part, image=(3, 8, 8), places=64, context=512)
-    sized = {"text": sizes[0], "images": sizes[1]}
+    parts = replace(
+        PARTS, parts={**PARTS.parts, "fusion": Part(kind=fusion, arguments={}, parameters=1)}
+    )
+    sized = {"text": sizes[0], "images": sizes[1], "mesh": Mesh(pipeline=4, data=1, tensor=1)}
     for mode in ("train", "serve"):
         given = plan.model_copy(update={**sized, "mode": mode})
-        assert [one.path for one in positions(given, parts)] == refused
+        assert [one.path for one in for_parts(given, parts)] == refused

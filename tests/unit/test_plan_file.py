@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmc.diagnostics import UsageError
 from vlmc.partition.plan import ParallelPlan
-from vlmc.runtime.parallel.chain import Step, unit
+from vlmc.runtime.parallel.chain import Step, unit, whole
 from vlmc.runtime.parallel.parts import Part, Parts
 from vlmc.runtime.parallel.plan_file import Plan, check_plan, read_plan
 from vlmc.runtime.parallel.ruled import Held
@@ -25,9 +25,9 @@ PARTS = Parts(
     name="made",
     spec="0" * 64,
     parts={
-        "encoder": Part(kind="vit", arguments={"heads": 4, "hidden": 64}),
-        "language": Part(kind="decoder", arguments=LANGUAGE),
-        "fusion": Part(kind="placeholder", arguments={}),
+        "encoder": Part(kind="vit", arguments={"heads": 4, "hidden": 64}, parameters=1),
+        "language": Part(kind="decoder", arguments=LANGUAGE, parameters=1),
+        "fusion": Part(kind="placeholder", arguments={}, parameters=0),
     },
     image=(3, 8, 8),
     places=4,
@@ -180,7 +180,12 @@ def test_a_file_that_is_no_plan_is_answered(text: str, tmp_path: Path) -> None:
         ({"spec": "1" * 64}, 4, "another spec"),
         ({}, 2, "for 4 processes, but there are 2"),
         ({"text": 1_000_000_000}, 4, "text: text and images are .* over .*; for example text: 60"),
-        ({"trained": ["select"]}, 4, "trained: this design has no select; it has encoder"),
+        ({"trained": ["select"]}, 4, "design's select has no parameters .* encoder, language, got"),
+        (
+            {"trained": ["language", "fusion"]},
+            4,
+            "trained.1: the design's fusion has no parameters",
+        ),
         ({"images": 13}, 4, r"16 text \+ 13 images x 4 tokens = 68"),
         ({"images": 17}, 4, "images: .* at most 64 .*; for example images: 15, text: 4"),
         # Two key/value heads on four devices load elsewhere, and fail in the first step.
@@ -282,10 +287,18 @@ def test_blocks_behind_the_last_one_are_refused(tmp_path: Path) -> None:
         cuts([step(n) for n in range(4)], read(tmp_path, stages=stages), Stack())
 
 
-def test_parts_without_parameters_are_not_trained(tmp_path: Path) -> None:
-    steps = [step(n) for n in range(4)]
-    with pytest.raises(UsageError, match="trained: fusion has no parameters in this design"):
-        cuts(steps, read(tmp_path, trained=["language", "fusion"]), Stack())
+def test_what_has_parameters_is_held_and_what_has_none_goes_with_its_part(tmp_path: Path) -> None:
+    """Flamingo's resampler ends in a step of its own, which has nothing to train."""
+
+    def at(name: str, *owns: str) -> Step:
+        return whole(name, lambda _model, state, _data: state, *owns)
+
+    layers = [step(n) for n in range(4)]
+    chain = [at("encoder"), at("encoder.end"), at("fusion"), *layers[:2], at("language.turn")]
+    made = cuts([*chain, *layers[2:]], read(tmp_path), Stack())
+    assert [len(cut.steps) for cut in made] == [6, 2]  # the turn goes with layer 1
+    with pytest.raises(UsageError, match=r"stages: no stage holds language\.norm"):
+        cuts([*layers, at("language.norm", "language.layers.3")], read(tmp_path), Stack())
 
 
 def test_checkpointing_names_blocks_that_there_are(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class _Session:
         """Ends with 1 where a plan is not one of the spec's, or does not fit."""
         from vlmc.emit.parallel.deepspeed import faults_beside
         from vlmc.emit.parallel.parts_of import parts_of
-        from vlmc.planning.checks import against, positions
+        from vlmc.planning.checks import against, for_parts
         from vlmc.planning.document import load_plan
         from vlmc.planning.weighed import meant, too_heavy, unknown_device, weigh
 
@@ -218,7 +218,7 @@ class _Session:
         if beside:
             raise SpecError(beside)
         asked = meant(plan, spec)
-        refuse(list(positions(plan, parts_of(asked.spec, asked.arch))))
+        refuse(list(for_parts(plan, parts_of(asked.spec, asked.arch))))
         with shown(str(path), quiet=self.quiet) as progress:
             progress("reading costs off the graphs")
             report, decode = self.reports().of(asked)

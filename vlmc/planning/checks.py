@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 from vlmc.analysis.report import GraphReport
 from vlmc.diagnostics import Path, Problem
-from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.partition.plan import Mesh, ParallelPlan
 from vlmc.runtime.parallel.parts import Parts
-from vlmc.runtime.parallel.plan_rules import broken_rules, broken_sequence
+from vlmc.runtime.parallel.plan_rules import broken_for, broken_rules
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Held, Ruled
 from vlmc.runtime.parallel.stage_rules import blocks_named, broken_range, places_of
 from vlmc.spec.document import Target
@@ -82,8 +81,6 @@ def against(plan: ParallelPlan, fingerprint: str, report: GraphReport | None) ->
         return
     if report is None:
         return
-    yield from _tensor(plan, report)
-    yield from _trained(plan, report)
     missing = list(_missing(plan, report))
     yield from missing or _order(plan, report)
     names = list(_counts(report))
@@ -92,26 +89,12 @@ def against(plan: ParallelPlan, fingerprint: str, report: GraphReport | None) ->
             yield _unknown_block(("checkpointing", name), name, names, at_key=True)
 
 
-def positions(plan: ParallelPlan, parts: Parts) -> Iterator[Problem]:
-    """Sequences that the design has no positions for, by train.py's own rule."""
-    broken = broken_sequence(plan.text, plan.images, parts)
-    if broken is not None:
-        yield _problem(broken)
-
-
-def _trained(plan: ParallelPlan, report: GraphReport) -> Iterator[Problem]:
-    """Parts that have nothing to learn, or that the design does not have."""
-    learns = dict.fromkeys(one.role for one in report.blocks if one.parameters)
-    for number, role in enumerate(plan.trained):
-        if role not in learns:
-            yield Problem(
-                code="VLMC162",
-                path=("trained", number),
-                message=f"the design's {role} has no parameters to train",
-                expected=listing(role, list(learns)),
-                got=role,
-                help="name one of these, or leave it out",
-            )
+def for_parts(plan: ParallelPlan, parts: Parts) -> Iterator[Problem]:
+    """What a plan contradicts of the design's parts, by train.py's own rules."""
+    mesh = _degrees(plan.mesh)
+    yield from map(
+        _problem, broken_for(parts, mesh, plan.placement, plan.trained, plan.text, plan.images)
+    )
 
 
 def checkpointed(target: Target, report: GraphReport) -> Iterator[Problem]:
@@ -189,24 +172,6 @@ def _order(plan: ParallelPlan, report: GraphReport) -> Iterator[Problem]:
             )
             return
         latest = max([latest, *at])
-
-
-def _tensor(plan: ParallelPlan, report: GraphReport) -> Iterator[Problem]:
-    degree = plan.mesh.tensor
-    for block in report.blocks:
-        replicated = plan.placement == "replicated" and block.role in ("encoder", "adapter")
-        limits = [limit for limit in block.tensor_limits if limit % degree]
-        if replicated or not limits or block.tensor_limits == (1,):
-            continue
-        yield Problem(
-            code="VLMC161",
-            path=("mesh", "tensor"),
-            message=f"{block.name} cannot be shared by {degree} devices",
-            expected=f"a degree that divides {limits[0]}",
-            got=f"{limits[0]} / {degree} = {limits[0] // degree} remainder {limits[0] % degree}",
-            help=f"tensor: {nearest_divisor(limits[0], degree)}",
-        )
-        return
 
 
 def _unknown_block(path: Path, name: str, valid: list[str], *, at_key: bool = False) -> Problem:

@@ -15,7 +15,8 @@ def parts_of(spec: ModelSpec, arch: Arch) -> Parts:
         name=arch.name,
         spec=fingerprint(spec),
         parts={
-            node.role: Part(kind=node.kind, arguments=dict(node.arguments)) for node in arch.nodes
+            node.role: Part(kind=node.kind, arguments=dict(node.arguments), parameters=node.count)
+            for node in arch.nodes
         },
         image=tuple(int(size) for size in image),
         places=arch.tokens.per_image,

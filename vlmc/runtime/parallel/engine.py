@@ -24,7 +24,6 @@ from torch.distributed.pipelining import (
 )
 from torch.distributed.tensor import DTensor
 
-from vlmc.diagnostics.faults import UsageError
 from vlmc.ir.training import whole_weights
 from vlmc.runtime.parallel.batches import Row, micro_batches
 from vlmc.runtime.parallel.chain import Data
@@ -67,8 +66,6 @@ class Engine:
             self.whole: nn.Module = model_py.build().to(self.dtype)
         steps = [*vision_steps(parts), *word_steps(parts)]
         self.cuts = cuts(steps, plan, self.whole)
-        if plan.placement == "replicated" and any(sees(s) for c in self.cuts[1:] for s in c.steps):
-            raise UsageError("stages: replicated, encoder and adapter stand on the first stage")
         self.stages = [
             self._stage(cut.index, model_py, weights)
             for cut in self.cuts

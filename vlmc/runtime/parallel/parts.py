@@ -8,10 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One part: its kind, and the arguments that it was made with."""
+    """One part: its kind, the arguments that it was made with, and how many parameters it has."""
 
     kind: str
     arguments: dict[str, Any]
+    parameters: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,12 @@ class Parts:
         """How vision reaches the language model, by what the model does with it."""
         kind = self.parts["fusion"].kind
         return {"query_prefix": "prefix"}.get(kind, kind)
+
+    @property
+    def vocabulary(self) -> int:
+        """Words that the language model knows, added ones among them."""
+        added = self.argument("language", "added_vocabulary") or 0
+        return int(self.argument("language", "vocabulary")) + int(added)
 
     @property
     def taken(self) -> int:

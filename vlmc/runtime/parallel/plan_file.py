@@ -11,7 +11,7 @@ import yaml
 
 from vlmc.diagnostics.faults import UsageError
 from vlmc.runtime.parallel.parts import Parts
-from vlmc.runtime.parallel.plan_rules import broken_rules, broken_sequence
+from vlmc.runtime.parallel.plan_rules import broken_for, broken_rules
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Held, Ruled
 
 _ROLES = ("encoder", "select", "adapter", "fusion", "language", "head")
@@ -121,36 +121,9 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
             f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
             f"torchrun --nproc-per-node {plan.mesh.ranks}"
         )
-    for role in plan.trained:
-        if role not in parts.parts:
-            raise UsageError(f"trained: this design has no {role}; it has {', '.join(parts.parts)}")
-    too_long = broken_sequence(plan.text, plan.images, parts)
-    if too_long is not None:
-        raise UsageError(_said(too_long))
-    heads = head_counts(parts)
-    for role, counts in heads.items():
-        degree = plan.encoder_tensor if role in ("encoder", "adapter") else plan.mesh.tensor
-        for what, count in counts:
-            if count % degree:
-                raise UsageError(
-                    f"mesh.tensor: {degree} devices cannot share the {count} {what} of the {role}"
-                )
-
-
-def head_counts(parts: Parts) -> dict[str, list[tuple[str, int]]]:
-    """What tensor parallelism divides in each part, with its name."""
-    found: dict[str, list[tuple[str, int]]] = {}
-    for role, part in parts.parts.items():
-        if role not in ("encoder", "adapter", "fusion", "language"):
-            continue
-        for name, what in (("heads", "heads"), ("kv_heads", "key/value heads")):
-            count = part.arguments.get(name)
-            if isinstance(count, int):
-                found.setdefault(role, []).append((what, count))
-        hidden = part.arguments.get("hidden")
-        if isinstance(hidden, int):
-            found.setdefault(role, []).append(("hidden units", hidden))
-    return found
+    broken = broken_for(parts, plan.mesh, plan.placement, plan.trained, plan.text, plan.images)
+    for one in broken:
+        raise UsageError(_said(one))
 
 
 def _plan(document: Any) -> Plan:
@@ -209,7 +182,7 @@ def _plan(document: Any) -> Plan:
         **{key: whole[key] for key in _RULED},
     )
     broken = next(broken_rules(ruled), None)
-    _require(broken is None, _said(broken))
+    _require(broken is None, "" if broken is None else _said(broken))
     return Plan(
         design=whole["design"],
         spec=whole["spec"],
@@ -234,9 +207,7 @@ def _plan(document: Any) -> Plan:
     )
 
 
-def _said(broken: Broken | None) -> str:
-    if broken is None:
-        return ""
+def _said(broken: Broken) -> str:
     where = ".".join(map(str, broken.path))
     return (
         f"{where}: {broken.message}; expected {broken.expected}, got {broken.got}; for example "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 from vlmc.diagnostics.divisors import nearest_divisor
@@ -15,7 +15,7 @@ from vlmc.ir.training import (
     why_not_zero,
     zero_stages,
 )
-from vlmc.runtime.parallel.parts import Parts
+from vlmc.runtime.parallel.parts import Part, Parts
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Ruled
 from vlmc.runtime.parallel.stage_rules import broken_placement, broken_ranges, broken_stages
 
@@ -80,14 +80,33 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
         yield from _broken_training(plan)
 
 
-def broken_sequence(text: int, images: int, parts: Parts) -> Broken | None:
-    """Sequences that the model cannot read, before any is drawn."""
+def broken_for(
+    parts: Parts, mesh: Degrees, placement: str, trained: Sequence[str], text: int, images: int
+) -> Iterator[Broken]:
+    """What a plan contradicts of the design that it is to run, before a block is looked at."""
+    for number, role in enumerate(trained):
+        if role not in parts.parts or not parts.parts[role].parameters:
+            learns = [name for name, part in parts.parts.items() if part.parameters]
+            yield Broken(
+                code="VLMC162",
+                path=("trained", number),
+                message=f"the design's {role} has no parameters to train",
+                expected=", ".join(learns),
+                got=role,
+                help="name one of these, or leave it out",
+            )
+    yield from _broken_sequence(text, images, parts)
+    yield from _broken_split(mesh.tensor, placement == "replicated", parts)
+
+
+def _broken_sequence(text: int, images: int, parts: Parts) -> Iterator[Broken]:
+    """Sequences that the model cannot read."""
     most = MOST_POSITIONS if parts.context is None else parts.context
     found = no_room(text, images, each=parts.taken, words=parts.image_words, context=most)
     if found is None:
-        return None
+        return
     fewer = "" if found.images == images else f"images: {found.images}, "
-    return Broken(
+    yield Broken(
         code="VLMC130",
         path=("images",) if fewer else ("text",),
         related=(("text",) if fewer else ("images",),),
@@ -96,6 +115,35 @@ def broken_sequence(text: int, images: int, parts: Parts) -> Broken | None:
         got=found.got,
         help=f"{fewer}text: {found.text}",
     )
+
+
+def _broken_split(degree: int, replicated: bool, parts: Parts) -> Iterator[Broken]:
+    """A tensor degree that does not divide what it splits; the first that there is."""
+    for role, part in parts.parts.items():
+        if replicated and role in ("encoder", "adapter"):
+            continue
+        for what, count in _split_counts(role, part, parts):
+            if count % degree:
+                yield Broken(
+                    code="VLMC161",
+                    path=("mesh", "tensor"),
+                    message=f"{degree} devices cannot share the {count} {what} of the {role}",
+                    expected=f"a degree that divides {count}",
+                    got=f"{count} / {degree} = {count // degree} remainder {count % degree}",
+                    help=f"tensor: {nearest_divisor(count, degree)}",
+                )
+                return
+
+
+def _split_counts(role: str, part: Part, parts: Parts) -> list[tuple[str, int]]:
+    """What tensor parallelism divides in a part, with its name. A tied head reads the embedding,
+    which stays whole."""
+    known = part.arguments
+    if role == "head":
+        split = part.kind == "lm" and part.parameters > 0
+        return [("words of the vocabulary", parts.vocabulary)] if split else []
+    named = (("heads", "heads"), ("kv_heads", "key/value heads"), ("hidden", "hidden units"))
+    return [(what, known[name]) for name, what in named if isinstance(known.get(name), int)]
 
 
 def _broken_degrees(plan: Ruled) -> Iterator[Broken]:

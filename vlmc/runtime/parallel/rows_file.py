@@ -84,8 +84,7 @@ def _row(
     if not is_a(document, dict) or not _LINE_KEYS >= set(document) >= {"input_ids"}:
         raise UsageError(f"{where}: expected input_ids, and labels and pixel_values where needed")
     words, labels = document["input_ids"], document.get("labels")
-    vocabulary = int(parts.argument("language", "vocabulary"))
-    vocabulary += int(parts.argument("language", "added_vocabulary") or 0)
+    vocabulary = parts.vocabulary
     token = parts.argument("fusion", "image_token")
     if not _token_ids(words) or any(not 0 <= w < vocabulary and w != token for w in words):
         raise UsageError(f"{where}: input_ids must list token ids below {vocabulary}")

@@ -60,9 +60,8 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     """The stages of a plan. Raises UsageError where they do not follow the chain."""
     _check_depth(plan.stages, model)
     _check_checkpointing(steps, plan.checkpointing)
-    where = _places(steps, plan.stages)
     names = [name for name, _ in model.named_parameters()]
-    _check_trained(plan.trained, names)
+    where = _places(steps, plan.stages, names)
     found: list[Cut] = []
     reached = False
     for index in range(len(plan.stages)):
@@ -108,13 +107,6 @@ def _check_depth(stages: Sequence[Sequence[Held]], model: Any) -> None:
                 raise UsageError(f"stages[{index}]: the model has no {one.final[:60]}")
 
 
-def _check_trained(trained: Sequence[str], names: Sequence[str]) -> None:
-    """Refuses parts that have nothing to learn: whoever names one means another."""
-    for role in trained:
-        if all(role_of(name) != role for name in names):
-            raise UsageError(f"trained: {role} has no parameters in this design")
-
-
 def _check_checkpointing(steps: Sequence[Step], checkpointing: dict[str, str]) -> None:
     """Refuses names of no block, which would be kept whole in silence. What lies within a step
     that is never cut has no step of its own."""
@@ -123,16 +115,20 @@ def _check_checkpointing(steps: Sequence[Step], checkpointing: dict[str, str]) -
             raise UsageError(f"checkpointing: the model has no {key[:60]}")
 
 
-def _places(steps: Sequence[Step], stages: Sequence[Sequence[Held]]) -> list[int]:
-    """The stage of each step. What a plan does not name goes with what follows it."""
+def _places(
+    steps: Sequence[Step], stages: Sequence[Sequence[Held]], names: Sequence[str]
+) -> list[int]:
+    """The stage of each step. One without parameters that the plan does not name goes with its
+    part's step before it, else with what follows it."""
     found: list[int | None] = []
-    for step in steps:
+    for index, step in enumerate(steps):
         of = {i for i, held in enumerate(stages) if any(one.related(step.name) for one in held)}
-        if len(of) > 1 and step.block is not None:
+        if len(of) > 1:
             raise UsageError(f"stages: {step.name} is held by more than one stage")
-        found.append(min(of) if of else None)
-        if not of and step.block is not None:
+        if not of and owned(step, names):
             raise UsageError(f"stages: no stage holds {step.name}")
+        before = index and role_of(steps[index - 1].name) == role_of(step.name)
+        found.append(min(of) if of else found[-1] if before else None)
     following = len(stages) - 1
     placed: list[int] = []
     for place in reversed(found):
