@@ -15,6 +15,14 @@ from vlmc.spec.document import ARTIFACTS
 from vlmc.spec.problems import planned
 
 
+def path_of(path: object) -> Path:
+    """The path of a spec file or a build folder. Raises UsageError for what names no file."""
+    if not isinstance(path, str | Path):
+        given = "None" if path is None else f"a value of type {type(path).__name__}"
+        raise UsageError(f"{given} is no path: name a spec file or a build folder")
+    return Path(path)
+
+
 def listed(given: Iterable[str]) -> tuple[str, ...]:
     """The overrides as a tuple. Raises UsageError for a single text, whose characters would pass
     for overrides."""

@@ -16,7 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmc.call import as_options, check_compatible, command, listed, origin, to_folder, wanted
+from vlmc.call import (
+    as_options,
+    check_compatible,
+    command,
+    listed,
+    origin,
+    path_of,
+    to_folder,
+    wanted,
+)
 from vlmc.diagnostics import SpecError, UsageError
 from vlmc.ir import Arch
 from vlmc.ir import verify as verified
@@ -48,7 +57,7 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> ModelSpec:
     Raises SpecError with every diagnostic of the file at once, those of its text, its types and
     the rules across its parts; UsageError where there is no such file or an override is malformed.
     """
-    path, overrides = Path(path), listed(overrides)
+    path, overrides = path_of(path), listed(overrides)
     if path.is_dir() and not (path / RESOLVED).exists():
         raise UsageError(
             f"{path} is a folder, but no build: there is no {RESOLVED} in it; name a spec file"
@@ -71,8 +80,8 @@ def load_resolved(
 ) -> tuple[ModelSpec, Arch]:
     """The design in a spec file or a build folder, resolved; of a spec file with `mini` its twin,
     which is then held to the target's rules in the place of the design. Raises as `load_spec`."""
-    if mini and Path(path).is_file():
-        spec = load_for_twin(Path(path), listed(overrides))
+    if mini and path_of(path).is_file():
+        spec = load_for_twin(path_of(path), listed(overrides))
         return spec, verified(twin_of(spec))
     spec = load_spec(path, overrides)
     return spec, resolve(spec, mini=mini)
@@ -130,7 +139,7 @@ def plan(
     from vlmc.emit.artifact import Build, silent, unheard
     from vlmc.emit.manifest import Manifest
 
-    path, overrides, stage = Path(path), listed(overrides), progress or silent
+    path, overrides, stage = path_of(path), listed(overrides), progress or silent
     check_compatible(mini, checkpoint, seed)
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise UsageError(f"{checkpoint}: there is no such folder")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmc.call import listed
+from vlmc.call import listed, path_of
 from vlmc.diagnostics import UsageError
 from vlmc.pipeline import load_spec
 
@@ -43,7 +43,7 @@ def load(
     Raises SpecError where the design is wrong, UsageError where there are no weights, no such
     artifact, or a file does not fit the design, EnvironmentFault where this machine cannot run it.
     """
-    where = Path(path)
+    where = path_of(path)
     changes = listed(overrides)
     if changes and engine != "eager" and where.is_dir():
         raise UsageError(

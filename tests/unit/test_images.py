@@ -44,6 +44,22 @@ def test_every_format_opens(suffix: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.asarray(image)[2, 4], (200, 100, 50), atol=4)
 
 
+@pytest.mark.parametrize("suffix", ["png", "gif", "tiff"])
+def test_a_picture_whose_file_was_closed_is_told_so(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (9, 5), RED).save(path)
+    with Image.open(path) as left:
+        pass
+    with Image.open(path) as read:
+        kept = read.copy()
+    closed = Image.open(path)
+    closed.close()
+    for image in (left, closed):
+        with pytest.raises(UsageError, match=r"a Pillow image without pixels .* a copy\(\)"):
+            list(read_frames(image, [0]))
+    assert len(list(read_frames(kept, [0]))) == 1
+
+
 def test_a_single_pixel(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), RED).save(tmp_path / "a.png")
     assert only(tmp_path / "a.png").getpixel((0, 0)) == RED

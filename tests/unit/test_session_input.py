@@ -317,6 +317,13 @@ def test_a_session_of_the_wrong_kind_is_refused(name: str, given: Any, reason: s
         vlmc.load(LLAVA, mini=True, **options)
 
 
+@pytest.mark.parametrize("call", [vlmc.load, vlmc.load_spec, vlmc.build])
+@pytest.mark.parametrize(("given", "said"), [(None, "None"), (3, "a value of type int")])
+def test_what_names_no_design_is_told_what_does(call: Any, given: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=f"{said} is no path: name a spec file or a build folder"):
+        call(given)
+
+
 @pytest.mark.parametrize("prompt", ["\udcff", ["What?", "a\ud800b"]])
 def test_bytes_that_are_no_text(prompt: Any) -> None:
     refused("the prompt is no text in UTF-8", prompt)

@@ -153,6 +153,11 @@ def _opened(source: Source) -> Generator[Image.Image]:
         raise UsageError(_too_large(title, "far too many")) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(error).split("\n")[0] or type(error).__name__
+        if isinstance(source, Image.Image):
+            raise UsageError(
+                f"{title}: a Pillow image without pixels ({reason}); where its file was closed, "
+                "give the path, or a copy() made before that"
+            ) from None
         raise UsageError(f"{title}: the image is damaged: {reason}") from None
 
 
