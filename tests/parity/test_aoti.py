@@ -6,8 +6,14 @@ exported.
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import subprocess
+import sys
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from aoti_twins import partly_compiled, write_some
-from engine_cases import Twin, assert_same, assert_steps_hold_nothing, calls, twin
+from engine_cases import Twin, assert_same, assert_steps_hold_nothing, calls, generated, twin
 
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.emit.artifact import silent
@@ -204,6 +210,37 @@ def test_a_step_gives_no_tensor_and_keeps_no_memory(
     with torch.inference_mode():
         assert state.program(state.inputs) == [None]
     assert_steps_hold_nothing(running, one.rows(running, (0,) * rows, (5,) * rows))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is counted in glibc's place")
+def test_a_step_asks_for_no_memory(twins: dict[str, Twin], tmp_path: Path) -> None:
+    """Within a compiled step only torch's runner of packages does: for a handle of each input, and
+    for lists of these."""
+    counter, here = tmp_path / "counted.so", Path(__file__).parent
+    compiler = [os.environ.get("CXX", "g++"), "-x", "c", "-shared", "-fPIC", "-o", str(counter)]
+    subprocess.run([*compiler, str(here / "counted.c")], check=True)
+    done = subprocess.run(
+        [sys.executable, str(here / "counted_steps.py"), str(twins["llava-1.5"].folder)],
+        env={**os.environ, "LD_PRELOAD": str(counter)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    times, large, inputs = json.loads(done.stdout)
+    assert large == 0
+    assert times <= inputs + 10
+
+
+def test_steps_at_once_in_two_threads_answer_as_alone(twins: dict[str, Twin]) -> None:
+    """What a step computes in belongs to the thread that runs it."""
+    one = twins["llava-1.5"]
+    engines = [engine(one, "llava-1.5") for _ in range(2)]
+    rows = [one.rows(each, (0,), (length,)) for each, length in zip(engines, (5, 9), strict=True)]
+    alone = [generated(*each, 100) for each in zip(engines, rows, strict=True)]
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(lambda each, own: generated(each, own, 100), engines, rows))
+    for (_, expected), (_, found) in zip(alone, at_once, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_many_steps_take_no_memory(twins: dict[str, Twin]) -> None:

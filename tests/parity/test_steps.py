@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from engine_cases import Twin, calls, generated
 from exported_twins import exported
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 
 from vlmc.runtime.engines.open import open_engine
 from vlmc.runtime.engines.torch_engine import TorchState
@@ -105,6 +107,15 @@ def test_steps_write_where_the_prompt_made_room(
         assert state.inputs[1][:, 0].tolist() == (begun + step).tolist()
 
 
+def given_by_torch(run: Callable[[], object]) -> list[int]:
+    """Bytes of each block that torch's allocator gives while `run` runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    # What profilers make of them leaves out what is given within an operation.
+    events: Any = found.profiler.kineto_results.events()
+    return [size for event in events if event.name() == "[memory]" and (size := event.nbytes()) > 0]
+
+
 def test_graphs_that_are_compiled_when_they_are_used(twins: dict[str, Twin]) -> None:
     one = twins["llava-1.5"]
     told: list[str] = []
@@ -124,3 +135,6 @@ def test_graphs_that_are_compiled_when_they_are_used(twins: dict[str, Twin]) -> 
     assert max(found.values()) <= 20, found
     assert not [name for name in found if name.startswith(("empty_strided", "kernel"))], found
     assert engine.step(state, token) is engine.step(state, token)
+    assert given_by_torch(lambda: torch.zeros(3)) == [12]
+    # torch.compile hands the one extent that varies over as a tensor.
+    assert given_by_torch(lambda: engine.step(state, token)) == [8]

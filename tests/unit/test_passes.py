@@ -385,6 +385,24 @@ def test_single_rows_are_sums_of_products(spec: str) -> None:
     assert apply(several, [single_row]) is several
 
 
+@pytest.mark.parametrize(
+    ("width", "parts"), [(4096, [4096]), (4097, [17, 241]), (4099, [4099]), (11008, [4, 2752])]
+)
+def test_long_single_rows_are_sums_of_partial_sums(width: int, parts: list[int]) -> None:
+    class Body(torch.nn.Module):
+        def forward(self, row: Any, weight: Any, bias: Any) -> torch.Tensor:
+            return torch.nn.functional.linear(row, weight, bias)
+
+    given = [torch.randn(1, 1, width), torch.randn(3, width) / width, torch.randn(3)]
+    program = torch.export.export(Body(), tuple(given))
+    graph = Graph(name="one", program=program, inputs=(), outputs=(), bounds={}, constants={})
+    after = apply(graph, [single_row])
+    assert operations(after)["aten.sum.dim_IntList"] == len(parts)
+    (product,) = Draft(after).calls(aten.mul.Tensor)
+    assert list(product.meta["val"].shape) == [3, *parts]
+    assert compare(graph, after, {}, given) <= TOLERANCE
+
+
 def test_grouped_heads_are_read_once() -> None:
     class Body(torch.nn.Module):
         def forward(self, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:

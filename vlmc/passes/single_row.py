@@ -6,7 +6,8 @@ that inductor generates reads at nearly all of it (PyTorch team, 2023, "Accelera
 with PyTorch II: GPT, Fast", does the same on GPUs).
 
 What such a product reads must lie in memory: else inductor computes the norm before it anew for
-every row of the matrix. `stored` says so to the compiler.
+every row of the matrix. `stored` says so to the compiler. A sum of very many products is one of
+partial sums: else inductor sets up an exact summation in memory of its own, for every row again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from vlmc.passes.effect import counted
 
 aten: Any = torch.ops.aten
 
+MOST = 4096
+"""Products of one sum for which inductor needs no memory (`need_use_acc_helper` in its cpp.py)."""
+
 
 def single_row(draft: Draft) -> str:
     changed = 0
@@ -32,13 +36,27 @@ def single_row(draft: Draft) -> str:
         if any(str(extent) != "1" for extent in extents):
             continue
         with draft.before(linear) as call:
-            row = call(aten.reshape.default, source, [1, tensor(source).shape[-1]])
-            products = call(aten.mul.Tensor, row, weight)
-            result = call(aten.sum.dim_IntList, products, [-1])
+            rows, width = tensor(weight).shape
+            parts = _parts(width)
+            row = call(aten.reshape.default, source, [1, *parts])
+            if len(parts) > 1:
+                weight = call(aten.reshape.default, weight, [rows, *parts])
+            result = call(aten.mul.Tensor, row, weight)
+            for _ in parts:
+                result = call(aten.sum.dim_IntList, result, [-1])
             if len(linear.args) > 2 and linear.args[2] is not None:
                 result = call(aten.add.Tensor, result, linear.args[2])
-            result = call(aten.reshape.default, result, [*extents, tensor(weight).shape[0]])
+            result = call(aten.reshape.default, result, [*extents, rows])
         draft.replace(linear, result)
         draft.nodes.erase_node(linear)
         changed += 1
     return f"{counted(changed, 'product')} with a single row written as a sum" if changed else ""
+
+
+def _parts(width: int) -> list[int]:
+    """How many sums there are and of how many products, for as many as `width`; or one of all."""
+    if width > MOST:
+        for count in range(2, width // 16):
+            if width % count == 0 and width // count <= MOST:
+                return [count, width // count]
+    return [width]

@@ -22,7 +22,9 @@ from vlmc.emit.torch_graphs.cpu import features
 from vlmc.emit.torch_graphs.onednn import reads_many_rows, use_onednn
 from vlmc.passes.effect import counted
 from vlmc.passes.stored import STORED
-from vlmc.runtime.engines.one_query import widen_attention
+from vlmc.runtime.engines.compiled_program import is_step
+from vlmc.runtime.engines.kept_memory import kept_memory
+from vlmc.runtime.engines.one_query import sum_attention
 
 
 def main() -> None:
@@ -68,6 +70,7 @@ def compile_program(
         # As many threads as torch has where the package runs, and not as this process has.
         "cpp.dynamic_threads": True,
         **(STORED if path.stem == "decode_one" else {}),
+        **(kept_memory() if is_step(path.stem) and settings["device"] == "cpu" else {}),
     }
     inductor: Any = import_module("torch._inductor")
     known: Any = import_module("torch._inductor.config")
@@ -81,9 +84,9 @@ def compile_program(
 def _for_cpu(program: Any, name: str, settings: dict[str, Any]) -> dict[str, str]:
     """What a program for other devices, too, has done otherwise on a CPU."""
     changes: dict[str, str] = {}
-    attention = widen_attention(program.graph)
+    attention = sum_attention(program.graph) if is_step(name) else 0
     if attention:
-        changes["wide_attention"] = f"{counted(attention, 'attention')} of one token in fp32"
+        changes["sum_attention"] = f"{counted(attention, 'attention')} of one token as sums in fp32"
     # Here and not as a pass before: torch cannot write such a call into a program's file.
     if settings["onednn"] and reads_many_rows(name):
         products = use_onednn(program.graph.nodes)

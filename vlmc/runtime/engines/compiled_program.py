@@ -13,8 +13,9 @@ from torch import Tensor
 from vlmc.diagnostics.faults import EnvironmentFault
 from vlmc.passes.stored import STORED
 from vlmc.runtime.engines.graph_files import GraphFile
+from vlmc.runtime.engines.kept_memory import kept_memory
 from vlmc.runtime.engines.mapped_weights import MappedWeights
-from vlmc.runtime.engines.one_query import widen_attention
+from vlmc.runtime.engines.one_query import sum_attention
 from vlmc.runtime.engines.plain_archive import check_plain
 
 STEP: dict[str, Any] = {"cpp_wrapper": True}
@@ -38,7 +39,7 @@ class CompiledProgram:
         self.report = report
         self.name = graph.path.stem
         module = exported_module(graph, weights)
-        if weights.device == "cpu" and widen_attention(module.graph):
+        if weights.device == "cpu" and is_step(self.name) and sum_attention(module.graph):
             module.recompile()
         self.seen: set[tuple[bool, ...]] = set()
         # Which axes of which inputs vary; all else is as it was declared.
@@ -52,7 +53,7 @@ class CompiledProgram:
         self.compiled = self.name != "embed"
         if self.compiled:  # looking words up is one call as it is
             compiler: Any = torch
-            chosen = _compiler_options(self.name) if backend == "inductor" else None
+            chosen = _compiler_options(self.name, weights.device) if backend == "inductor" else None
             # Not the module: it looks at each input in Python before each call.
             self.run = compiler.compile(
                 module.forward, fullgraph=True, dynamic=False, backend=backend, options=chosen
@@ -72,11 +73,17 @@ class CompiledProgram:
             return list(self.run(*inputs))
 
 
-def _compiler_options(name: str) -> dict[str, Any] | None:
-    """What the compiler is told of the graph `name` beyond its defaults."""
-    if "decode" not in name:
+def _compiler_options(name: str, device: str) -> dict[str, Any] | None:
+    """What the compiler is told of the graph `name` for a device beyond its defaults."""
+    if not is_step(name):
         return None
-    return SINGLE_ROW if name == "decode_one" else STEP
+    kept = kept_memory() if device == "cpu" else {}
+    return {**(SINGLE_ROW if name == "decode_one" else STEP), **kept}
+
+
+def is_step(name: str) -> bool:
+    """Whether the graph of this name is that of a step."""
+    return "decode" in name
 
 
 def exported_module(graph: GraphFile, weights: MappedWeights) -> Any:
