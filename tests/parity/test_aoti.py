@@ -232,7 +232,7 @@ def test_a_step_asks_for_no_memory(twins: dict[str, Twin], tmp_path: Path) -> No
 
 
 def test_steps_at_once_in_two_threads_answer_as_alone(twins: dict[str, Twin]) -> None:
-    """What a step computes in belongs to the thread that runs it."""
+    """Each engine has loaded the package for itself."""
     one = twins["llava-1.5"]
     engines = [engine(one, "llava-1.5") for _ in range(2)]
     rows = [one.rows(each, (0,), (length,)) for each, length in zip(engines, (5, 9), strict=True)]
