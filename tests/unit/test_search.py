@@ -329,6 +329,8 @@ def test_cuts_carry_features_until_the_last_block_that_looks(leaves: dict[str, L
         beside = chain.carried(end) - chain.outputs[end - 1]
         looked = roles.index("fusion") <= end <= last
         assert beside == (chain.outputs[chain.encoder - 1] if looked else 0), end
+        fed = any(report.blocks[block].reached for block in report.order[:end])
+        assert chain.returned(end) == (chain.carried(end) if fed else 0), end
 
 
 def test_a_plan_holds_every_block_once() -> None:

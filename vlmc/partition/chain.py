@@ -15,6 +15,7 @@ from vlmc.partition.schedule import most_held
 from vlmc.partition.setting import Setting
 from vlmc.partition.shared import EMBEDDING, shared_embedding
 from vlmc.partition.states import held_states
+from vlmc.runtime.parallel.plan_rules import puts_off
 
 Levels = tuple[tuple[float, float, tuple[int, ...]], ...]
 
@@ -57,6 +58,7 @@ class Chain:
         )
         self.room = lines.cluster.device.memory_bytes
         self.held = [self._held(group) for group in range(setting.pipeline)]
+        self.fed = _counts(report.blocks[block].reached for block in order)
 
     @property
     def levels(self) -> Levels:
@@ -67,7 +69,8 @@ class Chain:
         if setting.placement in ("stage_0", "replicated"):
             first = max(1, self.encoder)
         apart = setting.placement == "replicated"
-        key = (first, setting.micro_batch, setting.tensor, setting.sequence_parallel, apart)
+        late = puts_off(setting.schedule, setting.pipeline)
+        key = (first, setting.micro_batch, setting.tensor, setting.sequence_parallel, apart, late)
         if key not in known:
             places = range(first, self.length)
             known[key] = _levels(first, [*map(self.send, places)], [*map(self.send_token, places)])
@@ -79,9 +82,24 @@ class Chain:
         more = sum(size for made, last, size in self._beside if made < end <= last)
         return self.outputs[end - 1] + more
 
+    def answered(self, end: int) -> bool:
+        """Whether gradients come over a cut the other way when training: not where nothing before
+        it is trained, unless the schedule puts gradients off."""
+        late = puts_off(self.setting.schedule, self.setting.pipeline)
+        return late or self.fed[end] > 0
+
+    def returned(self, end: int) -> float:
+        """Bytes of those."""
+        return self.carried(end) if self.answered(end) else 0.0
+
     def send(self, end: int) -> float:
-        """Seconds of a message over a cut."""
-        return self.lines.send(self.carried(end), self.lines.cluster.count)
+        """Seconds of a message over a cut; when training, the mean of both ways."""
+        count = self.lines.cluster.count
+        one = self.lines.send(self.carried(end), count)
+        if self.lines.request.mode == "serve":
+            return one
+        back = self.returned(end)
+        return (one + (self.lines.send(back, count) if back else 0.0)) / 2
 
     def carried_token(self, end: int) -> float:
         """As `carried`, for the tokens of answers; what they look at lies in caches."""

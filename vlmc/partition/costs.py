@@ -75,11 +75,11 @@ class Rooflines:
         self.number = request.precision
         self.text = text or request.text
         self.levels: dict[
-            tuple[int, int, int, bool, bool],
+            tuple[int, int, int, bool, bool, bool],
             tuple[tuple[float, float, tuple[int, ...]], ...],
         ] = {}
-        """By the first place of a cut, micro-batch, tensor degree, sequence parallelism and
-        whether the encoder is replicated: see Chain.levels."""
+        """By the first place of a cut, micro-batch, tensor degree, sequence parallelism,
+        whether the encoder is replicated and whether gradients are put off: see Chain.levels."""
         self._read: dict[int, list[Work]] = {}
         self._costs: dict[tuple[int, int, bool, bool], tuple[BlockCost, ...]] = {}
         self._updates: dict[tuple[int, float], float] = {}

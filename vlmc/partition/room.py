@@ -38,7 +38,10 @@ def memory_of(
     most = max(max(chain.buffers[first:end]) for first, end in stretches)
     buffers = min(max(0.0, over), most)
     stages = range(group, group + len(stretches) * chain.setting.pipeline, chain.setting.pipeline)
-    messages = sum(_messages(chain, stage, message) for stage in stages)
+    messages = sum(
+        _messages(chain, stage, end, message)
+        for stage, (_, end) in zip(stages, stretches, strict=True)
+    )
     kept, seen, sent = _seen(chain, group, stretches)
     kept = min(kept, moving - buffers)
     kinds = {
@@ -82,18 +85,20 @@ def _seen(
         return 0.0, chain.features * looked, 0.0
     made = any(first < chain.encoder <= end for first, end in stretches)
     kept = chain.features * chain.held[group] * (made and chain.looks[-1] > 1)
-    cuts = [cut for stretch in stretches for cut in stretch if 0 < cut < chain.length]
+    cuts = [first for first, _ in stretches if first]
+    cuts += [end for _, end in stretches if end < chain.length and chain.answered(end)]
     sent = sum(chain.encoder < cut and chain.looks[-1] > chain.looks[cut] for cut in cuts)
     return kept, 0.0, chain.features * sent * chain.setting.micro_batches
 
 
-def _messages(chain: Chain, stage: int, message: float) -> float:
+def _messages(chain: Chain, stage: int, end: int, message: float) -> float:
     """Bytes that a stage receives messages in. In training PyTorch has room for what each
     micro-batch of a step brings, activations and gradients; else for one each way."""
     setting = chain.setting
     if chain.lines.request.mode == "serve":
         return 2 * message / setting.chunks
-    return message * setting.micro_batches * ((stage > 0) + (stage < setting.stages - 1))
+    back = stage < setting.stages - 1 and chain.answered(end)
+    return message * setting.micro_batches * ((stage > 0) + back)
 
 
 def _over(chain: Chain, group: int, first: int, end: int) -> float:
@@ -135,7 +140,7 @@ def has_room(chain: Chain, stage: int, first: int, end: int, message: float) -> 
         total += chain.features
     if chain.embeds_apart(first, end):
         total += sum(chain.copy)
-    total += _messages(chain, stage, message)
+    total += _messages(chain, stage, end, message)
     if chunks > 1:
         more = chain.peaks.ending(first, end) - held * (chain.saved[end] - chain.saved[first])
         total = (total + max(0.0, more)) * chunks + chain.peaks.any

@@ -45,14 +45,15 @@ def collectives(leaf: Leaf) -> Iterator[Collective]:
     held = _busiest(leaf, chain.work)
     blocks = _blocks(held, chain.lines.report.order)
     yield from _tensor(chain.lines, setting, blocks, "" if training else " of prompts")
-    messages = _messages(held, chain.length, chain.carried) * setting.micro_batches
+    messages = _messages(held, chain.length, chain.carried)
+    messages += _messages(held, chain.length, chain.returned) if training else 0.0
     yield Collective(
         kind="send",
         purpose="activations and their gradients between stages"
         if training
         else "activations of prompts between stages",
         group=2,
-        bytes=int(messages * (2 if training else 1)),
+        bytes=int(messages * setting.micro_batches),
         seconds=leaf.pace.messages,
     )
     if training and setting.data > 1:

@@ -30,6 +30,7 @@ from vlmc.runtime.parallel.chain import Data
 from vlmc.runtime.parallel.copies import Copies, local_of
 from vlmc.runtime.parallel.parts import Parts, role_of
 from vlmc.runtime.parallel.plan_file import Plan
+from vlmc.runtime.parallel.plan_rules import puts_off
 from vlmc.runtime.parallel.put_off import PuttingOff
 from vlmc.runtime.parallel.shapes import borders
 from vlmc.runtime.parallel.shared_images import SharedImages
@@ -234,13 +235,14 @@ class Engine:
             index = stage.cut.index
             before = sent[index - 1] if index else {}
             stage.takes = tuple(before)
+            stage.always = puts_off(self.plan.schedule, self.plan.mesh.pipeline)
             made = PuttingOff(
                 stage,
                 index,
                 len(self.cuts),
                 self.device,
-                input_args=tuple(_asking(one) for one in before.values()),
-                output_args=tuple(_asking(one) for one in sent[index].values()),
+                input_args=tuple(_asking(one, stage.answers) for one in before.values()),
+                output_args=tuple(_asking(one, stage.asks) for one in sent[index].values()),
                 group=self.mesh["pipeline"].get_group(),
             )
             stages.append(made)
@@ -283,8 +285,8 @@ def _hold_back(others: Callable[[bool], None], apart: Sequence[Any], sync: bool)
         block.set_requires_gradient_sync(True)
 
 
-def _asking(meta: Tensor) -> Tensor:
-    return torch.empty_like(meta, requires_grad=True)
+def _asking(meta: Tensor, asks: bool) -> Tensor:
+    return torch.empty_like(meta, requires_grad=asks)
 
 
 def _handed_on(loss: Tensor, number: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from vlmc.runtime.parallel.words import bias_of, context_of
 
 
 class Through(torch.autograd.Function):
-    """Hands tensors on, and gives every input a gradient: what a stage sends always asks for one,
-    and what it received always gets one, though all of the stage is frozen or a micro-batch shows
-    no image. A pipeline's transfers are fixed; they fail where a gradient is missing."""
+    """Hands tensors on, and gives every input a gradient: what is sent behind something trained
+    always asks for one, and always gets one, though a micro-batch shows no image. A pipeline's
+    transfers are fixed; they fail where a gradient is missing."""
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -173,6 +173,9 @@ class Stage(nn.Module):
         """Parameters that see a share of the images or tokens on each rank of a tensor group."""
         self.recomputed: list[nn.Module] = []
         """Modules whose forward pass the backward pass runs again."""
+        self.always = False
+        """Whether gradients go from stage to stage even where nothing before is trained: zeros,
+        without which a schedule that puts gradients of weights off finds no way to them."""
         self.takes: tuple[str, ...] = ()
         self.feed: list[Data] = []
         self.anchor = torch.zeros((), requires_grad=True)
@@ -186,9 +189,21 @@ class Stage(nn.Module):
         given = received if self.cut.fed else tuple(one.detach() for one in received)
         state = self.run(dict(zip(self.takes, given, strict=True)), data)
         sent = tuple(state[name] for name in sorted(state))
+        if not self.asks:
+            return sent
         anchor = self.anchor.to(sent[0].device)
         sent = _THROUGH.apply(len(sent), *sent, *received, anchor)
         return sent[0] if self.cut.last else sent
+
+    @property
+    def asks(self) -> bool:
+        """Whether gradients of what it sends come back."""
+        return self.always or self.cut.last or self.cut.reached[-1]
+
+    @property
+    def answers(self) -> bool:
+        """Whether it sends gradients of what it receives."""
+        return self.always or self.cut.fed
 
     def informed(self, data: Data) -> Data:
         """The micro-batch with how its sequences are shared out, and with what all layers of a
