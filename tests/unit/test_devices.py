@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,19 @@ def test_a_file_is_a_device(tmp_path: Path) -> None:
     path.write_text(SOUND, encoding="utf-8")
     card = device(str(path))
     assert (card.name, card.per_node, card.link_gbps, card.network_gbps) == ("mine", 1, None, None)
-    assert card.efficiency.compute_share(31.6227766e6) == pytest.approx(0.75)
+    middle, seconds = (1e6 + 1e9) / 2, (1e6 / 0.5 + 1e9 / 1.0) / 2
+    assert card.efficiency.compute_share(middle) == pytest.approx(middle / seconds)
+
+
+@pytest.mark.parametrize("name", names())
+def test_more_work_never_takes_less_time(name: str) -> None:
+    card = device(name)
+    sizes = [1.1**power for power in range(400)]
+    number = "bf16" if "bf16" in card.tflops else "fp32"
+    products = [card.seconds(size, 0, number) for size in sizes]
+    moves = [card.moving_seconds(size) for size in sizes]
+    for seconds in (products, moves):
+        assert all(two >= one * (1 - 1e-12) for one, two in pairwise(seconds))
 
 
 def _card(more: str, tmp_path: Path) -> Device:

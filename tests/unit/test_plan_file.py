@@ -105,6 +105,7 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
             "only the ranks of a tensor group share sequences",
         ),
         ({"sequence_parallel": True, "schedule": "zero_bubble"}, "cannot put gradients off"),
+        ({"schedule": "zero_bubble", "chunks": 2}, "one stage to a group"),
         ({"sequence_parallel": 1}, "sequence_parallel is true or false"),
         ({"optimiser": "lion"}, "expected adamw, sgd, got lion"),
         ({"chunks": 2}, "1f1b holds one stage per rank"),

@@ -17,11 +17,13 @@ from vlmc.analysis.report import GraphReport
 from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import device
+from vlmc.ir.training import zero_stages
 from vlmc.partition.bounds import Bounds
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.keeping import Keeping
 from vlmc.partition.leaf import Leaf, best_cuts
+from vlmc.partition.leaf import fits as leaf_fits
 from vlmc.partition.pace import pace
 from vlmc.partition.part import parts
 from vlmc.partition.request import Infeasible, Request
@@ -110,6 +112,61 @@ def test_bounds_are_never_above_what_they_bound() -> None:
                     compared += 1
     assert compared > 500
     assert unread > 5
+
+
+def test_bounds_let_in_what_just_fits() -> None:
+    """Blocks of a kind stand one behind the other, and devices have not a byte to spare."""
+    compared = 0
+    for seed in range(100):
+        draw = Random(seed)
+        report, devices, request, _ = instance(seed)
+        if request.mode == "serve":
+            continue
+        order = [
+            number
+            for number, one in enumerate(report.blocks)
+            for _ in range(draw.choice([1, 3, 6]) if "*" in one.name else 1)
+        ]
+        report = replace(report, order=tuple(order))
+        # Of one micro-batch with little to save: then copies of weights leave as gradients come.
+        zero = draw.choice([None, 1, 2, 2])
+        request = replace(
+            request, batch=devices.count, text=draw.choice([1, 16]), images=0, zero=zero
+        )
+        roomy = replace(devices, device=small_device(1e4))
+        lines = Rooflines(report, roomy, request)
+        for base in bases(lines, across_nodes=False):
+            ways = [
+                (zero, *way)
+                for zero, way in product(zero_choices(lines, base), schedules(lines, base))
+                if zero in zero_stages(way[0], base.pipeline)
+            ]
+            if not ways:
+                continue
+            zero, schedule, chunks = draw.choice(ways)
+            keeps = draw.choice(every_checkpointing(report, request))
+            setting = replace(base, zero=zero, keeps=keeps, schedule=schedule, chunks=chunks)
+            chain = Chain(lines, setting)
+            leaf = best_cuts(chain, float("inf"))
+            if leaf is None:
+                continue
+            tight = small_device(least_room(leaf) / 1e9)
+            bounds = Bounds(Rooflines(report, replace(devices, device=tight), request))
+            assert bounds.states(base) <= tight.memory_bytes
+            assert not bounds.too_many(base)
+            assert bounds.fits(setting, chain.parts)
+            assert bounds.possible(setting, chain.parts, leaf.pace.seconds * (1 + 1e-9))
+            compared += 1
+    assert compared > 100
+
+
+def least_room(leaf: Leaf) -> float:
+    """Bytes of a device with which its cuts fit."""
+    low, high = 0.0, 1e13
+    for _ in range(60):
+        leaf.chain.room = int((low + high) / 2)
+        low, high = (low, leaf.chain.room) if leaf_fits(leaf) else (leaf.chain.room, high)
+    return high + 1
 
 
 def test_inputs_that_no_device_holds_are_ruled_out_before_cutting() -> None:

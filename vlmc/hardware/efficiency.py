@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -19,8 +18,8 @@ than they move; what moves numbers alone."""
 
 
 class Efficiency(BaseModel):
-    """Shares of the peak rates, by the size of the work. Between two points a share is linear in
-    the logarithm of the size; above the last it stays; below the first, time stays."""
+    """Shares of the peak rates, by the size of the work. Between two points the time is linear in
+    the size; above the last the share stays; below the first, time stays."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -93,6 +92,6 @@ def share(curve: tuple[Point, ...], size: float) -> float:
         return first[1] * size / first[0]
     for (left, low), (right, high) in pairwise(curve):
         if size <= right:
-            along = math.log(size / left) / math.log(right / left)
-            return low + (high - low) * along
+            along = (size - left) / (right - left)
+            return size / (left / low * (1 - along) + right / high * along)
     raise AssertionError("the curve has an end")

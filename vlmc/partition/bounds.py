@@ -166,9 +166,9 @@ class Bounds:
         one micro-batch."""
         times = setting.micro_batches
         least = self._sum([one.weights + one.optimiser + one.cache * times for one in parts])
-        least += max(
-            self._sum([one.gradients for one in parts]), self._sum([one.saved for one in parts])
-        )
+        # Copies of weights may leave as gradients come.
+        made = [one.gradients - one.released for one in parts]
+        least += max(self._sum(made), self._sum([one.saved for one in parts]))
         least += self._inputs(setting) * setting.pipeline
         return least * (1 + RESERVE) <= self.lines.cluster.device.memory_bytes * setting.pipeline
 
@@ -192,7 +192,7 @@ class Bounds:
             states = one.weights + one.optimiser
             stages = 0.0
             for each in most:
-                size = states + max(one.gradients, each * one.saved)
+                size = states + max(one.gradients - one.released, each * one.saved)
                 if each < times or chunks > 1:
                     size = states + one.gradients + each * one.saved
                 stages += min(fast, room // size if size else count)

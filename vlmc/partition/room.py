@@ -96,7 +96,7 @@ def _messages(chain: Chain, stage: int, end: int, message: float) -> float:
     micro-batch of a step brings, activations and gradients; else for one each way."""
     setting = chain.setting
     if chain.lines.request.mode == "serve":
-        return 2 * message / setting.chunks
+        return 2 * message
     back = stage < setting.stages - 1 and chain.answered(end)
     return message * setting.micro_batches * ((stage > 0) + back)
 

@@ -64,7 +64,7 @@ def moments(
     reason = refusal(schedule, ranks, micro_batches, chunks)
     if reason:
         raise ValueError(reason)
-    if micro_batches % ranks == 0:  # in whole rounds; all but the first and the last are alike
+    if chunks > 1 and micro_batches % ranks == 0:  # in rounds; but for the first and last alike
         micro_batches = min(micro_batches, 4 * ranks)
     held = [0] * chunks
     found: set[tuple[int, tuple[int, ...]]] = set()

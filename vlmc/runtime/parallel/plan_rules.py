@@ -72,6 +72,14 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
             "true",
             "false",
         )
+    if plan.chunks > 1 and puts_off(plan.schedule, plan.mesh.pipeline):
+        yield _not_run(
+            "chunks",
+            "what zero_bubble holds is known of one stage to a group alone",
+            "1, or interleaved",
+            str(plan.chunks),
+            "1",
+        )
     yield from _broken_batch(plan)
     yield from broken_stages(plan)
     yield from broken_ranges(plan)
