@@ -531,6 +531,28 @@ def test_fixed_choices_that_cannot_be_are_told_by_what_binds(
     assert "cannot be divided" not in caught.value.constraint
 
 
+@pytest.mark.parametrize(
+    ("schedule", "zero", "needs", "most"),
+    [
+        ("zero_bubble", 2, "gradients", 1),
+        ("zero_bubble", 3, "weights", 1),
+        ("interleaved", 3, "weights", 2),
+    ],
+)
+def test_a_zero_stage_that_no_pipeline_of_a_schedule_has_is_told(
+    schedule: Any, zero: int, needs: str, most: int
+) -> None:
+    """Where the other degrees leave no device but to a pipeline that is not asked for."""
+    asked = replace(TRAIN, batch=8, data=2, tensor=1, zero=zero, schedule=schedule)
+    with pytest.raises(Infeasible) as caught:
+        find(flamingo_80b(), a100(4), asked)
+    assert caught.value.constraint == (
+        f"`zero` cannot be {zero} with {schedule}, which needs the {needs} of whole stages "
+        "(at pipeline 2 x data 2 x tensor 1)"
+    )
+    assert caught.value.advice == f"zero {most}, or another schedule, would help"
+
+
 def test_too_slow_is_told_with_what_is_possible() -> None:
     asked = replace(SERVE, token_limit=1e-4)
     with pytest.raises(Infeasible, match=r"each further token within 0.1 ms.*takes"):

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain as joined
 
-from vlmc.ir.training import zero_stages
+from vlmc.ir.training import why_not_zero, zero_stages
 from vlmc.partition.bounds import Bounds
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.cuts import Cutter
 from vlmc.partition.leaf import Leaf
-from vlmc.partition.plan import Checkpointing, Memory
+from vlmc.partition.plan import Checkpointing, Memory, Schedule
 from vlmc.partition.request import Infeasible
 from vlmc.partition.room import has_room, memory_of
 from vlmc.partition.schedule import refusal
@@ -44,8 +44,8 @@ def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     runs = [base for base in starts if schedules(lines, base)]
     if not runs:
         return _no_schedule(lines, starts)
-    if not any(zero_choices(lines, base) for base in runs):
-        return _one_replica(lines)
+    if not any(_zeros(lines, base) for base in runs):
+        return _no_zero(lines, runs)
     least = _least(lines, runs)
     if least is None:
         return _nothing_divides(lines)
@@ -75,15 +75,25 @@ def _least(lines: Rooflines, starts: list[Setting]) -> _Least | None:
 
 def _leasts(lines: Rooflines, base: Setting) -> Iterator[_Least]:
     """What takes the least memory of a base."""
-    ways = schedules(lines, base)
-    schedule, chunks = ("1f1b", 1) if ("1f1b", 1) in ways else ways[0]
-    allowed = zero_stages(schedule, base.pipeline)
+    schedule, chunks = _way(lines, base)
     kept: dict[str, Checkpointing] = {one: words[-1] for one, words in kinds(lines).items()}
-    for zero in [one for one in zero_choices(lines, base) if one in allowed][-1:]:
+    for zero in _zeros(lines, base)[-1:]:
         setting = replace(base, zero=zero, keeps=keeping(kept), schedule=schedule, chunks=chunks)
         memory = _least_memory(Chain(lines, setting))
         if memory:
             yield _Least(setting, memory)
+
+
+def _way(lines: Rooflines, base: Setting) -> tuple[Schedule, int]:
+    """The schedule of a base that takes the least memory, with its chunks."""
+    ways = schedules(lines, base)
+    return ("1f1b", 1) if ("1f1b", 1) in ways else ways[0]
+
+
+def _zeros(lines: Rooflines, base: Setting) -> list[int]:
+    """What replicas may share out under that schedule."""
+    allowed = zero_stages(_way(lines, base)[0], base.pipeline)
+    return [one for one in zero_choices(lines, base) if one in allowed]
 
 
 def _least_memory(chain: Chain) -> Memory | None:
@@ -172,8 +182,18 @@ def _no_schedule(lines: Rooflines, starts: list[Setting]) -> Infeasible:
     )
 
 
-def _one_replica(lines: Rooflines) -> Infeasible:
+def _no_zero(lines: Rooflines, runs: list[Setting]) -> Infeasible:
+    """What keeps the zero stage that is asked for from running: one replica, or the schedule."""
     zero = lines.request.zero
+    several = [base for base in runs if base.data > 1]
+    if zero is not None and several:
+        base = several[0]
+        schedule, _ = _way(lines, base)
+        return Infeasible(
+            f"{why_not_zero(zero, schedule)} (at pipeline {base.pipeline} x data {base.data} x "
+            f"tensor {base.tensor})",
+            f"zero {zero_stages(schedule, base.pipeline)[-1]}, or another schedule, would help",
+        )
     return Infeasible(
         f"zero {zero} shares out what replicas hold, and with {_asked(lines)} there is one: it "
         f"needs data > 1 (a batch of {lines.request.batch} on {lines.cluster.count} devices)",
