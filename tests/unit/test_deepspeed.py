@@ -81,7 +81,8 @@ def test_other_plans_get_none(given: dict[str, Any], reason: str) -> None:
         ("gradient_accumulation_steps", 2, "VLMC164", "gradient_accumulation_steps"),
         ("bf16", {"enabled": "yes"}, "VLMC011", "bf16.enabled"),
         ("bf16", {"enabled": False}, "VLMC164", "bf16.enabled"),
-        ("zero_optimization", {"stage": 4}, "VLMC011", "zero_optimization.stage"),
+        ("zero_optimization", {"stage": 4}, "VLMC012", "zero_optimization.stage"),
+        ("zero_optimization", {"stage": 2.0}, "VLMC011", "zero_optimization.stage"),
         ("zero_optimization", {"stage": 3}, "VLMC164", "zero_optimization.stage"),
         ("zero_optimization", {"stage": 2, "overlap_com": True}, "VLMC010",
          "zero_optimization.overlap_com"),
@@ -99,6 +100,30 @@ def test_what_deepspeed_passes_over_is_refused(
     (fault,) = found
     assert (fault.code, ".".join(map(str, fault.path))) == (code, path)
     assert f'"{path.rpartition(".")[2]}"' in fault.span.text
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "code", "key"),
+    [
+        ('"stage": 1', '"stage": true', "VLMC011", "stage"),
+        ("0.999", "-7", "VLMC012", 1),
+        ("0.999", "1", "VLMC012", 1),
+    ],
+)
+def test_a_number_is_one_that_deepspeed_can_train_with(
+    right: str, wrong: str, code: str, key: str | int, tmp_path: Path
+) -> None:
+    plan = planned(zero=1)
+    text = text_of(plan)
+    assert text.count(right) == 1
+    (fault,) = faults(tmp_path, text.replace(right, wrong), plan)
+    assert (fault.code, fault.path[-1]) == (code, key)
+
+
+def test_a_number_that_python_does_not_read_is_answered(tmp_path: Path) -> None:
+    text = text_of(planned()).replace(": 64,", f": {'1' * 5000},")
+    (fault,) = faults(tmp_path, text, planned())
+    assert (fault.code, fault.path) == ("VLMC011", ("train_batch_size",))
 
 
 def test_a_file_that_is_no_config_is_answered(tmp_path: Path) -> None:

@@ -600,6 +600,28 @@ def test_a_plan_that_deepspeed_can_run_has_its_config(tmp_path: Path) -> None:
         assert fault["file"] == str(file)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code"), [("text: 51200", "VLMC130"), ("hardware: l4", "VLMC157")]
+)
+def test_what_is_wrong_with_a_plan_is_told_before_its_config(
+    tmp_path: Path, wrong: str, code: str
+) -> None:
+    words = ["--set", ON_ONE_STAGE + "{pipeline: 1, tensor: 1}}"]
+    done(SPEC, *words)
+    plan, config = tmp_path / "plan.yaml", tmp_path / "deepspeed.json"
+    text = plan.read_text(encoding="utf-8")
+    key = wrong.partition(" ")[0]
+    right = next(line for line in text.splitlines() if line.startswith(key))
+    plan.write_text(text.replace(f"\n{right}\n", f"\n{wrong}\n"), encoding="utf-8")
+    for config_text, also in (("{", "VLMC002"), ('{"train_batch_size": 1}', "VLMC013")):
+        config.write_text(config_text, encoding="utf-8")
+        result = call(SPEC, *words, "--check", "plan.yaml", "--json")
+        assert result.exit_code == 1, result.output
+        first, *more = json.loads(result.output)["diagnostics"]
+        assert (first["code"], first["file"]) == (code, "plan.yaml")
+        assert also in [one["code"] for one in more if one["file"] == "deepspeed.json"]
+
+
 def test_why_deepspeed_cannot_run_a_plan_is_said(tmp_path: Path) -> None:
     out = done(SPEC, "--set", ON_ONE_STAGE + "{pipeline: 1, tensor: 2}}")
     assert "no deepspeed.json for this plan: DeepSpeed splits tensors of models" in out

@@ -208,15 +208,13 @@ class _Session:
 
         written = load_plan(path)
         spec, plan = self.asked()[0], written.plan
+        beside = faults_beside(path, plan)
 
         def refuse(found: list[Problem]) -> None:
             if found:
-                raise SpecError(written.diagnostics(found))
+                raise SpecError([*written.diagnostics(found), *beside])
 
         refuse([*against(plan, spec.request.spec, None), *unknown_device(plan, spec)])
-        beside = faults_beside(path, plan)
-        if beside:
-            raise SpecError(beside)
         asked = meant(plan, spec)
         refuse(list(for_parts(plan, parts_of(asked.spec, asked.arch))))
         with shown(str(path), quiet=self.quiet) as progress:
@@ -225,6 +223,8 @@ class _Session:
         refuse(list(against(plan, plan.spec, report)))
         predicted = weigh(plan, asked, report, decode)
         refuse(list(too_heavy(plan, predicted, asked.cluster)))
+        if beside:
+            raise SpecError(beside)
         if as_json:
             document: dict[str, object] = {"version": 1, "diagnostics": [], "design": plan.design}
             document["predicted"] = predicted.model_dump(mode="json")

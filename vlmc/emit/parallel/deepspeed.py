@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vlmc.diagnostics import Diagnostic, Problem, Span, UsageError
+from vlmc.diagnostics import Diagnostic, Problem, Span, SpecError, UsageError
 from vlmc.partition.plan import ParallelPlan
 from vlmc.spec.reader import read, read_text
 from vlmc.spec.source import SourceMap
@@ -30,6 +30,7 @@ _SAID: tuple[tuple[str, ...], ...] = (
 )
 """What a plan says of a config; `_RATE`, too, where it is for a stage of training."""
 _RATE = ("optimizer", "params", "lr")
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -42,7 +43,7 @@ class Adam(Section):
     """Parameters of AdamW, as torch's own."""
 
     lr: float = Field(default=1e-5, gt=0)
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     torch_adam: bool = True
@@ -58,7 +59,7 @@ class Optimizer(Section):
 class Zero(Section):
     """What replicas share out (Rajbhandari et al., 2020)."""
 
-    stage: Literal[0, 1, 2, 3]
+    stage: int = Field(ge=0, le=3)  # a Literal of numbers takes true and 2.0, too
     contiguous_gradients: bool = True
     overlap_comm: bool = True
     reduce_scatter: bool = True
@@ -125,14 +126,20 @@ def faults_beside(file: FilePath, plan: ParallelPlan) -> list[Diagnostic]:
     parallel/ of its build, edited by hand perhaps: what DeepSpeed would pass over, and what is not
     as the plan says."""
     places = (file.with_name(FILE), file.parent / "parallel" / FILE)
-    train = plan.mode == "train"
-    return [one for path in places if train and path.is_file() for one in _faults(path, plan)]
+    found: list[Diagnostic] = []
+    for path in places:
+        if plan.mode == "train" and path.is_file():
+            try:
+                found += _faults(path, plan)
+            except SpecError as error:
+                found += error.diagnostics
+    return found
 
 
 def _faults(path: FilePath, plan: ParallelPlan) -> list[Diagnostic]:
     text = read_text(path)
     try:
-        json.loads(text)
+        json.loads(text, parse_int=str)  # of any length: read() bounds numbers
     except json.JSONDecodeError as error:
         return [_no_json(error, str(path))]
     except RecursionError:
