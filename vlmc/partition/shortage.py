@@ -34,6 +34,9 @@ class _Least:
 
     setting: Setting
     memory: Memory
+    needs: int
+    """Bytes that a device has to have: with several stages to a device more than it holds, as there
+    has to be room for as many of the largest's size."""
 
 
 def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
@@ -50,7 +53,7 @@ def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     if least is None:
         return _nothing_divides(lines)
     room = lines.cluster.device.memory_bytes
-    if least.memory.total > room:
+    if least.needs > room:
         return _too_little_memory(lines, least, room)
     return _too_slow(lines, unlimited)
 
@@ -65,23 +68,24 @@ def _least(lines: Rooflines, starts: list[Setting]) -> _Least | None:
             found[key] = bounds.states(base), base
     best: _Least | None = None
     for bound, base in sorted(found.values(), key=lambda one: one[0]):
-        if best and bound >= best.memory.total:
+        if best and bound >= best.needs:
             return best
         for one in _leasts(lines, base):
-            if best is None or one.memory.total < best.memory.total:
+            if best is None or one.needs < best.needs:
                 best = one
     return best
 
 
 def _leasts(lines: Rooflines, base: Setting) -> Iterator[_Least]:
-    """What takes the least memory of a base."""
+    """What takes the least memory of a base, by the cuts that make that as little as can be."""
     schedule, chunks = _way(lines, base)
     kept: dict[str, Checkpointing] = {one: words[-1] for one, words in kinds(lines).items()}
     for zero in _zeros(lines, base)[-1:]:
         setting = replace(base, zero=zero, keeps=keeping(kept), schedule=schedule, chunks=chunks)
-        memory = _least_memory(Chain(lines, setting))
-        if memory:
-            yield _Least(setting, memory)
+        chain = Chain(lines, setting)
+        found = (_least_of(chain, places) for _, _, places in chain.levels)
+        known = (one for one in found if one is not None)
+        yield from sorted(known, key=lambda one: one.needs)[:1]
 
 
 def _way(lines: Rooflines, base: Setting) -> tuple[Schedule, int]:
@@ -96,14 +100,7 @@ def _zeros(lines: Rooflines, base: Setting) -> list[int]:
     return [one for one in zero_choices(lines, base) if one in allowed]
 
 
-def _least_memory(chain: Chain) -> Memory | None:
-    """What the fullest device holds where the cuts make that as little as can be."""
-    found = (_least_of(chain, places) for _, _, places in chain.levels)
-    known = (one for one in found if one is not None)
-    return min(known, key=lambda one: one.total, default=None)
-
-
-def _least_of(chain: Chain, places: tuple[int, ...]) -> Memory | None:
+def _least_of(chain: Chain, places: tuple[int, ...]) -> _Least | None:
     """The same among cuts at some places."""
     message = chain.largest(places[:-1])
     cutter = Cutter(
@@ -127,7 +124,9 @@ def _least_of(chain: Chain, places: tuple[int, ...]) -> Memory | None:
         return None
     groups = enumerate(chain.groups(ends))
     held = (memory_of(chain, group, one, message) for group, one in groups)
-    return max(held, key=lambda one: one.total)
+    memory = max(held, key=lambda one: one.total)
+    several = chain.setting.chunks > 1
+    return _Least(chain.setting, memory, int(high) if several else memory.total)
 
 
 def _asked(lines: Rooflines) -> str:
@@ -222,8 +221,12 @@ def _too_little_memory(lines: Rooflines, least: _Least, room: int) -> Infeasible
         single = "; inputs of all micro-batches of a step, which each device is given, take "
         single += f"{inputs / 1e9:.2f} GB of that"
         advice = "a smaller batch, fewer images or more replicas"
+    if least.needs > held.total:
+        sizes.append(f"{(least.needs - held.total) / 1e9:.2f} for stages of one size")
+        alike = f"room for {least.setting.chunks} stages as large as the largest"
+        single = f"; there has to be {alike}{single}"
     return Infeasible(
-        f"Memory: the fullest device needs at least {held.total / 1e9:.2f} GB "
+        f"Memory: the fullest device needs at least {least.needs / 1e9:.2f} GB "
         f"({' + '.join(sizes)}) and has {room / 1e9:.2f} GB; that is the least of all plans, at "
         f"{named(least.setting, serves=lines.request.mode == 'serve')}{single}",
         f"What would help: {advice}",
