@@ -127,6 +127,7 @@ def test_what_contradicts_itself_is_named(
     [
         ({"trained": ()}, "VLMC012", "trained: [adapter]"),
         ({"trained": ("adapter", "fusion", "adapter")}, "VLMC012", "trained: [adapter, fusion]"),
+        ({"checkpointing": {"head": "full"}}, "VLMC012", "head: none"),
         ({"zero": 3, "schedule": "interleaved"}, "VLMC012", "zero: 2"),
         ({"zero": 3, "schedule": "zero_bubble"}, "VLMC012", "zero: 1"),
         ({"zero": 2, "schedule": "zero_bubble"}, "VLMC012", "zero: 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"stages": []}, "stages must list"),
         ({"stages": [{"group": 1, "holds": []}] * 2}, "stage 0 belongs to another group"),
         ({"checkpointing": {"head": "some"}}, "checkpointing must give"),
+        ({"checkpointing": {"head": "full"}}, "`head` names no stack"),
         ({"hardware": 5}, "hardware must be text"),
         ({"predicted": [1]}, "predicted must be what"),
         ({"bound_seconds": "abc"}, "bound_seconds must be a number"),
@@ -304,8 +306,9 @@ def test_what_has_parameters_is_held_and_what_has_none_goes_with_its_part(tmp_pa
 
 def test_checkpointing_names_blocks_that_there_are(tmp_path: Path) -> None:
     steps = [step(n) for n in range(4)]
-    for key in ("language.layers.*", "language.layers.3", "language.layers.0.attention"):
-        assert cuts(steps, read(tmp_path, checkpointing={key: "full"}), Stack())
+    within = "language.layers.0.blocks.*"
+    named = {"language.layers.*": "full", "language.layers.3": "none", within: "full"}
+    assert cuts(steps, read(tmp_path, checkpointing=named), Stack())
     for key in ("language.layerz.*", "language.layers.4", "language"):
-        with pytest.raises(UsageError, match=f"checkpointing: the model has no {key}"):
-            cuts(steps, read(tmp_path, checkpointing={key: "full"}), Stack())
+        with pytest.raises(UsageError, match=f"checkpointing: the model has no {re.escape(key)}"):
+            cuts(steps, read(tmp_path, checkpointing={key: "none"}), Stack())

@@ -38,6 +38,7 @@ def problems(plan: ParallelPlan) -> Iterator[Problem]:
         micro_batch=plan.micro_batch,
         schedule=plan.schedule,
         chunks=plan.chunks,
+        checkpointing=plan.checkpointing,
         stages=_stages(plan),
     )
     yield from map(_problem, broken_rules(ruled))

@@ -25,7 +25,7 @@ _CHECKPOINTING = ("none", "selective", "full")
 _COUNTS = ("per_node", "batch", "micro_batch", "text", "chunks")
 _RULED = (
     "per_node", "precision", "optimiser", "placement", "sequence_parallel", "zero", "batch",
-    "micro_batch", "schedule", "chunks",
+    "micro_batch", "schedule", "chunks", "checkpointing",
 )  # fmt: skip
 _KEYS = {
     "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",

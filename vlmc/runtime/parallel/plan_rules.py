@@ -257,6 +257,21 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
         listed = ", ".join(once)
         yield _not_run("trained", "`trained` names a part twice", "each role once",
                        ", ".join(plan.trained), f"[{listed}]")  # fmt: skip
+    yield from _broken_recomputation(plan)
+
+
+def _broken_recomputation(plan: Ruled) -> Iterator[Broken]:
+    """Checkpointing of what stands beside the stacks: that is never computed again."""
+    for name, kept in plan.checkpointing.items():
+        if "*" not in name and kept != "none":
+            yield Broken(
+                code="VLMC012",
+                path=("checkpointing", name),
+                message=f"`{name[:60]}` names no stack, whose blocks alone are computed again",
+                expected="none, or a name with *",
+                got=kept,
+                help=f"{name[:60]}: none",
+            )
 
 
 def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Broken:

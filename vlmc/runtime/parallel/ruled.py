@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -61,6 +62,7 @@ class Ruled:
     micro_batch: int
     schedule: str
     chunks: int
+    checkpointing: Mapping[str, str]
     stages: tuple[tuple[int, tuple[Held, ...]], ...]
     """Group, and what is held."""
 
