@@ -724,18 +724,18 @@ def test_what_needs_the_least_is_a_plan_that_runs(schedule: Any, zero: int) -> N
 def test_the_least_memory_of_interleaved_stages_is_what_they_are_planned_with() -> None:
     """More than a device holds, as there is room for as many stages of the largest's size."""
     fixed: dict[str, Any] = {"pipeline": 4, "data": 2, "tensor": 2, "micro_batch": 1}
-    asked = replace(TRAIN, batch=64, schedule="interleaved", chunks=2, **fixed)
+    asked = replace(TRAIN, batch=64, schedule="interleaved", chunks=4, **fixed)
 
     def told(gigabytes: float) -> float:
         devices = replace(a100(16), device=small_device(gigabytes))
-        with pytest.raises(Infeasible, match="room for 2 stages as large as the largest") as caught:
+        with pytest.raises(Infeasible, match="room for 4 stages as large as the largest") as caught:
             find(flamingo_80b(), devices, asked)
         found = re.search(r"needs at least ([0-9.]+) GB", caught.value.constraint)
         assert found is not None
         return float(found[1])
 
     least = told(8.0)
-    assert told(least * 0.995) == pytest.approx(least, rel=0.002)
+    assert told(least * 0.99) == pytest.approx(least, rel=0.002)
     find(flamingo_80b(), replace(a100(16), device=small_device(least * 1.005)), asked)
 
 
