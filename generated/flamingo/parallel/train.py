@@ -102,6 +102,86 @@ def nearest_divisor(number: int, wanted: int) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
+# What a sequence can hold of text and images; needs nothing else of vlmc.
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """Why so much text and so many images are no sequence, and the nearest that are one."""
+
+    message: str
+    expected: str
+    got: str
+    text: int
+    images: int
+
+
+def no_room(text: int, images: int, *, each: int, words: int, context: int | None) -> NoRoom | None:
+    """Why a model with `context` positions cannot read `text` tokens of text with `images` images;
+    None where it can. An image takes `each` positions beside the text, and `words` tokens of it."""
+    least, visual = images * words + 1, images * each
+    bound = max(text, least) + visual if context is None else context
+    if least <= text <= bound - visual:
+        return None
+    some, nearest = images, min(max(text, least), bound - visual)
+    if nearest < least:  # so many images leave no word
+        some = (bound - 1) // (each + words)
+        nearest = bound - some * each
+    if text < least:
+        return NoRoom(
+            message=f"{images} images leave no word in {text} tokens of text",
+            expected=f"at least {least}: a token for each image, and a word",
+            got=f"{text}",
+            text=nearest,
+            images=some,
+        )
+    return NoRoom(
+        message=f"text and images are {text + visual - bound} over the language model's context",
+        expected=f"at most {bound} positions",
+        got=f"{text} text + {images} images x {each} tokens = {text + visual}",
+        text=nearest,
+        images=some,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# What a step of training is run with; needs nothing else of vlmc.
+# --------------------------------------------------------------------------------------------------
+
+
+OPTIMISERS: dict[str, int] = {"adamw": 8, "sgd": 0}
+"""Bytes of state for each trained parameter, in fp32."""
+TRAINED_IN = ("bf16", "fp32")
+"""fp16 overflows in training unless losses are scaled, which train.py does not do."""
+ZERO_STAGES = (0, 1, 2, 3)
+"""What replicas share out (Rajbhandari et al., 2020): 1 the optimiser's state and the weights in
+fp32 that it updates, 2 gradients, too, 3 the weights that are computed with, too."""
+LOOPED = ("interleaved", "zero_bubble")
+"""Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
+it computes on them, and gradients of weights that are put off need them to stay."""
+
+
+def whole_weights(schedule: str, groups: int) -> bool:
+    """Whether a schedule keeps the weights of whole stages gathered, whatever is sharded."""
+    return groups > 1 and schedule in LOOPED
+
+
+def zero_stages(schedule: str, groups: int) -> tuple[int, ...]:
+    """Those that a schedule can run with. Where weights stay gathered, 3 would share out nothing
+    more; gradients that are put off are whole until the end of a step."""
+    if not whole_weights(schedule, groups):
+        return ZERO_STAGES
+    return ZERO_STAGES[:2] if schedule == "zero_bubble" else ZERO_STAGES[:3]
+
+
+def why_not_zero(zero: int, schedule: str) -> str:
+    """Why a schedule cannot run with a stage that is none of `zero_stages`."""
+    needs = "the weights" if zero == ZERO_STAGES[-1] else "the gradients"
+    return f"`zero` cannot be {zero} with {schedule}, which needs {needs} of whole stages"
+
+
+# --------------------------------------------------------------------------------------------------
 # Functions of PyTorch whose annotations leave types open, named once.
 # --------------------------------------------------------------------------------------------------
 
@@ -119,10 +199,11 @@ RECOMPUTATION: Any = torch.utils.checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One part: its kind, and the arguments that it was made with."""
+    """One part: its kind, the arguments that it was made with, and how many parameters it has."""
 
     kind: str
     arguments: dict[str, Any]
+    parameters: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +230,22 @@ class Parts:
         """How vision reaches the language model, by what the model does with it."""
         kind = self.parts["fusion"].kind
         return {"query_prefix": "prefix"}.get(kind, kind)
+
+    @property
+    def vocabulary(self) -> int:
+        """Words that the language model knows, added ones among them."""
+        added = self.argument("language", "added_vocabulary") or 0
+        return int(self.argument("language", "vocabulary")) + int(added)
+
+    @property
+    def taken(self) -> int:
+        """Positions that one image takes beside the text."""
+        return self.places if self.fusion in ("prefix", "placeholder") else 0
+
+    @property
+    def image_words(self) -> int:
+        """Tokens of the text that stand for one image."""
+        return 1 if self.fusion == "gated_cross_attention" else 0
 
     @property
     def target(self) -> bool:
@@ -223,6 +320,7 @@ class Ruled:
     micro_batch: int
     schedule: str
     chunks: int
+    checkpointing: Mapping[str, str]
     stages: tuple[tuple[int, tuple[Held, ...]], ...]
     """Group, and what is held."""
 
@@ -399,31 +497,8 @@ def broken_placement(plan: Ruled) -> Iterator[Broken]:
 # --------------------------------------------------------------------------------------------------
 
 
-OPTIMISERS: dict[str, int] = {"adamw": 8, "sgd": 0}
-"""Bytes of state for each trained parameter, in fp32."""
-TRAINED_IN = ("bf16", "fp32")
-"""fp16 overflows in training unless losses are scaled, which this executor does not do."""
-ZERO_STAGES = (0, 1, 2, 3)
-"""What replicas share out (Rajbhandari et al., 2020): 1 the optimiser's state and the weights in
-fp32 that it updates, 2 gradients, too, 3 the weights that are computed with, too."""
 MOST_POSITIONS = 2**20
 """Of a model that has no end of them: relative positions bound no sequence."""
-LOOPED = ("interleaved", "zero_bubble")
-"""Schedules that PyTorch runs by a list of actions: it gathers the weights of whole stages before
-it computes on them, and gradients of weights that are put off need them to stay."""
-
-
-def whole_weights(schedule: str, groups: int) -> bool:
-    """Whether a schedule keeps the weights of whole stages gathered, whatever is sharded."""
-    return groups > 1 and schedule in LOOPED
-
-
-def zero_stages(schedule: str, groups: int) -> tuple[int, ...]:
-    """Those that a schedule can run with. Where weights stay gathered, 3 would share out nothing
-    more; gradients that are put off are whole until the end of a step."""
-    if groups == 1 or schedule not in LOOPED:
-        return ZERO_STAGES
-    return ZERO_STAGES[:2] if schedule == "zero_bubble" else ZERO_STAGES[:3]
 
 
 def may_share_sequences(trains: bool, tensor: int) -> bool:
@@ -432,9 +507,9 @@ def may_share_sequences(trains: bool, tensor: int) -> bool:
     return trains and tensor > 1
 
 
-def puts_shares_off(schedule: str, groups: int) -> bool:
-    """Whether a schedule puts gradients of weights off, which PyTorch 2.13 cannot where projections
-    read one gathered sequence: it goes through what they share twice."""
+def puts_off(schedule: str, groups: int) -> bool:
+    """Whether a schedule puts gradients of weights off. PyTorch 2.13 cannot where projections read
+    one gathered sequence: it goes through what they share twice."""
     return groups > 1 and schedule == "zero_bubble"
 
 
@@ -467,13 +542,21 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
             "true",
             "false",
         )
-    elif plan.sequence_parallel and puts_shares_off(plan.schedule, plan.mesh.pipeline):
+    elif plan.sequence_parallel and puts_off(plan.schedule, plan.mesh.pipeline):
         yield _not_run(
             "sequence_parallel",
             "zero_bubble cannot put gradients off where projections share a gathered sequence",
             "false, or another schedule",
             "true",
             "false",
+        )
+    if plan.chunks > 1 and puts_off(plan.schedule, plan.mesh.pipeline):
+        yield _not_run(
+            "chunks",
+            "what zero_bubble holds is known of one stage to a group alone",
+            "1, or interleaved",
+            str(plan.chunks),
+            "1",
         )
     yield from _broken_batch(plan)
     yield from broken_stages(plan)
@@ -483,29 +566,70 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
         yield from _broken_training(plan)
 
 
-def broken_sequence(text: int, images: int, parts: Parts) -> Broken | None:
-    """Sequences of training that the model has no positions for, before any is drawn."""
+def broken_for(
+    parts: Parts, mesh: Degrees, placement: str, trained: Sequence[str], text: int, images: int
+) -> Iterator[Broken]:
+    """What a plan contradicts of the design that it is to run, before a block is looked at."""
+    for number, role in enumerate(trained):
+        if role not in parts.parts or not parts.parts[role].parameters:
+            learns = [name for name, part in parts.parts.items() if part.parameters]
+            yield Broken(
+                code="VLMC162",
+                path=("trained", number),
+                message=f"the design's {role} has no parameters to train",
+                expected=", ".join(learns),
+                got=role,
+                help="name one of these, or leave it out",
+            )
+    yield from _broken_sequence(text, images, parts)
+    yield from _broken_split(mesh.tensor, placement == "replicated", parts)
+
+
+def _broken_sequence(text: int, images: int, parts: Parts) -> Iterator[Broken]:
+    """Sequences that the model cannot read."""
     most = MOST_POSITIONS if parts.context is None else parts.context
-    taken = parts.places if parts.fusion in ("prefix", "placeholder") else 0
-    if text > most:
-        return Broken(
-            code="VLMC130",
-            path=("text",),
-            message=f"a sequence of {text} tokens; the model has {most}",
-            expected=f"at most {most}",
-            got=f"{text}",
-            help=f"text: {most}",
-        )
-    if images * taken > most:
-        return Broken(
-            code="VLMC130",
-            path=("images",),
-            message=f"{images} of {taken} tokens each; the model has {most} positions",
-            expected=f"at most {most // taken}",
-            got=f"{images}",
-            help=f"images: {most // taken}",
-        )
-    return None
+    found = no_room(text, images, each=parts.taken, words=parts.image_words, context=most)
+    if found is None:
+        return
+    fewer = "" if found.images == images else f"images: {found.images}, "
+    yield Broken(
+        code="VLMC130",
+        path=("images",) if fewer else ("text",),
+        related=(("text",) if fewer else ("images",),),
+        message=found.message,
+        expected=found.expected,
+        got=found.got,
+        help=f"{fewer}text: {found.text}",
+    )
+
+
+def _broken_split(degree: int, replicated: bool, parts: Parts) -> Iterator[Broken]:
+    """A tensor degree that does not divide what it splits; the first that there is."""
+    for role, part in parts.parts.items():
+        if replicated and role in ("encoder", "adapter"):
+            continue
+        for what, count in _split_counts(role, part, parts):
+            if count % degree:
+                yield Broken(
+                    code="VLMC161",
+                    path=("mesh", "tensor"),
+                    message=f"{degree} devices cannot share the {count} {what} of the {role}",
+                    expected=f"a degree that divides {count}",
+                    got=f"{count} / {degree} = {count // degree} remainder {count % degree}",
+                    help=f"tensor: {nearest_divisor(count, degree)}",
+                )
+                return
+
+
+def _split_counts(role: str, part: Part, parts: Parts) -> list[tuple[str, int]]:
+    """What tensor parallelism divides in a part, with its name. A tied head reads the embedding,
+    which stays whole."""
+    known = part.arguments
+    if role == "head":
+        split = part.kind == "lm" and part.parameters > 0
+        return [("words of the vocabulary", parts.vocabulary)] if split else []
+    named = (("heads", "heads"), ("kv_heads", "key/value heads"), ("hidden", "hidden units"))
+    return [(what, known[name]) for name, what in named if isinstance(known.get(name), int)]
 
 
 def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
@@ -595,12 +719,10 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
             )  # fmt: skip
     stages = zero_stages(plan.schedule, plan.mesh.pipeline)
     if plan.zero not in stages:
-        needs = "the weights" if plan.zero == 3 else "the gradients"
         known = plan.zero in ZERO_STAGES
-        why = f" with {plan.schedule}, which needs {needs} of whole stages" if known else ""
         yield _not_run(
             "zero",
-            f"`zero` cannot be {plan.zero}{why}",
+            why_not_zero(plan.zero, plan.schedule) if known else f"`zero` cannot be {plan.zero}",
             ", ".join(map(str, stages)) + (", or schedule gpipe or 1f1b" if known else ""),
             str(plan.zero),
             str(stages[-1]),
@@ -613,6 +735,21 @@ def _broken_training(plan: Ruled) -> Iterator[Broken]:
         listed = ", ".join(once)
         yield _not_run("trained", "`trained` names a part twice", "each role once",
                        ", ".join(plan.trained), f"[{listed}]")  # fmt: skip
+    yield from _broken_recomputation(plan)
+
+
+def _broken_recomputation(plan: Ruled) -> Iterator[Broken]:
+    """Checkpointing of what stands beside the stacks: that is never computed again."""
+    for name, kept in plan.checkpointing.items():
+        if "*" not in name and kept != "none":
+            yield Broken(
+                code="VLMC012",
+                path=("checkpointing", name),
+                message=f"`{name[:60]}` names no stack, whose blocks alone are computed again",
+                expected="none, or a name with *",
+                got=kept,
+                help=f"{name[:60]}: none",
+            )
 
 
 def _not_run(key: str, message: str, expected: str, got: str, meant: str) -> Broken:
@@ -642,7 +779,7 @@ _CHECKPOINTING = ("none", "selective", "full")
 _COUNTS = ("per_node", "batch", "micro_batch", "text", "chunks")
 _RULED = (
     "per_node", "precision", "optimiser", "placement", "sequence_parallel", "zero", "batch",
-    "micro_batch", "schedule", "chunks",
+    "micro_batch", "schedule", "chunks", "checkpointing",
 )  # fmt: skip
 _KEYS = {
     "version", "design", "spec", "mode", "hardware", "count", "per_node", "trained", "precision",
@@ -738,36 +875,9 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
             f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
             f"torchrun --nproc-per-node {plan.mesh.ranks}"
         )
-    for role in plan.trained:
-        if role not in parts.parts:
-            raise UsageError(f"trained: this design has no {role}; it has {', '.join(parts.parts)}")
-    too_long = broken_sequence(plan.text, plan.images, parts)
-    if too_long is not None:
-        raise UsageError(_said(too_long))
-    heads = head_counts(parts)
-    for role, counts in heads.items():
-        degree = plan.encoder_tensor if role in ("encoder", "adapter") else plan.mesh.tensor
-        for what, count in counts:
-            if count % degree:
-                raise UsageError(
-                    f"mesh.tensor: {degree} devices cannot share the {count} {what} of the {role}"
-                )
-
-
-def head_counts(parts: Parts) -> dict[str, list[tuple[str, int]]]:
-    """What tensor parallelism divides in each part, with its name."""
-    found: dict[str, list[tuple[str, int]]] = {}
-    for role, part in parts.parts.items():
-        if role not in ("encoder", "adapter", "fusion", "language"):
-            continue
-        for name, what in (("heads", "heads"), ("kv_heads", "key/value heads")):
-            count = part.arguments.get(name)
-            if isinstance(count, int):
-                found.setdefault(role, []).append((what, count))
-        hidden = part.arguments.get("hidden")
-        if isinstance(hidden, int):
-            found.setdefault(role, []).append(("hidden units", hidden))
-    return found
+    broken = broken_for(parts, plan.mesh, plan.placement, plan.trained, plan.text, plan.images)
+    for one in broken:
+        raise UsageError(_said(one))
 
 
 def _plan(document: Any) -> Plan:
@@ -826,7 +936,7 @@ def _plan(document: Any) -> Plan:
         **{key: whole[key] for key in _RULED},
     )
     broken = next(broken_rules(ruled), None)
-    _require(broken is None, _said(broken))
+    _require(broken is None, "" if broken is None else _said(broken))
     return Plan(
         design=whole["design"],
         spec=whole["spec"],
@@ -851,9 +961,7 @@ def _plan(document: Any) -> Plan:
     )
 
 
-def _said(broken: Broken | None) -> str:
-    if broken is None:
-        return ""
+def _said(broken: Broken) -> str:
     where = ".".join(map(str, broken.path))
     return (
         f"{where}: {broken.message}; expected {broken.expected}, got {broken.got}; for example "
@@ -1087,12 +1195,13 @@ def _resampler(parts: Parts) -> list[Step]:
 
     def layer(index: int, model: Any, state: State, data: Data) -> State:
         latents = model.adapter.layers[index](state["latents"], state["features"])
-        return passed(state, latents=latents)
+        gone = ("features",) if index + 1 == values["layers"] else ()
+        return passed(state, *gone, latents=latents)
 
     def end(model: Any, state: State, data: Data) -> State:
         latents = state["latents"]
         visual = model.adapter.norm(latents) if values["final_norm"] else latents
-        return passed(state, "features", "latents", visual=visual)
+        return passed(state, "latents", visual=visual)
 
     first = ("latents", "projection", "time_embedding")
     return [
@@ -1112,6 +1221,8 @@ def _qformer(parts: Parts) -> list[Step]:
     def crosses(index: int) -> bool:
         return index % values["cross_attention_every"] == 0
 
+    last = max(filter(crosses, range(values["layers"])))
+
     def start(model: Any, state: State, data: Data) -> State:
         adapter = model.adapter
         features = state["features"].to(adapter.queries.dtype)
@@ -1121,11 +1232,12 @@ def _qformer(parts: Parts) -> list[Step]:
     def layer(index: int, model: Any, state: State, data: Data) -> State:
         block, x = model.adapter.layers[index], state["latents"]
         x = block.look(x, state["features"]) if crosses(index) else block(x, memory=None)
-        return passed(state, latents=x)
+        gone = ("features",) if index == last else ()
+        return passed(state, *gone, latents=x)
 
     def end(model: Any, state: State, data: Data) -> State:
         visual = model.adapter.projection(state["latents"])
-        return passed(state, "features", "latents", visual=visual)
+        return passed(state, "latents", visual=visual)
 
     return [
         whole("adapter.begin", start, "adapter.queries", "adapter.norm"),
@@ -1209,19 +1321,24 @@ def _decoder(parts: Parts) -> list[Step]:
             x = x + model.language.position_embedding(where + offset)
         return passed(state, x=data["sequences"].share(x))
 
+    layers: int = parts.argument("language", "layers")
+    every: int = parts.argument("fusion", "every") if crossing else 1
+
     def gated(index: int, model: Any, state: State, data: Data) -> State:
         seen: Tensor = data["seen"]
         tokens = state["visual"].shape[1] // seen.shape[2]
         seen = seen.repeat_interleave(tokens, dim=-1)[:, None]
         seen = data["sequences"].share(seen, dim=2)
-        return passed(state, x=model.gated_blocks[index].look(state["x"], state["visual"], seen))
+        x = model.gated_blocks[index].look(state["x"], state["visual"], seen)
+        gone = ("visual",) if (index + 1) * every >= layers else ()
+        return passed(state, *gone, x=x)
 
     def layer(index: int, model: Any, state: State, data: Data) -> State:
         context = data["context"](state["x"].dtype)
         return passed(state, x=model.language.layer(index, state["x"], context, None))
 
     def norm(model: Any, state: State, data: Data) -> State:
-        return passed(state, "visual", x=model.language.norm(state["x"]))
+        return passed(state, x=model.language.norm(state["x"]))
 
     def head(model: Any, state: State, data: Data) -> State:
         logits = model.logits(data["sequences"].whole(state["x"]))
@@ -1231,9 +1348,9 @@ def _decoder(parts: Parts) -> list[Step]:
     embeddings = ("language.embedding", "language.added_embedding")
     steps = [whole("fusion", project, "visual_projection")] if crossing else []
     steps.append(whole("language.begin", embed, *embeddings, "language.position_embedding"))
-    for index in range(parts.argument("language", "layers")):
-        if crossing and index % parts.argument("fusion", "every") == 0:
-            number = index // parts.argument("fusion", "every")
+    for index in range(layers):
+        if crossing and index % every == 0:
+            number = index // every
             steps.append(unit(f"gated_blocks.{number}", at(gated, number), _gated))
         steps.append(unit(f"language.layers.{index}", at(layer, index)))
     tied = embeddings if parts.argument("head", "tied") else ()
@@ -1313,10 +1430,11 @@ def _encoder_decoder(parts: Parts) -> list[Step]:
         bias = data["bias"]("decoder")
         seen = data["attention_mask"][:, None, None, :].bool()
         block = model.language.decoder_layers[index]
-        return passed(state, x=block.look(state["x"], state["encoded"], bias, seen))
+        gone = ("encoded",) if index + 1 == parts.argument("language", "decoder_layers") else ()
+        return passed(state, *gone, x=block.look(state["x"], state["encoded"], bias, seen))
 
     def norm(model: Any, state: State, data: Data) -> State:
-        return passed(state, "encoded", x=model.language.decoder_norm(state["x"]))
+        return passed(state, x=model.language.decoder_norm(state["x"]))
 
     def head(model: Any, state: State, data: Data) -> State:
         logits = model.logits(data["sequences"].whole(state["x"]))
@@ -1389,9 +1507,10 @@ class Gather(torch.autograd.Function):
     def forward(ctx: Any, share: Tensor, group: Any) -> Tensor:
         ctx.group = group
         share = share.contiguous()
-        found = [torch.empty_like(share) for _ in range(DISTRIBUTED.get_world_size(group))]
-        DISTRIBUTED.all_gather(found, share, group=group)
-        return torch.cat(found)
+        ranks: int = DISTRIBUTED.get_world_size(group)
+        found = share.new_empty((ranks * share.shape[0], *share.shape[1:]))
+        DISTRIBUTED.all_gather_into_tensor(found, share, group=group)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -1469,9 +1588,9 @@ def enter_once(
 
 
 class Through(torch.autograd.Function):
-    """Hands tensors on, and gives every input a gradient: what a stage sends always asks for one,
-    and what it received always gets one, though all of the stage is frozen or a micro-batch shows
-    no image. A pipeline's transfers are fixed; they fail where a gradient is missing."""
+    """Hands tensors on, and gives every input a gradient: what is sent behind something trained
+    always asks for one, and always gets one, though a micro-batch shows no image. A pipeline's
+    transfers are fixed; they fail where a gradient is missing."""
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -1505,9 +1624,8 @@ def cuts(steps: Sequence[Step], plan: Plan, model: nn.Module) -> list[Cut]:
     """The stages of a plan. Raises UsageError where they do not follow the chain."""
     _check_depth(plan.stages, model)
     _check_checkpointing(steps, plan.checkpointing)
-    where = _places(steps, plan.stages)
     names = [name for name, _ in model.named_parameters()]
-    _check_trained(plan.trained, names)
+    where = _places(steps, plan.stages, names)
     found: list[Cut] = []
     reached = False
     for index in range(len(plan.stages)):
@@ -1553,13 +1671,6 @@ def _check_depth(stages: Sequence[Sequence[Held]], model: Any) -> None:
                 raise UsageError(f"stages[{index}]: the model has no {one.final[:60]}")
 
 
-def _check_trained(trained: Sequence[str], names: Sequence[str]) -> None:
-    """Refuses parts that have nothing to learn: whoever names one means another."""
-    for role in trained:
-        if all(role_of(name) != role for name in names):
-            raise UsageError(f"trained: {role} has no parameters in this design")
-
-
 def _check_checkpointing(steps: Sequence[Step], checkpointing: dict[str, str]) -> None:
     """Refuses names of no block, which would be kept whole in silence. What lies within a step
     that is never cut has no step of its own."""
@@ -1568,16 +1679,20 @@ def _check_checkpointing(steps: Sequence[Step], checkpointing: dict[str, str]) -
             raise UsageError(f"checkpointing: the model has no {key[:60]}")
 
 
-def _places(steps: Sequence[Step], stages: Sequence[Sequence[Held]]) -> list[int]:
-    """The stage of each step. What a plan does not name goes with what follows it."""
+def _places(
+    steps: Sequence[Step], stages: Sequence[Sequence[Held]], names: Sequence[str]
+) -> list[int]:
+    """The stage of each step. One without parameters that the plan does not name goes with its
+    part's step before it, else with what follows it."""
     found: list[int | None] = []
-    for step in steps:
+    for index, step in enumerate(steps):
         of = {i for i, held in enumerate(stages) if any(one.related(step.name) for one in held)}
-        if len(of) > 1 and step.block is not None:
+        if len(of) > 1:
             raise UsageError(f"stages: {step.name} is held by more than one stage")
-        found.append(min(of) if of else None)
-        if not of and step.block is not None:
+        if not of and owned(step, names):
             raise UsageError(f"stages: no stage holds {step.name}")
+        before = index and role_of(steps[index - 1].name) == role_of(step.name)
+        found.append(min(of) if of else found[-1] if before else None)
     following = len(stages) - 1
     placed: list[int] = []
     for place in reversed(found):
@@ -1620,6 +1735,11 @@ class Stage(nn.Module):
         self.sequences = Sequences()
         self.partial: set[str] = set()
         """Parameters that see a share of the images or tokens on each rank of a tensor group."""
+        self.recomputed: list[nn.Module] = []
+        """Modules whose forward pass the backward pass runs again."""
+        self.always = False
+        """Whether gradients go from stage to stage even where nothing before is trained: zeros,
+        without which a schedule that puts gradients of weights off finds no way to them."""
         self.takes: tuple[str, ...] = ()
         self.feed: list[Data] = []
         self.anchor = torch.zeros((), requires_grad=True)
@@ -1633,9 +1753,21 @@ class Stage(nn.Module):
         given = received if self.cut.fed else tuple(one.detach() for one in received)
         state = self.run(dict(zip(self.takes, given, strict=True)), data)
         sent = tuple(state[name] for name in sorted(state))
+        if not self.asks:
+            return sent
         anchor = self.anchor.to(sent[0].device)
         sent = _THROUGH.apply(len(sent), *sent, *received, anchor)
         return sent[0] if self.cut.last else sent
+
+    @property
+    def asks(self) -> bool:
+        """Whether gradients of what it sends come back."""
+        return self.always or self.cut.last or self.cut.reached[-1]
+
+    @property
+    def answers(self) -> bool:
+        """Whether it sends gradients of what it receives."""
+        return self.always or self.cut.fed
 
     def informed(self, data: Data) -> Data:
         """The micro-batch with how its sequences are shared out, and with what all layers of a
@@ -1662,9 +1794,10 @@ def sees(step: Step) -> bool:
     return role_of(step.name) in ("encoder", "adapter")
 
 
-def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:
+def save_less(stage: Stage, checkpointing: dict[str, str]) -> list[nn.Module]:
     """Recomputes blocks in the backward pass where the plan says so: all of a block, or
-    (selective) its attention."""
+    (selective) its attention. Gives what is recomputed."""
+    found: list[nn.Module] = []
     for step in stage.cut.steps:
         if step.block is None:
             continue
@@ -1674,8 +1807,11 @@ def save_less(stage: Stage, checkpointing: dict[str, str]) -> None:
             for attention in (getattr(block, name, None) for name in ("attention", "cross")):
                 if attention is not None:
                     _recompute(attention, "forward")
+                    found.append(attention)
         elif kind == "full":
             _recompute(block, "look" if step.look is not None else "forward")
+            found.append(block)
+    return found
 
 
 def _recompute(module: Any, method: str) -> None:
@@ -1823,17 +1959,19 @@ def share(
     )
     setattr(module, name, nn.Parameter(made, requires_grad=parameter.requires_grad))
 
-    def show(inner: Any, given: Any) -> None:
-        local = inner._parameters[name]
+    inner = module.forward
+
+    def run(*given: Any, **named: Any) -> Any:
+        local = module._parameters[name]
         if isinstance(local, DTensor):
             local = local.to_local(grad_placements=[gradient])
-        inner.__dict__[name] = local
+        module.__dict__[name] = local
+        try:
+            return inner(*given, **named)
+        finally:
+            module.__dict__.pop(name, None)
 
-    def hide(inner: Any, given: Any, made: Any) -> None:
-        inner.__dict__.pop(name, None)
-
-    module.register_forward_pre_hook(show)
-    module.register_forward_hook(hide, always_call=True)
+    module.forward = run  # which checkpointing runs again, unlike hooks
 
 
 def _has_weight(module: nn.Module) -> bool:
@@ -1888,9 +2026,9 @@ def micro_batches(
     taken = shown * parts.places if parts.fusion == "single_stream" else 0
     if parts.context is not None:
         longest = max(len(words) for words, _ in placed)
-        if longest + taken > parts.context:
+        if longest > parts.context:
             raise UsageError(f"a sequence of {longest} tokens; the model has {parts.context}")
-        text = min(text, parts.context - taken)
+        text = min(text, parts.context)
     text = _divisible(parts, text, taken, shares)
     groups = [list(range(i, i + size)) for i in range(0, len(rows), size)]
     if _each(parts):
@@ -2061,8 +2199,9 @@ class PuttingOff(PipelineStage):
             whole: Any = super()
             return whole.backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         # The pass for inputs, which comes before, has told FSDP2 to hold gradients back.
-        groups = apart(bwd_kwargs["param_groups"])
-        weights = self.submod.parameters()
+        stage: Any = self.submod
+        groups = together(apart(bwd_kwargs["param_groups"]), stage.recomputed)
+        weights = stage.parameters()
         # The graph goes with the groups, after all of them.
         return PIPELINING.stage_backward_weight(weights, groups, retain_graph=True), None
 
@@ -2075,6 +2214,82 @@ def apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         group["params"] = group["params"] - seen
         seen |= group["params"]
     return [group for group in groups if group["params"]]
+
+
+def together(groups: list[dict[str, Any]], recomputed: list[nn.Module]) -> list[dict[str, Any]]:
+    """The groups, one for all weights of a module that is computed again: PyTorch would do so for
+    each of its groups. What reaches a place from another of the same group is not counted, as
+    PyTorch puts the gradient that was found for the place there."""
+    of = {id(weight): at for at, module in enumerate(recomputed) for weight in module.parameters()}
+    found: list[dict[str, Any]] = []
+    whole: dict[int, dict[str, Any]] = {}
+    for group in groups:
+        at = next((of[id(one.variable)] for one in group["params"] if id(one.variable) in of), None)
+        if at is None or at not in whole:
+            found.append(group)
+        if at is not None:
+            first = whole.setdefault(at, group)
+            if first is not group:
+                for name in ("params", "intermediates", "grads"):
+                    first[name] = type(first[name])([*first[name], *group[name]])
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# Parameters that several stages read: each stage has a copy.
+# --------------------------------------------------------------------------------------------------
+
+
+class Copies:
+    """The copies of trained parameters (of a tied embedding) that a rank and others hold. All ranks
+    of a mesh make one."""
+
+    def __init__(self, cuts: Sequence[Cut], trained: Sequence[str], mesh: DeviceMesh) -> None:
+        size, own = mesh["pipeline"].size(), mesh["pipeline"].get_local_rank()
+        stages: dict[str, list[int]] = {}
+        for cut in cuts:
+            for name in {name for step in cut.steps for name in owned(step, trained)}:
+                stages.setdefault(name, []).append(cut.index)
+        self.names: dict[str, Any] = {}
+        """With the group of ranks that hold them; None where one rank holds all copies."""
+        made: dict[tuple[int, ...], Any] = {}
+        for name in trained:
+            read = stages.get(name, [])
+            place = tuple(sorted({index % size for index in read}))
+            if len(read) > 1 and place not in made:
+                made[place] = _holders(place, mesh)
+            if len(read) > 1 and own in place:
+                self.names[name] = made[place]
+
+    def add_up(self, stages: Sequence[Stage]) -> None:
+        """Gives each copy the sum of the gradients of all."""
+        for name, group in self.names.items():
+            own = [p for s in stages for n, p in s.model.named_parameters() if n == name]
+            for parameter in own:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            total, *others = [local_of(p.grad) for p in own if p.grad is not None]
+            for other in others:
+                total += other
+            if group is not None:
+                DISTRIBUTED.all_reduce(total, group=group)
+            for other in others:
+                other.copy_(total)
+
+
+def _holders(place: Sequence[int], mesh: DeviceMesh) -> Any:
+    """This rank's group with those that lie as it does in some groups of the pipeline."""
+    if len(place) == 1:
+        return None
+    if len(place) == mesh["pipeline"].size():
+        return mesh["pipeline"].get_group()
+    ranks: Any = mesh.mesh[list(place)].flatten(1).T
+    return DISTRIBUTED.new_subgroups_by_enumeration(ranks.tolist())[0]
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """A rank's own part of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2109,15 +2324,14 @@ class Engine:
             self.whole: nn.Module = model_py.build().to(self.dtype)
         steps = [*vision_steps(parts), *word_steps(parts)]
         self.cuts = cuts(steps, plan, self.whole)
-        if plan.placement == "replicated" and any(sees(s) for c in self.cuts[1:] for s in c.steps):
-            raise UsageError("stages: replicated, encoder and adapter stand on the first stage")
         self.stages = [
             self._stage(cut.index, model_py, weights)
             for cut in self.cuts
             if cut.index % mesh.pipeline == self.group
         ]
         self._schedules: dict[Any, Any] = {}
-        self._sharers = self._shared_parameters()
+        trained = [n for n, _ in self.whole.named_parameters() if role_of(n) in plan.trained]
+        self._copies = Copies(self.cuts, trained, self.mesh)
 
     def _stage(self, index: int, model_py: Any, weights: Path) -> Stage:
         """A stage with its weights, split and sharded."""
@@ -2141,7 +2355,7 @@ class Engine:
                 stage.images = SharedImages(self.mesh["tensor"].get_group())
                 names = [name for name, _ in stage.model.named_parameters()]
                 stage.partial |= {n for n in names if role_of(n) in ("encoder", "adapter")}
-        save_less(stage, plan.checkpointing)
+        stage.recomputed = save_less(stage, plan.checkpointing)
         if plan.mesh.data > 1 or self.dtype != torch.float32:
             self._shard(stage)
         return stage.to(self.device)
@@ -2177,6 +2391,7 @@ class Engine:
         ]
         for block in apart:
             fully_shard(block, **options)  # a unit of its own is never gathered
+        _fetch_nothing_unread(stage)
         sharded: FSDPModule = fully_shard(stage, **options)
         stage.__dict__["set_requires_gradient_sync"] = partial(
             _hold_back, sharded.set_requires_gradient_sync, apart
@@ -2213,7 +2428,7 @@ class Engine:
             for parameter in stage.parameters():
                 if parameter.ndim == 0 and parameter.requires_grad and plan.mesh.data > 1:
                     self._average(parameter)
-        self._add_shared()
+        self._copies.add_up(self.stages)
         own = sum((loss.detach().double() for loss in losses), torch.zeros((), dtype=torch.double))
         own = own.cpu() / plan.mesh.data if self.tensor == 0 else torch.zeros(()).double()
         own = own.to(self.device)
@@ -2225,7 +2440,7 @@ class Engine:
         for name, parameter in stage.model.named_parameters():
             if parameter.grad is not None and name in stage.partial:
                 group = self.mesh["tensor"].get_group()
-                DISTRIBUTED.all_reduce(_local(parameter.grad), group=group)
+                DISTRIBUTED.all_reduce(local_of(parameter.grad), group=group)
 
     def _average(self, parameter: nn.Parameter) -> None:
         if parameter.grad is None:
@@ -2277,13 +2492,14 @@ class Engine:
             index = stage.cut.index
             before = sent[index - 1] if index else {}
             stage.takes = tuple(before)
+            stage.always = puts_off(self.plan.schedule, self.plan.mesh.pipeline)
             made = PuttingOff(
                 stage,
                 index,
                 len(self.cuts),
                 self.device,
-                input_args=tuple(_asking(one) for one in before.values()),
-                output_args=tuple(_asking(one) for one in sent[index].values()),
+                input_args=tuple(_asking(one, stage.answers) for one in before.values()),
+                output_args=tuple(_asking(one, stage.asks) for one in sent[index].values()),
                 group=self.mesh["pipeline"].get_group(),
             )
             stages.append(made)
@@ -2303,40 +2519,15 @@ class Engine:
         there once for each."""
         return {n: p for stage in self.stages for n, p in stage.model.named_parameters()}
 
-    def _shared_parameters(self) -> list[tuple[str, Any]]:
-        """Trained parameters that several stages read (a tied embedding), with the group of ranks
-        that hold them."""
-        if self.plan.mesh.pipeline == 1:
-            return []
-        names: list[list[str]] = [[] for _ in range(self.plan.mesh.pipeline)]
-        own = [n for s in self.stages for n, p in s.model.named_parameters() if p.requires_grad]
-        group = self.mesh["pipeline"].get_group()
-        DISTRIBUTED.all_gather_object(names, own, group=group)
-        counts: dict[str, int] = {}
-        for held in names:
-            for name in held:
-                counts[name] = counts.get(name, 0) + 1
-        return [(name, group) for name in sorted(counts) if counts[name] > 1]
 
-    def _add_shared(self) -> None:
-        """Sums the gradients of parameters that several stages read. Ranks of other stages take
-        part with zeros: a group of the pipeline's ranks is there already."""
-        for name, group in self._sharers:
-            own = [p for s in self.stages for n, p in s.model.named_parameters() if n == name]
-            total: Tensor | None = None
-            for parameter in own:
-                grad = _local(parameter.grad) if parameter.grad is not None else None
-                total = grad if total is None else total if grad is None else total + grad
-            shape = None if not own else tuple(_local(own[0]).shape)
-            shapes: list[Any] = [None] * self.plan.mesh.pipeline
-            DISTRIBUTED.all_gather_object(shapes, shape, group=group)
-            full = next(s for s in shapes if s is not None)
-            summed = torch.zeros(full, device=self.device) if total is None else total.clone()
-            DISTRIBUTED.all_reduce(summed, group=group)
-            for parameter in own:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                _local(parameter.grad).copy_(summed)
+def _fetch_nothing_unread(stage: Stage) -> None:
+    """FSDP2 gathers the block before the one that runs backward ahead of time, also where no
+    gradient goes there: the first that one reaches is to fetch itself, which is there."""
+    steps = zip(stage.cut.steps, stage.cut.reached, strict=True)
+    first = next((step.block for step, reached in steps if reached and step.block), None)
+    block = None if first is None else stage.model.get_submodule(first)
+    if isinstance(block, FSDPModule):
+        block.set_modules_to_backward_prefetch([block])
 
 
 def _as_it_is(*given: Any, **named: Any) -> None:
@@ -2351,16 +2542,12 @@ def _hold_back(others: Callable[[bool], None], apart: Sequence[Any], sync: bool)
         block.set_requires_gradient_sync(True)
 
 
-def _asking(meta: Tensor) -> Tensor:
-    return torch.empty_like(meta, requires_grad=True)
+def _asking(meta: Tensor, asks: bool) -> Tensor:
+    return torch.empty_like(meta, requires_grad=asks)
 
 
 def _handed_on(loss: Tensor, number: Tensor) -> Tensor:
     return loss
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _put_together(parameter: nn.Parameter) -> None:
@@ -2531,26 +2718,25 @@ def batches_of(
 
 
 def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> Iterator[list[Row]]:
-    """Batches drawn from a seed: the same on all ranks."""
+    """Batches drawn from a seed, the same on all ranks. Of the `text` tokens of a sequence those
+    that stand for images are put in later, as visual tokens are beside them."""
     generator = torch.Generator().manual_seed(seed)
-    words = int(parts.argument("language", "vocabulary"))
+    vocabulary = int(parts.argument("language", "vocabulary"))
     token = parts.argument("fusion", "image_token")
-    most = min(words, token if isinstance(token, int) else words)
+    most = min(vocabulary, token if isinstance(token, int) else vocabulary)
     head = parts.parts["head"]
-    taken = 0
-    if parts.fusion != "single_stream":
-        taken = images * (1 if parts.fusion == "gated_cross_attention" else parts.places)
+    length = text - images * parts.image_words
     while True:
         batch: list[Row] = []
         for _ in range(size):
-            length = max(2, text - taken)
             drawn: Any = torch.randint(0, most, (length,), generator=generator)
             pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(images))
-            labels: Any = None
+            words: list[int] = drawn.tolist()
+            labels: Any = words if parts.target else None
             if head.kind == "classify":
                 classes = head.arguments["classes"]
                 labels = int(torch.randint(0, classes, (1,), generator=generator))
-            batch.append(Row(words=drawn.tolist(), labels=labels, images=pictures))
+            batch.append(Row(words=words, labels=labels, images=pictures))
         yield batch
 
 
@@ -2565,8 +2751,7 @@ def _row(
     if not is_a(document, dict) or not _LINE_KEYS >= set(document) >= {"input_ids"}:
         raise UsageError(f"{where}: expected input_ids, and labels and pixel_values where needed")
     words, labels = document["input_ids"], document.get("labels")
-    vocabulary = int(parts.argument("language", "vocabulary"))
-    vocabulary += int(parts.argument("language", "added_vocabulary") or 0)
+    vocabulary = parts.vocabulary
     token = parts.argument("fusion", "image_token")
     if not _token_ids(words) or any(not 0 <= w < vocabulary and w != token for w in words):
         raise UsageError(f"{where}: input_ids must list token ids below {vocabulary}")
@@ -2775,6 +2960,7 @@ PARTS = Parts(
                 "alpha": 0.2,
                 "frames": 30,
             },
+            parameters=435286116,
         ),
         "adapter": Part(
             kind="perceiver_resampler",
@@ -2792,6 +2978,7 @@ PARTS = Parts(
                 "source_tokens": 100,
                 "frames": 8,
             },
+            parameters=193628160,
         ),
         "fusion": Part(
             kind="gated_cross_attention",
@@ -2813,6 +3000,7 @@ PARTS = Parts(
                 "all_previous": False,
                 "image_token": 31999,
             },
+            parameters=9676652568,
         ),
         "language": Part(
             kind="decoder",
@@ -2837,6 +3025,7 @@ PARTS = Parts(
                 "position_rows": 2048,
                 "position_offset": 0,
             },
+            parameters=70061924352,
         ),
         "head": Part(
             kind="lm",
@@ -2847,6 +3036,7 @@ PARTS = Parts(
                 "tied": True,
                 "scale": None,
             },
+            parameters=0,
         ),
     },
     image=(30, 3, 320, 320),
