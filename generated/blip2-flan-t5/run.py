@@ -1305,7 +1305,7 @@ def _opened(source: Source) -> Generator[Image.Image]:
         raise UsageError(_too_large(title, "far too many")) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(error).split("\n")[0] or type(error).__name__
-        if isinstance(source, Image.Image):
+        if isinstance(source, Image.Image) and not isinstance(error, OSError):
             raise UsageError(
                 f"{title}: a Pillow image without pixels ({reason}); where its file was closed, "
                 "give the path, or a copy() made before that"
