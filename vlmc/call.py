@@ -5,9 +5,11 @@ Options come from Python or from the command line; what they mean here needs no 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from vlmc.diagnostics import UsageError
 from vlmc.diagnostics.nearest import listing
@@ -17,10 +19,10 @@ from vlmc.spec.problems import planned
 
 def path_of(path: object) -> Path:
     """The path of a spec file or a build folder. Raises UsageError for what names no file."""
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | os.PathLike):
         given = "None" if path is None else f"a value of type {type(path).__name__}"
         raise UsageError(f"{given} is no path: name a spec file or a build folder")
-    return Path(path)
+    return Path(cast("str | os.PathLike[str]", path))
 
 
 def listed(given: Iterable[str]) -> tuple[str, ...]:

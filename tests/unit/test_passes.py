@@ -403,6 +403,23 @@ def test_long_single_rows_are_sums_of_partial_sums(width: int, parts: list[int])
     assert compare(graph, after, {}, given) <= TOLERANCE
 
 
+def test_partial_sums_of_16_bits_are_not_rounded() -> None:
+    """A total of fp16 whose parts are beyond it."""
+
+    class Body(torch.nn.Module):
+        def forward(self, row: Any, weight: Any) -> torch.Tensor:
+            return torch.nn.functional.linear(row, weight)
+
+    row = torch.full((1, 1, 4 * 2752), 8.0, dtype=torch.float16)
+    weight = torch.full((3, 4 * 2752), 4.0, dtype=torch.float16)
+    weight[:, 2 * 2752 :] = -4.0
+    program = torch.export.export(Body(), (row, weight))
+    graph = Graph(name="one", program=program, inputs=(), outputs=(), bounds={}, constants={})
+    after = apply(graph, [single_row])
+    assert operations(after)["aten.sum.dim_IntList"] == 2
+    assert after.program.module()(row, weight).tolist() == [[[0.0] * 3]]
+
+
 def test_grouped_heads_are_read_once() -> None:
     class Body(torch.nn.Module):
         def forward(self, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:

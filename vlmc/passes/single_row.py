@@ -42,8 +42,13 @@ def single_row(draft: Draft) -> str:
             if len(parts) > 1:
                 weight = call(aten.reshape.default, weight, [rows, *parts])
             result = call(aten.mul.Tensor, row, weight)
+            number = tensor(weight).dtype
+            # Partial sums of 16 bits would be rounded, and overflow where the whole does not.
+            wide = {"dtype": torch.float32} if len(parts) > 1 and number.itemsize == 2 else {}
             for _ in parts:
-                result = call(aten.sum.dim_IntList, result, [-1])
+                result = call(aten.sum.dim_IntList, result, [-1], **wide)
+            if wide:
+                result = call(aten.to.dtype, result, number)
             if len(linear.args) > 2 and linear.args[2] is not None:
                 result = call(aten.add.Tensor, result, linear.args[2])
             result = call(aten.reshape.default, result, [*extents, rows])
