@@ -4818,7 +4818,7 @@ class Kept {
 BOUNDED = 2**20
 """Elements of a buffer that has its largest size from the first step on; larger ones grow."""
 
-MARK = {"vlmc_blocks": hashlib.sha256(BLOCKS.encode()).hexdigest()[:16]}
+MARK = {"vlmc_blocks": hashlib.sha256(f"{BOUNDED}{BLOCKS}".encode()).hexdigest()[:16]}
 
 
 def kept_memory() -> dict[str, Any]:
@@ -4836,11 +4836,14 @@ def _teach() -> None:
     common: Any = import_module("torch._inductor.codegen.common")
     common.init_backend_registration()
     cpu = common.device_codegens["cpu"]
-    wrapper: Any = cpu.cpp_wrapper_codegen
+    # Another copy of this module may have been here (a build's run.py has one).
+    wrapper: Any = getattr(cpu.cpp_wrapper_codegen, "of_torch", cpu.cpp_wrapper_codegen)
     settings: Any = import_module("torch._inductor.config")
     sympify: Any = import_module("sympy").sympify
 
     class KeptMemory(wrapper):
+        of_torch = wrapper
+
         @staticmethod
         def create(*args: Any) -> Any:
             marked = MARK.items() <= settings.aot_inductor.metadata.items()
