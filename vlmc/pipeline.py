@@ -80,8 +80,9 @@ def load_resolved(
 ) -> tuple[ModelSpec, Arch]:
     """The design in a spec file or a build folder, resolved; of a spec file with `mini` its twin,
     which is then held to the target's rules in the place of the design. Raises as `load_spec`."""
-    if mini and path_of(path).is_file():
-        spec = load_for_twin(path_of(path), listed(overrides))
+    source = path_of(path)
+    if mini and source.is_file():
+        spec = load_for_twin(source, listed(overrides))
         return spec, verified(twin_of(spec))
     spec = load_spec(path, overrides)
     return spec, resolve(spec, mini=mini)

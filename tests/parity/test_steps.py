@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from exported_twins import exported
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
+from vlmc.runtime.engines import kept_memory
 from vlmc.runtime.engines.open import open_engine
 from vlmc.runtime.engines.torch_engine import TorchState
 
@@ -138,3 +141,21 @@ def test_graphs_that_are_compiled_when_they_are_used(twins: dict[str, Twin]) -> 
     assert given_by_torch(lambda: torch.zeros(3)) == [12]
     # torch.compile hands the one extent that varies over as a tensor.
     assert given_by_torch(lambda: engine.step(state, token)) == [8]
+
+
+def test_a_second_copy_of_kept_memory_takes_the_place_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A build's run.py carries one; both at once would write the blocks twice."""
+    common: Any = import_module("torch._inductor.codegen.common")
+    common.init_backend_registration()
+    cpu = common.device_codegens["cpu"]
+    monkeypatch.setattr(cpu, "cpp_wrapper_codegen", cpu.cpp_wrapper_codegen)
+    for name in ("first", "second"):
+        found: Any = spec_from_file_location(name, kept_memory.__file__)
+        copy: Any = module_from_spec(found)
+        found.loader.exec_module(copy)
+        copy.kept_memory()
+        registered = cpu.cpp_wrapper_codegen
+        assert registered.__module__ == name
+        assert [one.__module__.split(".")[0] for one in registered.__mro__[:2]] == [name, "torch"]

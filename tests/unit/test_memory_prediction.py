@@ -87,6 +87,12 @@ PLANNED: list[dict[str, Any]] = [
                  "precision": "bf16"},
         "micro_batches": 4, "schedule": "interleaved", "rank": 1,
     },
+    # There is room for the messages of each micro-batch.
+    {
+        "case": {"system": "visualbert", "layers": 8, "text": 64, "trained": "all",
+                 "checkpointing": "full"},
+        "micro_batches": 4, "schedule": "interleaved", "rank": 1,
+    },
     # What gradients of weights that are put off are made of waits for them.
     {
         "case": {"system": "llava-1.5", "layers": 8, "text": 64, "trained": "all"},

@@ -18,6 +18,7 @@ from vlmc.partition.schedule import (
     IllegalOrder,
     Timeline,
     bubble_share,
+    moments,
     most_held,
     most_put_off,
     order,
@@ -64,6 +65,30 @@ def test_closed_forms_hold(
         for rank, actions in enumerate(order(schedule, ranks, micro_batches)):
             waiting = accumulate((one.op == "I") - (one.op == "W") for one in actions)
             assert rank == 0 or max(waiting) == most_put_off(rank, micro_batches)
+
+
+@pytest.mark.parametrize(("ranks", "rounds", "chunks"), [(2, 2, 2), (3, 7, 2), (4, 9, 4)])
+def test_what_a_rank_holds_of_each_stage_is_as_in_the_whole_order(
+    ranks: int, rounds: int, chunks: int
+) -> None:
+    micro_batches = ranks * rounds
+    for rank, actions in enumerate(order("interleaved", ranks, micro_batches, chunks)):
+        held = [0] * chunks
+        seen: set[tuple[int, tuple[int, ...]]] = set()
+        for one in actions:
+            at = one.stage // ranks
+            held[at] += one.op == "F"
+            seen.add((at, tuple(held)))
+            held[at] -= one.op == "B"
+        kept = moments("interleaved", rank, ranks, micro_batches, chunks)
+        assert set(kept) <= seen
+        for at, counts in seen:
+            assert any(
+                at == place and all(a >= b for a, b in zip(more, counts, strict=True))
+                for place, more in kept
+            )
+    first = moments("interleaved", 0, ranks, micro_batches, chunks)
+    assert max(counts[0] for _, counts in first) > max(counts[-1] for _, counts in first)
 
 
 def test_the_closed_forms_of_the_papers() -> None:
