@@ -32,6 +32,7 @@ STREAM: dict[str, Any] = {
     "context": 64,
 }  # fmt: skip
 REGIONS: dict[str, Any] = {"kind": "regions", "count": 4, "width": 32}
+TRAINED = "encoder: clip-vit-l-14-336\ntarget: {hardware: t4, workload: {mode: train}"
 TAIL = "adapter: mlp\nlanguage: vicuna-7b-v1.5\n"
 
 
@@ -154,6 +155,8 @@ def test_each_stage_has_a_name_of_its_own() -> None:
         ("encoder: clip-vit-l-14-336\nname: 123", "VLMC011", 'name: "123"'),
         ("encoder: clip-vit-l-14-336\nname: true", "VLMC011", 'name: "true"'),
         ("encoder: {preset: clip-vit-l-14-336, weights: 5}", "VLMC011", 'weights: "5"'),
+        (f"{TRAINED}, parallel: {{zero: true}}}}", "VLMC011", "zero: 1"),
+        (f"{TRAINED}, parallel: {{zero: 1.0}}}}", "VLMC011", "zero: 1"),
         ("encoder: clip-vit-l-14-336\nhead: classify", "VLMC122", "head: lm"),
     ],
 )  # fmt: skip

@@ -85,6 +85,8 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
     [
         ({"zeroo": 1}, "zeroo is no field"),
         ({"version": 2}, "version 1"),
+        ({"version": True}, "version must be a whole number"),
+        ({"version": 1.0}, "version must be a whole number"),
         ({"mode": "serve"}, "not trained with"),
         ({"precision": "fp16"}, "cannot be .fp16. in training"),
         ({"trained": []}, "nothing would be learnt"),
@@ -101,6 +103,8 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"learning_rate": True}, "learning_rate must be a number above 0"),
         ({"epochs": 0}, "epochs must be a whole number from 1 on"),
         ({"zero": "3"}, "zero must be a whole number"),
+        ({"zero": True}, "zero must be a whole number"),
+        ({"zero": 1.0}, "zero must be a whole number"),
         (
             {"sequence_parallel": True, "mesh": {"pipeline": 2, "data": 2, "tensor": 1}},
             "only the ranks of a tensor group share sequences",

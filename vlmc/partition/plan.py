@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlmc.components.fields import ZeroStage
 from vlmc.ir import Role
 
 PLAN_VERSION = 1
@@ -146,7 +147,7 @@ class ParallelPlan(Planned):
     )
     placement: Placement = "spread"
     sequence_parallel: bool = False
-    zero: Literal[0, 1, 2, 3] = Field(
+    zero: ZeroStage = Field(
         default=0,
         description="What data parallelism shards (Rajbhandari et al., 2020): 1 the optimiser's "
         "state, 2 gradients, too, 3 weights, too.",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vlmc.components.fields import ZeroStage
 from vlmc.diagnostics.faults import UsageError
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import BYTES
@@ -40,7 +41,7 @@ class Request:
     data: int | None = None
     tensor: int | None = None
     sequence_parallel: bool | None = None
-    zero: Literal[0, 1, 2, 3] | None = None
+    zero: ZeroStage | None = None
     micro_batch: int | None = None
     schedule: Schedule | None = None
     chunks: int | None = None

@@ -62,7 +62,7 @@ def load_plan(path: Path) -> Written:
                          help="vlmc plan SPEC --output plan.yaml")]  # fmt: skip
         raise SpecError([*document.faults, *map(source.locate, found)])
     version = cast("dict[str, object]", data).get("version")
-    if version != PLAN_VERSION or isinstance(version, bool):
+    if version != PLAN_VERSION or not isinstance(version, int) or isinstance(version, bool):
         found = [Problem(code="VLMC017", path=("version",),
                          message="this vlmc does not read that version of plans",
                          expected=str(PLAN_VERSION), got=str(version)[:60],

@@ -15,7 +15,7 @@ from vlmc.components.contract import (
     HeadSpec,
     LanguageSpec,
 )
-from vlmc.components.fields import Count, Positive
+from vlmc.components.fields import Count, Positive, ZeroStage
 from vlmc.ir import Role
 from vlmc.spec.source import SourceMap
 
@@ -101,7 +101,7 @@ class Parallel(Degrees):
         default="auto",
         description="In which order pipeline groups work on micro-batches, in training.",
     )
-    zero: Literal[0, 1, 2, 3] | Auto = Field(
+    zero: ZeroStage | Auto = Field(
         default="auto",
         description="What replicas share out in training: 0 nothing, 1 the optimiser's state, "
         "2 gradients, too, 3 weights, too.",

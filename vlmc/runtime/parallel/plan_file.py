@@ -22,7 +22,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
 }
 _CHECKPOINTING = ("none", "selective", "full")
-_COUNTS = ("per_node", "batch", "micro_batch", "text", "chunks")
+_COUNTS = ("version", "per_node", "batch", "micro_batch", "text", "chunks")
 _RULED = (
     "per_node", "precision", "optimiser", "placement", "sequence_parallel", "zero", "batch",
     "micro_batch", "schedule", "chunks", "checkpointing",
@@ -133,9 +133,9 @@ def _plan(document: Any) -> Plan:
     for key in _NEEDED:
         _require(key in document, f"{key} is missing")
     whole = {**_DEFAULTS, **document}
-    _require(whole["version"] == 1, "this run reads plans of version 1")
     for key in _COUNTS:
         _require(_whole(whole[key], 1), f"{key} must be a whole number from 1 on")
+    _require(whole["version"] == 1, "this run reads plans of version 1")
     for key in ("count", "epochs"):
         given = whole[key]
         _require(given is None or _whole(given, 1), f"{key} must be a whole number from 1 on")

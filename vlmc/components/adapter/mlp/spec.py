@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from vlmc.components import count
 from vlmc.components.contract import AdapterSpec, Arguments, LanguageSpec, Parameters
-from vlmc.components.fields import ActivationKind, Epsilon
+from vlmc.components.fields import WHOLE, ActivationKind, Epsilon
 from vlmc.ir import Visual
 
 
@@ -62,4 +62,6 @@ class LinearAdapter(MLPAdapter):
     """A single projection (LLaVA, VisualBERT)."""
 
     kind: Literal["linear"] = "linear"  # pyright: ignore[reportIncompatibleVariableOverride]
-    layers: Literal[1] = Field(default=1, description="Linear layers: always one.")  # pyright: ignore[reportIncompatibleVariableOverride]
+    layers: Annotated[Literal[1], WHOLE] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=1, description="Linear layers: always one."
+    )
