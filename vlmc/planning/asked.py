@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from vlmc.diagnostics import UsageError
+from vlmc.diagnostics import Problem, SpecError, UsageError
 from vlmc.diagnostics.nearest import listing
 from vlmc.hardware import device
 from vlmc.hardware.cluster import Cluster
 from vlmc.ir import Arch, Role
 from vlmc.partition.plan import Checkpointing, Placement
 from vlmc.partition.request import Precision, Request
-from vlmc.planning.shares import check_shares
+from vlmc.planning.shares import check_shares, placed
+from vlmc.resolver.rules.fit import computed_in
 from vlmc.spec.document import PARTS, Auto, Degrees, ModelSpec, Parallel, Stage, Target
 from vlmc.spec.identity import fingerprint
 
@@ -55,7 +56,8 @@ def asked(
     """What `spec` asks for `arch`, the same design or its twin; `batch` in place of the spec's,
     `stage` for a stage of training other than the first.
 
-    Raises UsageError where the spec has no target, or asks for what is not planned.
+    Raises UsageError where the spec has no target, or asks for what is not planned; SpecError
+    where the fault has a place in the spec.
     """
     target = spec.target
     if target is None:
@@ -168,7 +170,7 @@ def _request(
         images=tokens.images,
         tokens=tokens.per_image,
         generate=generate,
-        precision=_precision(target),
+        precision=_precision(spec, target),
         optimiser="adamw" if spec.training is None else spec.training.optimiser,
         learning_rate=None if stage is None else stage.lr,
         epochs=None if stage is None else stage.epochs,
@@ -209,14 +211,23 @@ def _placement(language: Degrees, encoder: Degrees) -> Placement | None:
     return "replicated" if encoder.tensor == 1 != language.tensor else None
 
 
-def _precision(target: Target) -> Precision:
-    """The number format in which is computed."""
+def _precision(spec: ModelSpec, target: Target) -> Precision:
+    """The number format in which is computed. Raises SpecError where plans know it as one of
+    stored weights alone."""
     word = target.precision_of("language")
     if word == "tf32":
         return "fp32"
-    if word not in ("fp32", "bf16", "fp16"):
-        raise UsageError(
-            f"target.precision {word}: plans compute in fp32, bf16 or fp16; give one with "
-            "--set target.precision=bf16"
-        )
-    return word
+    if word in ("fp32", "bf16", "fp16"):
+        return word
+    path, formats = computed_in(target), device(target.hardware).formats
+    planned = ("bf16", "fp16", "fp32")
+    known = [one for one in planned if one in formats] or planned
+    problem = Problem(
+        code="VLMC012",
+        path=path,
+        message=f"nothing is planned in {word}, which weights alone are stored in",
+        expected=", ".join(known),
+        got=word,
+        help=f"{path[-1]}: {known[0]}",
+    )
+    raise SpecError([placed(problem, spec.source, spec.name)])

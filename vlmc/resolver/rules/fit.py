@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmc.components.contract import Parameters
-from vlmc.diagnostics import Problem
+from vlmc.diagnostics import Path, Problem
 from vlmc.diagnostics.nearest import listing, suggestion
 from vlmc.hardware import BadDevice, Device, device, is_file, names
 from vlmc.ir.training import TRAINED_IN
 from vlmc.resolver.flow import Flow
 from vlmc.resolver.memory import lower_bound
+from vlmc.spec.document import Target
 
 MOST = 2**40
 """Numbers in one block or table from which on no machine holds it."""
@@ -130,9 +131,7 @@ def trains_in_format(flow: Flow) -> Iterator[Problem]:
     name = target.precision_of("language")
     if name in (*TRAINED_IN, "tf32") or name not in card.formats:  # that is VLMC151
         return
-    path: tuple[str, ...] = ("target", "precision")
-    if not isinstance(target.precision, str):
-        path = (*path, "language" if target.precision.language else "default")
+    path = computed_in(target)
     trained = [one for one in TRAINED_IN if one in card.formats]
     yield Problem(
         code="VLMC012",
@@ -142,6 +141,13 @@ def trains_in_format(flow: Flow) -> Iterator[Problem]:
         got=name,
         help=f"{path[-1]}: {trained[0]}",
     )
+
+
+def computed_in(target: Target) -> Path:
+    """Where a target says what its language model computes in."""
+    if isinstance(target.precision, str):
+        return ("target", "precision")
+    return ("target", "precision", "language" if target.precision.language else "default")
 
 
 def fits_memory(flow: Flow) -> Iterator[Problem]:
