@@ -297,8 +297,8 @@ def _row(parts: Parts, case: Case, text: int) -> Row:
         labels = 0
     elif parts.target:
         labels = [1] * text
-    still = parts.image[1:] if len(parts.image) == 4 else parts.image  # one frame of a video
-    return Row(words=words, labels=labels, images=tuple(torch.randn(still) for _ in range(images)))
+    shown = tuple(torch.randn(parts.still) for _ in range(images))
+    return Row(words=words, labels=labels, images=shown)
 
 
 def _engine(folder: Path, parts: Parts, plan: ParallelPlan, arch: Arch) -> Engine:

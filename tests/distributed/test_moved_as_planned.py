@@ -124,13 +124,12 @@ def rows_of(one: Twin) -> list[Row]:
     """Sequences of the sizes that are planned, with one still image each."""
     parts = one.parts
     crossing = parts.fusion == "gated_cross_attention"
-    shape = parts.image[-3:] if crossing else parts.image
     classes = parts.parts["head"].arguments.get("classes")
     return [
         Row(
             words=[3 + number] * (text_of(one) - crossing),  # an image has a place for itself
             labels=number if classes else None,
-            images=(torch.randn(shape, generator=torch.Generator().manual_seed(number)),),
+            images=(torch.randn(parts.still, generator=torch.Generator().manual_seed(number)),),
         )
         for number in range(BATCH)
     ]

@@ -64,13 +64,16 @@ def test_shares_divide_words_and_what_follows_them(shares: int) -> None:
         ("single_stream", "encoder", 11, 11),  # visual tokens follow
     ],
 )
+@pytest.mark.parametrize("image", [(3, 4, 4), (8, 3, 4, 4)])
 def test_what_is_drawn_is_what_a_plan_reckons_with(
-    fusion: str, language: str, tokens: int, labels: int
+    fusion: str, language: str, tokens: int, labels: int, image: tuple[int, ...]
 ) -> None:
-    """A plan's `text` is beside the visual tokens, as vlmc.analysis.steps has it."""
-    made_of = parts(fusion, language=language, context=21)
+    """A plan's `text` is beside the visual tokens, as vlmc.analysis.steps has it, and its images
+    are stills, also where an encoder sees videos."""
+    made_of = replace(parts(fusion, language=language, context=21), image=image)
     drawn = next(synthetic(made_of, 4, text=11, images=2, seed=0))
     (data,) = micro_batches(made_of, drawn, data=1, replica=0, size=4)
+    assert data["images"].shape == (8, 3, 4, 4)
     assert data["attention_mask"].sum(1).tolist() == [tokens] * 4
     assert (data["labels"] != -100).sum(1).tolist() == [labels] * 4
     if made_of.target:
@@ -111,3 +114,8 @@ def test_padding_that_has_no_positions_is_refused() -> None:
         made(parts("single_stream", context=26), 2)["attention_mask"].sum(1),
         torch.tensor([9, 3, 5, 7]),
     )
+
+
+def test_where_nobody_shows_an_image_a_blank_still_stands_for_each() -> None:
+    given = replace(parts("gated_cross_attention"), image=(8, 3, 4, 4))
+    assert made(given, 1)["images"].shape == (4, 3, 4, 4)

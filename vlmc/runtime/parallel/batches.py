@@ -179,7 +179,7 @@ def _micro_batch(
 
 def _shape(parts: Parts, rows: Sequence[Row]) -> tuple[int, ...]:
     """The shape of every image of a step. Raises UsageError where they are unlike."""
-    shapes = {tuple(image.shape) for row in rows for image in row.images} or {parts.image}
+    shapes = {tuple(image.shape) for row in rows for image in row.images} or {parts.still}
     if len(shapes) > 1:
         raise UsageError(f"images of unlike shapes in a step: {sorted(shapes)}")
     return shapes.pop()

@@ -24,7 +24,8 @@ class Parts:
     """The fingerprint of the spec that it was built from, as a plan for it bears."""
     parts: dict[str, Part]
     image: tuple[int, ...]
-    """Shape of one image (or of its region features)."""
+    """Shape of one image (or of its region features); of a video of the most frames, where the
+    encoder sees videos."""
     places: int
     """Positions of the text that one image takes: as many tokens stand for it."""
     context: int | None
@@ -33,6 +34,11 @@ class Parts:
     def argument(self, role: str, name: str) -> Any:
         """An argument of a part; None where it takes none of this name."""
         return self.parts[role].arguments.get(name)
+
+    @property
+    def still(self) -> tuple[int, ...]:
+        """Shape of an image that is no video, as plans count them."""
+        return self.image[-3:]
 
     @property
     def fusion(self) -> str:

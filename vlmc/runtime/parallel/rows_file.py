@@ -52,7 +52,7 @@ def batches_of(
 
 def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> Iterator[list[Row]]:
     """Batches drawn from a seed, the same on all ranks. Of the `text` tokens of a sequence those
-    that stand for images are put in later, as visual tokens are beside them."""
+    that stand for images, which are stills, are put in later, as visual tokens are beside them."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(parts.argument("language", "vocabulary"))
     token = parts.argument("fusion", "image_token")
@@ -63,7 +63,7 @@ def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> 
         batch: list[Row] = []
         for _ in range(size):
             drawn: Any = torch.randint(0, most, (length,), generator=generator)
-            pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(images))
+            pictures = tuple(torch.randn(parts.still, generator=generator) for _ in range(images))
             words: list[int] = drawn.tolist()
             labels: Any = words if parts.target else None
             if head.kind == "classify":
@@ -118,12 +118,10 @@ def _pictures(
         found = read(path.parent / str(name))["pixel_values"].float()
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(f"{where}: {name} holds no pixel_values: {error!r}") from None
-    frames = len(parts.image) == 4
-    shapes = [parts.image, parts.image[1:]] if frames else [parts.image]
     fits = any(
         found.ndim == len(shape) + 1
         and all(a == b for a, b in zip(found.shape[-3:], shape[-3:], strict=False))
-        for shape in shapes
+        for shape in (parts.image, parts.still)
     )
     if not fits:
         raise UsageError(
