@@ -11,7 +11,7 @@ from vlmc.analysis.report import Climb
 from vlmc.partition.part import Part
 from vlmc.partition.peaks import Peaks, sums
 
-NOTHING = Part(*[0.0] * len(Part._fields))
+NOTHING = Part()
 BATCH = Polynomial.symbol("batch")
 
 

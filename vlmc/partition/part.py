@@ -18,59 +18,59 @@ _KEEPS = {"none": 0, "selective": 1, "full": 2}
 class Part(NamedTuple):
     """A block under a setting, on one device: seconds of a micro-batch, then bytes."""
 
-    forward: float
-    backward: float
-    weights_late: float
+    forward: float = 0.0
+    backward: float = 0.0
+    weights_late: float = 0.0
     """Of `backward`, gradients of weights that zero-bubble puts off."""
-    tail: float
+    tail: float = 0.0
     """Seconds once a step: gradients between replicas, the optimiser."""
-    update: float
+    update: float = 0.0
     """Of `tail`, the optimiser."""
-    summed: float
+    summed: float = 0.0
     """Of `tail`, gradients that a tensor group sums up, of what sees a share on each device."""
-    exchanged: float
+    exchanged: float = 0.0
     """Of `tail`, gradients and weights of replicas."""
-    gathered: float
+    gathered: float = 0.0
     """Of `forward` and `backward`, seconds that wait for weights and gradients of replicas."""
-    weights: float
-    gradients: float
-    waiting: float
+    weights: float = 0.0
+    gradients: float = 0.0
+    waiting: float = 0.0
     """Gradients of weights that zero-bubble has put off, before they are added to the others."""
-    optimiser: float
-    saved: float
+    optimiser: float = 0.0
+    saved: float = 0.0
     """Of a micro-batch."""
-    put_off: float
+    put_off: float = 0.0
     """Of a micro-batch, gradients that wait for the weights' turn."""
-    again_peak: float
+    again_peak: float = 0.0
     """Of what is computed again then."""
-    forward_peak: float
+    forward_peak: float = 0.0
     """Over what is saved, gathered weights included."""
-    first_peak: float
+    first_peak: float = 0.0
     """Of a first backward pass over what is saved, gathered weights and its own gradients on their
     way included."""
-    backward_peak: float
+    backward_peak: float = 0.0
     """Of a later one, to whose gradients its own are added."""
-    leaving: float
+    leaving: float = 0.0
     """When it has run backward and its gradients are sent, over what was saved before it."""
-    sending: float
+    sending: float = 0.0
     """What its gradients are sent in while the block before it runs backward."""
-    received: float
+    received: float = 0.0
     """What the gather of its weights brought, while a block beside the stacks runs."""
-    regathered: float
+    regathered: float = 0.0
     """What a gather brings of it as a backward pass begins."""
-    buffers: float
+    buffers: float = 0.0
     """Of these peaks, what is gathered or sent."""
-    late: float
+    late: float = 0.0
     """Gradients that wait for the end of a backward pass, beside those of earlier ones."""
-    ending: float
+    ending: float = 0.0
     """When all is computed: those, and what they are sent in."""
-    stepping: float
+    stepping: float = 0.0
     """What the optimiser makes on its way."""
-    released: float
+    released: float = 0.0
     """Copies of weights that go when the last backward pass is done with the block."""
-    cache: float
-    output: float
-    looks: float
+    cache: float = 0.0
+    output: float = 0.0
+    looks: float = 0.0
 
 
 def keeps(setting: Setting, block: Block) -> Checkpointing:
@@ -121,13 +121,14 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     sent = cost.exchanged.forward / block.all_reduces if cost.exchanged.forward else 0.0
     if request.mode == "serve":
         return Part(
-            cost.forward, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, cost.parameters * size, 0.0, 0.0, 0.0,
-            0.0, 0.0, 0.0, cost.saved[0] + cost.peak_forward + sent, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
-            sent, 0.0, 0.0, 0.0, 0.0,
-            cost.cache,
-            cost.output,
-            cost.looks,
-        )  # fmt: skip
+            forward=cost.forward,
+            weights=cost.parameters * size,
+            forward_peak=cost.saved[0] + cost.peak_forward + sent,
+            buffers=sent,
+            cache=cost.cache,
+            output=cost.output,
+            looks=cost.looks,
+        )
     trained = cost.parameters if block.trained else 0
     stepped = cost.parameters if block.stepped else 0
     kept = word(setting, block)
@@ -199,7 +200,6 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         ending=held.ending,
         stepping=held.stepping,
         released=held.released,
-        cache=0.0,
         output=cost.output,
         looks=cost.looks,
     )

@@ -22,18 +22,11 @@ def memory_of(
 ) -> Memory:
     """Of one device of a pipeline group that holds these stretches of the chain; `message`: the
     largest over any of the plan's cuts."""
-    sums = [
-        sum(row[end] - row[first] for first, end in stretches)
-        for row in (chain.weights, chain.gradients, chain.optimiser, chain.cache)
-    ]
-    if group:  # the first stage gives no gradient to another, and puts none off
-        sums[1] += sum(chain.waiting[end] - chain.waiting[first] for first, end in stretches)
-    apart = sum(chain.embeds_apart(first, end) for first, end in stretches)
-    for kind, size in enumerate(chain.copy):
-        sums[kind] += apart * size
+    states = [_states(chain, group, first, end) for first, end in stretches]
+    weights, gradients, optimiser, cache = map(sum, zip(*states, strict=True))
     moving, over, _ = fullest(chain, group, stretches)
     # Below 0, not all gradients are there at the fullest moment.
-    sums[1] += min(0.0, moving)
+    gradients += min(0.0, moving)
     moving = max(0.0, moving)
     most = max(max(chain.buffers[first:end]) for first, end in stretches)
     buffers = min(max(0.0, over), most)
@@ -45,16 +38,30 @@ def memory_of(
     kept, seen, sent = _seen(chain, group, stretches)
     kept = min(kept, moving - buffers)
     kinds = {
-        "weights": sums[0],
-        "gradients": sums[1],
-        "optimiser": sums[2],
-        "cache": sums[3],
+        "weights": weights,
+        "gradients": gradients,
+        "optimiser": optimiser,
+        "cache": cache,
         "activations": moving - buffers - kept + chain.inputs,
         "vision": kept + seen + sent,
         "buffers": buffers + messages - sent,
     }
     reserve = RESERVE * sum(kinds.values()) + context(chain)
     return Memory(**{kind: int(size) for kind, size in kinds.items()}, reserve=int(reserve))
+
+
+def _states(chain: Chain, group: int, first: int, end: int) -> tuple[float, float, float, float]:
+    """Bytes of weights, gradients, the optimiser's state and caches of a stretch."""
+    weights = chain.weights[end] - chain.weights[first]
+    gradients = chain.gradients[end] - chain.gradients[first]
+    optimiser = chain.optimiser[end] - chain.optimiser[first]
+    if group:  # the first stage gives no gradient to another, and puts none off
+        gradients += chain.waiting[end] - chain.waiting[first]
+    if chain.embeds_apart(first, end):
+        weights += chain.copy[0]
+        gradients += chain.copy[1]
+        optimiser += chain.copy[2]
+    return weights, gradients, optimiser, chain.cache[end] - chain.cache[first]
 
 
 def fullest(
@@ -122,27 +129,13 @@ def has_room(chain: Chain, stage: int, first: int, end: int, message: float) -> 
     runs, so that stages can be looked at one by one."""
     chunks = chain.setting.chunks
     group = stage % chain.setting.pipeline
-    held = chain.held[group]
-    total = (
-        chain.weights[end]
-        - chain.weights[first]
-        + chain.gradients[end]
-        - chain.gradients[first]
-        + chain.optimiser[end]
-        - chain.optimiser[first]
-        + chain.cache[end]
-        - chain.cache[first]
-        + held * (chain.saved[end] - chain.saved[first])
-    )
-    if group:
-        total += chain.waiting[end] - chain.waiting[first]
+    saved = chain.held[group] * (chain.saved[end] - chain.saved[first])
+    total = sum(_states(chain, group, first, end)) + saved
     if chain.lines.request.mode == "serve" and chain.looks[end] > chain.looks[first]:
         total += chain.features
-    if chain.embeds_apart(first, end):
-        total += sum(chain.copy)
     total += _messages(chain, stage, end, message)
     if chunks > 1:
-        more = chain.peaks.ending(first, end) - held * (chain.saved[end] - chain.saved[first])
+        more = chain.peaks.ending(first, end) - saved
         total = (total + max(0.0, more)) * chunks + chain.peaks.any
     else:
         total += _over(chain, group, first, end)
