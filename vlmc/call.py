@@ -16,6 +16,8 @@ from vlmc.diagnostics.nearest import listing
 from vlmc.spec.document import ARTIFACTS
 from vlmc.spec.problems import planned
 
+RESOLVED = "spec.resolved.yaml"
+
 
 def path_of(path: object) -> Path:
     """The path of a spec file or a build folder. Raises UsageError for what names no file."""
@@ -23,6 +25,19 @@ def path_of(path: object) -> Path:
         given = "None" if path is None else f"a value of type {type(path).__name__}"
         raise UsageError(f"{given} is no path: name a spec file or a build folder")
     return Path(cast("str | os.PathLike[str]", path))
+
+
+def spec_file(path: object) -> Path:
+    """The spec file at a path, or in the build folder there. Raises UsageError for another folder,
+    and as `path_of`."""
+    found = path_of(path)
+    if not found.is_dir():
+        return found
+    if not (found / RESOLVED).exists():
+        raise UsageError(
+            f"{found} is a folder, but no build: there is no {RESOLVED} in it; name a spec file"
+        )
+    return found / RESOLVED
 
 
 def listed(given: Iterable[str]) -> tuple[str, ...]:
@@ -52,7 +67,7 @@ def wanted(given: Iterable[str] | None) -> tuple[str, ...]:
 
 
 def check_compatible(mini: bool, checkpoint: str | Path | None, seed: int | None) -> None:
-    """Raises UsageError where options contradict each other."""
+    """Raises UsageError where options contradict each other, or a checkpoint is no folder."""
     if checkpoint is None:
         return
     if mini:
@@ -64,6 +79,8 @@ def check_compatible(mini: bool, checkpoint: str | Path | None, seed: int | None
         raise UsageError(
             "--seed draws the weights, --checkpoint brings published ones: give one of them"
         )
+    if not Path(checkpoint).is_dir():
+        raise UsageError(f"{checkpoint}: there is no such folder")
 
 
 def command(path: str | Path, overrides: Iterable[str], *, mini: bool = False) -> str:

@@ -9,7 +9,6 @@ validated in a fraction of the time that importing torch takes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,6 +22,7 @@ from vlmc.call import (
     listed,
     origin,
     path_of,
+    spec_file,
     to_folder,
     wanted,
 )
@@ -40,15 +40,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vlmc.emit.artifact import Artifact, Build, Progress
+    from vlmc.emit.artifact import Build, Progress
     from vlmc.emit.check import Stale
     from vlmc.emit.manifest import Manifest
     from vlmc.emit.options import Said
     from vlmc.emit.verify.verdict import Verdict
 
     Hear = Callable[[str], None]
-
-RESOLVED = "spec.resolved.yaml"
 
 
 def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> ModelSpec:
@@ -57,12 +55,7 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> ModelSpec:
     Raises SpecError with every diagnostic of the file at once, those of its text, its types and
     the rules across its parts; UsageError where there is no such file or an override is malformed.
     """
-    path, overrides = path_of(path), listed(overrides)
-    if path.is_dir() and not (path / RESOLVED).exists():
-        raise UsageError(
-            f"{path} is a folder, but no build: there is no {RESOLVED} in it; name a spec file"
-        )
-    draft = load(path / RESOLVED if path.is_dir() else path, overrides)
+    draft = load(spec_file(path), listed(overrides))
     found = draft.diagnostics(broken_rules(flow(draft.sections)))
     if any(diagnostic.severity == "error" for diagnostic in found):
         raise SpecError(found)
@@ -142,8 +135,6 @@ def plan(
 
     path, overrides, stage = path_of(path), listed(overrides), progress or silent
     check_compatible(mini, checkpoint, seed)
-    if checkpoint is not None and not Path(checkpoint).is_dir():
-        raise UsageError(f"{checkpoint}: there is no such folder")
     again = Manifest.read(path) if path.is_dir() else None
     stage("loading")
     twin_already = again is not None and again.mini  # its spec is the twin's
@@ -157,7 +148,7 @@ def plan(
         output = Path("generated") / stem if again is None else path
     recorded = False
     if seed is None and checkpoint is None and again is not None:
-        seed, recorded = _seed(again), True
+        seed, recorded = again.seed, True
     if seed is None and mini and checkpoint is None:
         seed = 0
     parts = spec_of_build.weight_folders
@@ -247,6 +238,7 @@ def _made(this: Build, laid: Mapping[str, tuple[int, ...]]) -> tuple[Manifest, b
     """The build, made or found to stand; and whether the next one could only be the same."""
     from vlmc.builder.model import instantiate
     from vlmc.emit import catalog
+    from vlmc.emit.fresh import settled
     from vlmc.emit.manifest import Manifest
     from vlmc.emit.verify import verifier
     from vlmc.emit.verify.finite import blaming_weights
@@ -264,17 +256,7 @@ def _made(this: Build, laid: Mapping[str, tuple[int, ...]]) -> tuple[Manifest, b
         verify=blaming_weights(verifier(this)),
         progress=this.progress,
     )
-    return manifest, not any(_by_host(one, manifest) for one in artifacts)
-
-
-def _by_host(artifact: Artifact, manifest: Manifest) -> bool:
-    """Whether an artifact is missing for want of what this machine has now."""
-    from vlmc.emit.artifact import Deferred, Graphs
-
-    if isinstance(artifact, Graphs):
-        missing = manifest.artifacts[artifact.path].status == "deferred"
-        return missing and artifact.put_off(manifest.artifacts) is None
-    return isinstance(artifact, Deferred) and artifact.by_host
+    return manifest, settled(artifacts, manifest)
 
 
 def check(
@@ -315,11 +297,3 @@ def verify(
     return examine(
         manifest, partial(plan, folder, folder, (), mini=False, progress=progress, note=note)
     )
-
-
-def _seed(manifest: Manifest) -> int | None:
-    """The seed that a build's weights were drawn from, alone or beside checkpoints of parts."""
-    weights = manifest.artifacts.get("weights")
-    source = "" if weights is None else weights.source or ""
-    found = re.search(r"(?:^|, )seed (\d+)", source)
-    return None if found is None else int(found[1])

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vlmc.emit.artifact import Build
+from vlmc.emit.artifact import Artifact, Build, Deferred, Graphs
 from vlmc.emit.backends import spec_resolved
 from vlmc.emit.beside import beside
 from vlmc.emit.manifest import MEASURED, NAME, Manifest, UnreadableManifest
@@ -53,6 +53,19 @@ def laid(build: Build, store: Store) -> Mapping[str, Lying]:
         return {str(name): tuple(map(int, one)) for name, one in files.items() if one is not None}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def settled(artifacts: Iterable[Artifact], manifest: Manifest) -> bool:
+    """Whether the next build could only be the same: nothing is missing for want of what this
+    machine has now."""
+    return not any(_by_host(one, manifest) for one in artifacts)
+
+
+def _by_host(artifact: Artifact, manifest: Manifest) -> bool:
+    if isinstance(artifact, Graphs):
+        missing = manifest.artifacts[artifact.path].status == "deferred"
+        return missing and artifact.put_off(manifest.artifacts) is None
+    return isinstance(artifact, Deferred) and artifact.by_host
 
 
 def remember(build: Build, manifest: Manifest, store: Store, *, settled: bool = True) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -114,6 +115,14 @@ class Manifest(Record):
     def unchanged(self) -> bool:
         """Whether the build stood already and nothing was written."""
         return self._unchanged
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that weights were drawn from, alone or beside checkpoints of parts."""
+        weights = self.artifacts.get("weights")
+        source = "" if weights is None else weights.source or ""
+        found = re.search(r"(?:^|, )seed (\d+)", source)
+        return None if found is None else int(found[1])
 
     def at(self, folder: Path, *, unchanged: bool = False) -> Manifest:
         """The same manifest, found at `folder`."""
