@@ -63,6 +63,7 @@ def target(**fields: Any) -> Design:
 
 
 TRAIN: Design = {"mode": "train"}
+BOTH: Design = {"tensor": 2, "pipeline": 2}
 AT_THE_LIMIT = [
     ("VLMC101", "encoder", {"heads": 8}, {"heads": 5}),
     ("VLMC101", "language", {"heads": 2}, {"heads": 3}),
@@ -124,12 +125,21 @@ AT_THE_LIMIT = [
     ("VLMC012", "target", target(precision={"default": "fp16", "language": "bf16"}, workload=TRAIN),
      target(precision={"default": "fp16"}, workload=TRAIN)),
     ("VLMC012", "target", target(precision="fp16"), target(precision="int8", workload=TRAIN)),
-    ("VLMC158", "target", target(count=4, parallel={"tensor": 4, "encoder": {"tensor": 1}}),
-     target(count=4, parallel={"tensor": 4, "encoder": {"tensor": 2}})),
-    ("VLMC158", "target", target(count=4, parallel={"tensor": 1, "language": {"tensor": 4}}),
-     target(count=4, parallel={"tensor": 2, "language": {"tensor": 4}})),
-    ("VLMC158", "target", target(count=4, parallel={"encoder": {"tensor": "auto"}}),
-     target(count=4, parallel={"encoder": {"tensor": 4}})),
+    ("VLMC158", "target", target(count=4, parallel={"tensor": 4, "encoder": {"tensor": 2}}),
+     target(count=4, parallel={"tensor": 2, "encoder": {"tensor": 4}})),
+    ("VLMC158", "target", target(count=4, parallel={"tensor": 2, "language": {"tensor": 4}}),
+     target(count=4, parallel={"tensor": 4, "language": {"tensor": 2}})),
+    ("VLMC158", "target", target(count=4, parallel={"tensor": 4, "encoder": {"tensor": 4}}),
+     target(count=4, parallel={"tensor": 4, "encoder": {"tensor": 3}})),
+    ("VLMC158", "target",
+     target(count=4, parallel={"tensor": 2, "data": 2, "encoder": {"tensor": 1, "data": 4}}),
+     target(count=4, parallel={"tensor": 2, "data": 2, "encoder": {"tensor": 1, "data": 2}})),
+    ("VLMC158", "target",
+     target(count=4, parallel={"data": 2, "encoder": {"data": 2}}),
+     target(count=4, parallel={"data": 2, "encoder": {"data": 4}})),
+    ("VLMC158", "target",
+     target(count=4, parallel={**BOTH, "encoder": {"tensor": 1, "pipeline": 1}}),
+     target(count=4, parallel={**BOTH, "encoder": {"tensor": 2, "pipeline": 1}})),
     ("VLMC158", "target", target(count=4, parallel={"pipeline": 2, "encoder": {"pipeline": 2}}),
      target(count=4, parallel={"pipeline": 2, "encoder": {"pipeline": 1}})),
     ("VLMC158", "target", target(parallel={"schedule": "interleaved", "chunks": 2}, workload=TRAIN),

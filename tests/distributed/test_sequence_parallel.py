@@ -123,7 +123,7 @@ def test_what_is_saved_shrinks_as_predicted(
     devices = Cluster(device=device("l4"), count=2, per_node=8, node_gbps=32, network_gbps=8)
     costs = Rooflines(report, devices, request)
     bytes_of = [
-        sum(costs.blocks(8, 2, way, False)[number].saved[0] for number in report.order)
+        sum(costs.blocks(8, 2, way, 2)[number].saved[0] for number in report.order)
         for way in (False, True)
     ]
     whole, shares = (answers[saving(trained, shares=way)[0]] for way in (False, True))

@@ -110,19 +110,24 @@ def every_setting(
         for micro_batch in range(1, request.batch // data + 1):
             if request.batch // data % micro_batch:
                 continue
-            for sequence, zero, way, alike in product(
+            apart = [
+                (("replicated",), own) for own in range(1, max(2, tensor)) if tensor % own == 0
+            ]
+            for sequence, zero, way, (alike, degree) in product(
                 (False, True) if tensor > 1 and not serve else (False,),
                 (0,) if data == 1 or serve else (0, 1, 2, 3),
                 [("gpipe", 1)] if serve else ways(pipeline, request.batch // data // micro_batch),
-                [("stage_0", "own_group", "spread"), ("replicated",)],
+                [(("stage_0", "own_group", "spread"), None), *apart],
             ):
+                own = degree or tensor
                 placements = {
                     placement
                     for placement in alike
                     if (vision or placement not in ("own_group", "replicated"))
-                    and (placement == "replicated" or divides(tensor, vision))
+                    and (divides(own, vision) or own == 1)
                     and not (placement == "own_group" and way[0] == "interleaved")
                     and not wrong(request, pipeline, data, tensor, zero, way[0], placement)
+                    and (not vision or request.encoder_tensor in (None, own))
                 }
                 whole = sequence and way[0] == "zero_bubble"
                 if pipeline > 1 and (whole or zero > MOST_ZERO.get(way[0], 3)):
@@ -141,6 +146,7 @@ def every_setting(
                         chunks=way[1],
                         keeps=keeps,
                         placement=alike[-1],
+                        encoder_tensor=degree,
                     )
                     yield setting, cuts
 
@@ -215,6 +221,8 @@ def instance(seed: int) -> tuple[GraphReport, Cluster, Request, GraphReport | No
         fixed["pipeline"] = random.choice([one for one in range(2, count + 1) if count % one == 0])
     if random.random() < 0.2:
         fixed["placement"] = random.choice(["stage_0", "own_group", "replicated", "spread"])
+    elif random.random() < 0.1:
+        fixed["encoder_tensor"] = random.choice([1, 2])
     if serve and random.random() < 0.5:
         fixed["token_limit"] = random.choice([1e-3, 3e-3, 1e-2])
     if not serve and random.random() < 0.2:

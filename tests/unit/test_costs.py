@@ -64,15 +64,15 @@ def _lines(card: Device, **request: Any) -> Rooflines:
 
 
 def test_each_call_takes_a_time_of_its_own() -> None:
-    before = _lines(_device()).blocks(1, 1, False, False)[0]
-    after = _lines(_device(call_us=5.0)).blocks(1, 1, False, False)[0]
+    before = _lines(_device()).blocks(1, 1, False, 1)[0]
+    after = _lines(_device(call_us=5.0)).blocks(1, 1, False, 1)[0]
     for phase in ("forward", "backward_input", "backward_weight"):
         assert getattr(after, phase) - getattr(before, phase) == pytest.approx(6 * 5e-6)
 
 
 def test_what_runs_again_takes_its_hooks_too() -> None:
-    plain = _lines(_device(call_us=5.0)).blocks(1, 1, False, False)[0]
-    cost = _lines(_device(call_us=5.0, again_us=40.0)).blocks(1, 1, False, False)[0]
+    plain = _lines(_device(call_us=5.0)).blocks(1, 1, False, 1)[0]
+    cost = _lines(_device(call_us=5.0, again_us=40.0)).blocks(1, 1, False, 1)[0]
     assert cost.forward == plain.forward
     assert plain.again[0] == 0 < plain.again[1] <= plain.again[2] <= plain.forward
     for kept in (1, 2):
@@ -82,7 +82,7 @@ def test_what_runs_again_takes_its_hooks_too() -> None:
 def test_gradients_that_are_put_off_have_blocks_computed_again_twice() -> None:
     """And pass through them twice; the bubble stays what it is."""
     lines = _lines(_device())
-    cost = lines.blocks(1, 1, False, False)[0]
+    cost = lines.blocks(1, 1, False, 1)[0]
     at = Setting(pipeline=2, micro_batches=2, schedule="zero_bubble")
     (none,) = parts(lines, at)
     (full,) = parts(lines, replace(at, keeps=(("language.*", "full"),)))

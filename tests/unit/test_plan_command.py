@@ -17,6 +17,7 @@ from tests.unit.graph_reports import flamingo_80b
 from vlmc.analysis import analyse as analysis
 from vlmc.analysis.report import GraphReport
 from vlmc.commands import app
+from vlmc.partition.plan import Mesh
 from vlmc.pipeline import load_spec
 from vlmc.planning.document import load_plan
 from vlmc.spec.identity import fingerprint
@@ -69,6 +70,24 @@ def test_a_plan_is_printed_and_written(tmp_path: Path) -> None:
     assert (plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.data) == (4, 4, 1)
     assert plan.trained == ("adapter", "fusion")
     ElementTree.fromstring((tmp_path / "plan.svg").read_text(encoding="utf-8"))
+
+
+def test_the_encoder_has_a_degree_of_its_own(tmp_path: Path) -> None:
+    parallel = "target.parallel={pipeline: 2, data: 1, tensor: 8, encoder: {data: 4, tensor: 2}}"
+    assert "4 copies of the encoder" in done(SPEC, *TRAIN, "--set", parallel, "--why")
+    plan = load_plan(tmp_path / "plan.yaml").plan
+    assert plan.placement == "replicated"
+    assert plan.encoder == Mesh(pipeline=1, data=4, tensor=2)
+    done(SPEC, *TRAIN, "--set", parallel, "--check", "plan.yaml")
+
+
+@pytest.mark.parametrize("own", ["tensor: 8", "data: 1"])
+def test_the_encoder_keeps_to_the_degree_that_is_given(own: str, tmp_path: Path) -> None:
+    parallel = f"target.parallel={{pipeline: 2, data: 1, tensor: 8, encoder: {{{own}}}}}"
+    done(SPEC, *TRAIN, "--set", parallel)
+    plan = load_plan(tmp_path / "plan.yaml").plan
+    assert plan.placement != "replicated"
+    assert plan.encoder is None
 
 
 def test_the_same_spec_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -263,7 +282,7 @@ def test_a_slow_device_costs_at_most_what_it_lacks() -> None:
          "selective"),
         ([SPEC, *TRAIN, "--set", "target.parallel={schedule: 1f1b, chunks: 2}"], 1, "VLMC158"),
         ([SPEC, *TRAIN, "--set", "target.precision=fp16"], 1, "help: precision: bf16"),
-        ([SPEC, "--set", "target.parallel={tensor: 4, encoder: {tensor: 2}}"], 1,
+        ([SPEC, "--set", "target.parallel={tensor: 4, encoder: {tensor: 3}}"], 1,
          "VLMC158"),
     ],
 )  # fmt: skip

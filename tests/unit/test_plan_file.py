@@ -36,6 +36,11 @@ PARTS = Parts(
 )
 
 
+COPIES = {
+    "mesh": {"pipeline": 2, "data": 1, "tensor": 4}, "count": 8, "placement": "replicated",
+}  # fmt: skip
+
+
 def document(**given: Any) -> dict[str, Any]:
     holds = [{"block": "language.layers.*", "first": 0, "last": 1}]
     later = [{"block": "language.layers.*", "first": 2, "last": 3}]
@@ -71,6 +76,13 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     assert plan.stages[1][0].final == "language.layers.3"
     check_plan(plan, PARTS, 4)
     assert (plan.shares, read(tmp_path, sequence_parallel=True).shares) == (1, 2)
+
+
+def test_copies_of_an_encoder_have_a_degree_of_their_own(tmp_path: Path) -> None:
+    degrees = {"pipeline": 1, "data": 2, "tensor": 2}
+    assert read(tmp_path, **COPIES, encoder=degrees).encoder_tensor == 2
+    assert read(tmp_path, **COPIES).encoder_tensor == 1
+    assert read(tmp_path).encoder_tensor == 2  # the language model's
 
 
 def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
@@ -146,6 +158,15 @@ def test_every_field_of_a_plan_is_known(tmp_path: Path) -> None:
         ({"bound_seconds": float("nan")}, "bound_seconds must be a number"),
         ({"encoder": {"pipeline": 1, "data": 3, "tensor": 1}}, "encoder and adapter cannot have"),
         ({"encoder": {"pipeline": 1, "data": 2, "tensor": 1}}, "encoder and adapter cannot have"),
+        (
+            {**COPIES, "encoder": {"pipeline": 1, "data": 1, "tensor": 4}},
+            "encoder and adapter cannot have.*example encoder: {pipeline: 1, data: 4, tensor: 1}",
+        ),
+        (
+            {**COPIES, "encoder": {"pipeline": 2, "data": 2, "tensor": 2}},
+            "encoder and adapter cannot have.*example encoder: {pipeline: 1, data: 2, tensor: 2}",
+        ),
+        ({**COPIES, "encoder": {"pipeline": 1, "data": 1, "tensor": 3}}, "below 4 that divides it"),
     ],
 )
 def test_a_field_that_means_nothing_is_named(
@@ -205,6 +226,17 @@ def test_a_file_that_is_no_plan_is_answered(text: str, tmp_path: Path) -> None:
             {"mesh": {"pipeline": 2, "data": 1, "tensor": 3}, "count": 6, "per_node": 6},
             6,
             "3 devices cannot share the 4 heads of the encoder",
+        ),
+        (
+            {
+                "mesh": {"pipeline": 2, "data": 1, "tensor": 6},
+                "count": 12,
+                "per_node": 12,
+                "placement": "replicated",
+                "encoder": {"pipeline": 1, "data": 2, "tensor": 3},
+            },
+            12,
+            "encoder.tensor: 3 devices cannot share the 4 heads of the encoder.*example tensor: 2",
         ),
     ],
 )

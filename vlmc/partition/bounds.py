@@ -43,11 +43,9 @@ class Bounds:
 
     def base(self, base: Setting, schedules: Sequence[tuple[Schedule, int]]) -> float:
         """Of all completions of a base: nothing computed twice, no traffic between replicas."""
-        replicated = base.placement == "replicated"
-        key = base.micro_batch, base.tensor, base.sequence_parallel, replicated
-        costs = self.lines.blocks(*key)
+        costs = self.lines.blocks(*base.costed)
         if self.lines.request.mode == "serve":
-            token = self.tokens.blocks(*key) if self.tokens else costs
+            token = self.tokens.blocks(*base.costed) if self.tokens else costs
             return self._answer(
                 base, [one.forward for one in costs], [one.forward for one in token]
             )
@@ -112,8 +110,7 @@ class Bounds:
         """Bytes that the fullest device holds at the least, of the model and of one micro-batch,
         whatever is sharded, and of a step's inputs."""
         lines, request = self.lines, self.lines.request
-        replicated = base.placement == "replicated"
-        costs = lines.blocks(base.micro_batch, base.tensor, base.sequence_parallel, replicated)
+        costs = lines.blocks(*base.costed)
         size = BYTES[request.precision]
         training = request.mode == "train"
         shards = base.data if training and request.zero in (None, 3) else 1

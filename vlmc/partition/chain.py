@@ -68,9 +68,8 @@ class Chain:
         first = 1
         if setting.placement in ("stage_0", "replicated"):
             first = max(1, self.encoder)
-        apart = setting.placement == "replicated"
         late = puts_off(setting.schedule, setting.pipeline)
-        key = (first, setting.micro_batch, setting.tensor, setting.sequence_parallel, apart, late)
+        key = (first, *setting.costed, late)
         if key not in known:
             places = range(first, self.length)
             known[key] = _levels(first, [*map(self.send, places)], [*map(self.send_token, places)])

@@ -75,20 +75,21 @@ class Rooflines:
         self.number = request.precision
         self.text = text or request.text
         self.levels: dict[
-            tuple[int, int, int, bool, bool, bool],
+            tuple[int, int, int, bool, int, bool],
             tuple[tuple[float, float, tuple[int, ...]], ...],
         ] = {}
-        """By the first place of a cut, micro-batch, tensor degree, sequence parallelism,
-        whether the encoder is replicated and whether gradients are put off: see Chain.levels."""
+        """By the first place of a cut, micro-batch, tensor degree, sequence parallelism, the
+        encoder's tensor degree and whether gradients are put off: see Chain.levels."""
         self._read: dict[int, list[Work]] = {}
-        self._costs: dict[tuple[int, int, bool, bool], tuple[BlockCost, ...]] = {}
+        self._costs: dict[tuple[int, int, bool, int], tuple[BlockCost, ...]] = {}
         self._updates: dict[tuple[int, float], float] = {}
 
     def blocks(
-        self, micro_batch: int, tensor: int, sequence_parallel: bool, replicated: bool
+        self, micro_batch: int, tensor: int, sequence_parallel: bool, vision: int
     ) -> tuple[BlockCost, ...]:
-        """By distinct block. `replicated`: the encoder's side is not split; its images are."""
-        key = (micro_batch, tensor, sequence_parallel, replicated)
+        """By distinct block. `vision`: ranks over which the encoder's side is split; where they are
+        fewer than `tensor`, it has copies, which share the images out."""
+        key = (micro_batch, tensor, sequence_parallel, vision)
         if key not in self._costs:
             if micro_batch not in self._read:
                 self._read[micro_batch] = [
@@ -96,10 +97,10 @@ class Rooflines:
                     for block in self.report.blocks
                 ]
             works = self._read[micro_batch]
-            images = self._images(works, micro_batch, tensor) if replicated else {}
+            images = self._images(works, micro_batch, tensor // vision)
             self._costs[key] = tuple(
                 self._cost(
-                    block, work, micro_batch, tensor, sequence_parallel, replicated,
+                    block, work, micro_batch, tensor, sequence_parallel, vision,
                     images.get(number, 0.0),
                 )
                 for number, (block, work) in enumerate(zip(self.report.blocks, works, strict=True))
@@ -112,17 +113,17 @@ class Rooflines:
         ranks = self.cluster.count if self.request.mode == "train" else 1
         return self.all_reduce(LOSS, ranks, ranks)
 
-    def _images(self, works: Sequence[Work], micro_batch: int, tensor: int) -> dict[int, float]:
-        """Bytes of visual tokens that a tensor group puts together, each rank with a share of the
-        images, by the block that they are counted with: the first, since all that sees stands on
-        one stage."""
+    def _images(self, works: Sequence[Work], micro_batch: int, copies: int) -> dict[int, float]:
+        """Bytes of visual tokens that a tensor group puts together, each copy of the encoder with a
+        share of the images, by the block that they are counted with: the first, since all that sees
+        stands on one stage."""
         report, images = self.report, micro_batch * self.request.images
         seeing = [one for one in report.order if report.blocks[one].role in ENCODER_SIDE]
         made = [works[one].output for one in seeing if works[one].output]
-        if not made or not images:
+        if copies == 1 or not made or not images:
             return {}
         first = report.order[0]
-        whole = made[-1] * ceil(images / tensor) * tensor / images
+        whole = made[-1] * ceil(images / copies) * copies / images
         return {first: whole / report.order.count(first)}
 
     def asked(self, request: Request) -> Rooflines:
@@ -131,7 +132,7 @@ class Rooflines:
 
     def flops(self, micro_batch: int) -> float:
         """Of the whole design, for a micro-batch, nothing computed twice."""
-        self.blocks(micro_batch, 1, False, False)
+        self.blocks(micro_batch, 1, False, 1)
         each = [
             sum(call.flops for call in work.calls if call.phase not in _AGAIN)
             for work in self._read[micro_batch]
@@ -165,13 +166,13 @@ class Rooflines:
         micro_batch: int,
         tensor: int,
         sequence_parallel: bool,
-        replicated: bool,
+        vision: int,
         visual: float,
     ) -> BlockCost:
-        apart = replicated and block.role in ENCODER_SIDE
+        seeing, copies = block.role in ENCODER_SIDE, tensor // vision
         images = micro_batch * self.request.images
-        share = ceil(images / tensor) / images if apart and images else 1.0
-        degree = 1 if apart else divided(block, tensor)
+        share = ceil(images / copies) / images if seeing and images else 1.0
+        degree = divided(block, vision if seeing else tensor)
         whole = tensor if sequence_parallel and shares_tokens(block) else 1
         phases: dict[Phase, float] = {}
         hooks = self.cluster.device.efficiency.again_us * 1e-6
@@ -181,11 +182,14 @@ class Rooflines:
             seconds = self._roofline(flops, size, call.kind)
             seconds += hooks if call.phase in _AGAIN else 0.0
             phases[call.phase] = phases.get(call.phase, 0.0) + call.count * seconds
-        sums = summed(block, work) if degree > 1 else Sums(0.0, 0.0, 0.0)
+        sums = Sums(0.0, 0.0, 0.0)
+        if degree > 1:
+            sums = Sums(*(share * size for size in summed(block, work)))
         exchange = self._exchange(block, sums, degree)
         ahead, back = gathered(block, work) if sequence_parallel else (0.0, 0.0)
         ahead += visual + (logits(block, work) if degree > 1 else 0.0)
-        waits = self.gather(ahead, tensor, tensor), self.gather(back, tensor, tensor)
+        ranks = copies if seeing else tensor
+        waits = self.gather(ahead, ranks, tensor), self.gather(back, ranks, tensor)
         forward = phases.get("forward", 0.0) + exchange.forward + waits[0]
         backward = phases.get("backward_input", 0.0) + waits[1]
         backward += exchange.backward + exchange.looked

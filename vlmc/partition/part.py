@@ -91,26 +91,22 @@ def gathers(block: Block) -> tuple[bool, bool]:
     return beside or bool(block.operators), beside or block.reached
 
 
-def summed_gradients(setting: Setting, block: Block) -> float:
-    """Bytes of a device's gradients of what is whole on each device of a tensor group, but sees a
-    share of the images, or of the tokens."""
-    apart = setting.placement == "replicated" and block.role in ENCODER_SIDE
-    shares = setting.sequence_parallel and sends_shares(block)
-    if setting.tensor == 1 or not block.stepped or not (apart or shares):
-        return 0.0
-    begins = block.name.endswith(".begin")
-    whole = block.parameters if apart else 0 if begins else block.seeing
-    return whole * MASTER / (setting.data if setting.zero else 1)
+def summed_gradients(setting: Setting, block: Block, cost: BlockCost) -> tuple[float, int]:
+    """Bytes of a device's gradients of what several ranks of a tensor group have alike, each for a
+    share of the images or of the tokens, and how many ranks that are."""
+    size, ranks = 0, 1
+    if block.role in ENCODER_SIDE:
+        size, ranks = cost.parameters, setting.copies
+    elif setting.sequence_parallel and sends_shares(block):
+        size, ranks = 0 if block.name.endswith(".begin") else block.seeing, setting.tensor
+    if ranks == 1 or not block.stepped:
+        return 0.0, 1
+    return size * MASTER / (setting.data if setting.zero else 1), ranks
 
 
 def parts(lines: Rooflines, setting: Setting) -> tuple[Part, ...]:
     """By distinct block."""
-    costs = lines.blocks(
-        setting.micro_batch,
-        setting.tensor,
-        setting.sequence_parallel,
-        setting.placement == "replicated",
-    )
+    costs = lines.blocks(*setting.costed)
     return tuple(_part(lines, setting, number, cost) for number, cost in enumerate(costs))
 
 
@@ -145,8 +141,8 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
     scatter = lines.gather(stepped * 4, data, span)
     share = stepped / max(1, block.parameters) / (data if zero else 1)
     updating = lines.update(number, share) if stepped else 0.0
-    partial = summed_gradients(setting, block)
-    summing = lines.all_reduce(partial, setting.tensor, setting.tensor)
+    partial, ranks = summed_gradients(setting, block, cost)
+    summing = lines.all_reduce(partial, ranks, setting.tensor)
     exchange = 0.0
     late_forward, late_backward = 0.0, 0.0
     # A pipeline reduces what is reduced once a step when its last backward pass is done.

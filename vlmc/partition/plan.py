@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlmc.components.fields import ZeroStage
 from vlmc.ir import Role
+from vlmc.runtime.parallel.ruled import encoder_degree
 
 PLAN_VERSION = 1
 
@@ -15,8 +16,8 @@ Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
 Checkpointing = Literal["none", "selective", "full"]
 Placement = Literal["stage_0", "own_group", "replicated", "spread"]
 """Where the encoder and the adapter run: on the first stage beside language layers; on stages of
-their own; whole on each rank of a tensor group, which shares the images out; cut wherever the chain
-of blocks balances."""
+their own; in several copies in a tensor group, each split over fewer of its ranks or whole on one,
+which share the images out; cut wherever the chain of blocks balances."""
 
 
 class Planned(BaseModel):
@@ -175,3 +176,9 @@ class ParallelPlan(Planned):
     def micro_batches(self) -> int:
         """Micro-batches of a step in each replica."""
         return self.batch // (self.mesh.data * self.micro_batch)
+
+    @property
+    def encoder_tensor(self) -> int:
+        """Devices over which encoder and adapter are split."""
+        own = None if self.encoder is None else self.encoder.tensor
+        return encoder_degree(self.placement, own, self.mesh.tensor)

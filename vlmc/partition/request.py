@@ -48,6 +48,8 @@ class Request:
     checkpointing: Checkpointing | Mapping[str, Checkpointing] | None = None
     """Of all kinds of blocks, or by kind in the report's names; others are left to the search."""
     placement: Placement | None = None
+    encoder_tensor: int | None = None
+    """Tensor degree of encoder and adapter, which divides `tensor`."""
     first_token_limit: float | None = None
     """Seconds until the first token, at most."""
     token_limit: float | None = None

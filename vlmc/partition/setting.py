@@ -23,6 +23,24 @@ class Setting:
     keeps: tuple[tuple[str, Checkpointing], ...] = ()
     """Checkpointing by kind of block, in the report's names, where it is not `none`."""
     placement: Placement = "spread"
+    encoder_tensor: int | None = None
+    """Ranks over which encoder and adapter are split where they are `replicated`; else None, for
+    all of a tensor group."""
+
+    @property
+    def vision(self) -> int:
+        """Ranks over which encoder and adapter are split."""
+        return self.encoder_tensor or self.tensor
+
+    @property
+    def copies(self) -> int:
+        """Of encoder and adapter in a tensor group, which share the images out."""
+        return self.tensor // self.vision
+
+    @property
+    def costed(self) -> tuple[int, int, bool, int]:
+        """What the costs of blocks go by."""
+        return self.micro_batch, self.tensor, self.sequence_parallel, self.vision
 
     @property
     def stages(self) -> int:

@@ -23,6 +23,7 @@ from vlmc.partition.why import named, seconds
 
 _FIXED = (
     "pipeline", "data", "tensor", "zero", "micro_batch", "schedule", "chunks", "placement",
+    "encoder_tensor",
 )  # fmt: skip
 _STEPS = 30
 """Halvings on the way to the least memory: to a billionth of the device's."""
@@ -61,9 +62,9 @@ def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
 def _least(lines: Rooflines, starts: list[Setting]) -> _Least | None:
     """Of what takes the least memory at each combination of degrees, the least."""
     bounds = Bounds(lines)
-    found: dict[tuple[int, int, int, str], tuple[float, Setting]] = {}
+    found: dict[tuple[int, int, int, str, int], tuple[float, Setting]] = {}
     for base in sorted(starts, key=lambda one: (one.micro_batch, not one.sequence_parallel)):
-        key = (base.pipeline, base.data, base.tensor, base.placement)
+        key = (base.pipeline, base.data, base.tensor, base.placement, base.vision)
         if key not in found and schedules(lines, base):
             found[key] = bounds.states(base), base
     best: _Least | None = None

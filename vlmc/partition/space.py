@@ -54,7 +54,7 @@ def bases(lines: Rooflines, *, across_nodes: bool) -> Iterator[Setting]:
                 if request.micro_batch not in (None, micro_batch):
                     continue
                 for sequence in sequences(lines, tensor):
-                    for placement in placements(lines, tensor, pipeline):
+                    for placement, degree in placements(lines, tensor, pipeline):
                         yield Setting(
                             pipeline=pipeline,
                             data=data,
@@ -63,6 +63,7 @@ def bases(lines: Rooflines, *, across_nodes: bool) -> Iterator[Setting]:
                             micro_batch=micro_batch,
                             micro_batches=request.batch // data // micro_batch,
                             placement=placement,
+                            encoder_tensor=degree,
                         )
 
 
@@ -85,22 +86,38 @@ def sequences(lines: Rooflines, tensor: int) -> tuple[bool, ...]:
     return tuple(one for one in (True, False) if wanted in (None, one) and (able or not one))
 
 
-def placements(lines: Rooflines, tensor: int, pipeline: int) -> tuple[Placement, ...]:
-    """Where the encoder may be. stage_0 and own_group are cuts that spread has, too, at the same
-    cost, so that they need no search of their own unless they are asked for."""
+def placements(
+    lines: Rooflines, tensor: int, pipeline: int
+) -> tuple[tuple[Placement, int | None], ...]:
+    """Where the encoder may be, and the tensor degree of one that is replicated. stage_0 and
+    own_group are cuts that spread has, too, at the same cost, so that they need no search of their
+    own unless they are asked for."""
     wanted, encoder = lines.request.placement, encoder_length(lines)
     if not encoder:
-        return ("spread",) if wanted in (None, "spread", "stage_0") else ()
-    blocks = tuple(block for block in lines.report.blocks if block.role in ENCODER_SIDE)
-    split = tensor == 1 or splits(blocks) % tensor == 0
-    found: list[Placement] = []
-    if split and wanted != "replicated":
-        found.append(wanted or "spread")
+        return (("spread", None),) if wanted in (None, "spread", "stage_0") else ()
     if wanted == "own_group" and (pipeline == 1 or encoder == len(lines.report.order)):
         return ()
-    if wanted == "replicated" or (wanted is None and tensor > 1):
-        found.append("replicated")
+    degrees = encoder_degrees(lines, tensor)
+    found: list[tuple[Placement, int | None]] = []
+    if tensor in degrees and wanted != "replicated":
+        found.append((wanted or "spread", None))
+    if wanted == "replicated" and tensor == 1:
+        return (("replicated", 1),) if degrees else ()
+    if wanted in (None, "replicated"):
+        found.extend(("replicated", degree) for degree in degrees if degree < tensor)
     return tuple(found)
+
+
+def encoder_degrees(lines: Rooflines, tensor: int) -> list[int]:
+    """Ranks of a tensor group over which encoder and adapter may be split, rising. Where nothing of
+    them can be split, several would only do the same."""
+    wanted = lines.request.encoder_tensor
+    common = splits(tuple(one for one in lines.report.blocks if one.role in ENCODER_SIDE))
+    if wanted is None and not common:
+        return sorted({1, tensor})
+    return [
+        one for one in divisors(tensor) if wanted in (None, one) and (one == 1 or not common % one)
+    ]
 
 
 def zero_choices(lines: Rooflines, base: Setting) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vlmc.hardware.device import BYTES
 from vlmc.partition.chain import Chain
-from vlmc.partition.costs import LOSS, Rooflines, shares_tokens
+from vlmc.partition.costs import ENCODER_SIDE, LOSS, Rooflines, shares_tokens
 from vlmc.partition.leaf import Leaf
 from vlmc.partition.part import gathers, keeps, summed_gradients, word
 from vlmc.partition.plan import Collective, CollectiveKind
@@ -105,15 +105,18 @@ def _messages(
 def _tensor(
     lines: Rooflines, setting: Setting, blocks: Sequence[int], of: str
 ) -> Iterator[Collective]:
-    costs = lines.blocks(*_key(setting))
+    costs = lines.blocks(*setting.costed)
     summed, gathered, scattered = _Moved(), _Moved(), _Moved()
+    seen, visual = _Moved(), _Moved()
     for number in blocks:
         block, cost = lines.report.blocks[number], costs[number]
         size, seconds = cost.exchanged, cost.exchange_seconds
         back = block.reached and lines.request.mode == "train"
         again = back * cost.reduced_again[word(setting, block)]
-        gathered.add(sum(cost.gathered), sum(cost.gather_seconds))
-        summed.add(back * size.looked, back * seconds.looked)
+        apart = setting.copies > 1 and block.role in ENCODER_SIDE
+        sums = seen if apart else summed
+        (visual if apart else gathered).add(sum(cost.gathered), sum(cost.gather_seconds))
+        sums.add(back * size.looked, back * seconds.looked)
         both = (1 + again) * size.forward + back * size.backward
         took = (1 + again) * seconds.forward + back * seconds.backward
         if setting.sequence_parallel and shares_tokens(block):
@@ -122,28 +125,29 @@ def _tensor(
             gathered.add((1 + full) * size.forward + back * size.backward, took / 2)
             scattered.add(both, took / 2)
         else:
-            summed.add(both, took)
+            sums.add(both, took)
     times, ranks = setting.micro_batches, setting.tensor
-    logits = "logits and visual tokens" if setting.placement == "replicated" else "logits"
-    if setting.sequence_parallel:
-        logits = f"sequences before split layers, {logits}"
+    logits = "sequences before split layers, logits" if setting.sequence_parallel else "logits"
     partial = f"partial sums of tensor parallelism{of}"
     yield summed.times(times, "all_reduce", partial, ranks)
+    yield seen.times(times, "all_reduce", f"partial sums of the encoder's{of}", setting.vision)
     yield gathered.times(times, "all_gather", f"{logits}{of}", ranks)
+    yield visual.times(times, "all_gather", f"visual tokens{of}", setting.copies)
     yield scattered.times(times, "reduce_scatter", "sequences after split layers", ranks)
 
 
 def _once(leaf: Leaf, blocks: Sequence[int]) -> Iterator[Collective]:
     """What a step moves once, beside gradients and weights of replicas."""
     chain, setting, shared = leaf.chain, leaf.chain.setting, leaf.chain.shared
-    kinds = [chain.lines.report.blocks[number] for number in blocks]
-    yield Collective(
-        kind="all_reduce",
-        purpose="gradients of what sees a share of images or tokens",
-        group=setting.tensor,
-        bytes=int(sum(summed_gradients(setting, block) for block in kinds)),
-        seconds=sum(chain.parts[number].summed for number in blocks),
-    )
+    costs = chain.lines.blocks(*setting.costed)
+    shares: dict[int, _Moved] = {}
+    for number in blocks:
+        block = chain.lines.report.blocks[number]
+        size, ranks = summed_gradients(setting, block, costs[number])
+        shares.setdefault(ranks, _Moved()).add(size, chain.parts[number].summed)
+    for ranks, one in shares.items():
+        purpose = "gradients of what sees a share of images or tokens"
+        yield one.times(1, "all_reduce", purpose, ranks)
     groups = shared.groups(leaf.ends, setting.pipeline) if shared else 1
     if shared and groups > 1:
         yield Collective(
@@ -163,16 +167,10 @@ def _once(leaf: Leaf, blocks: Sequence[int]) -> Iterator[Collective]:
     )
 
 
-def _key(setting: Setting) -> tuple[int, int, bool, bool]:
-    """Of what blocks cost."""
-    replicated = setting.placement == "replicated"
-    return setting.micro_batch, setting.tensor, setting.sequence_parallel, replicated
-
-
 def _replicas(chain: Chain, blocks: Sequence[int]) -> Iterator[Collective]:
     """Gradients and weights between replicas; seconds are those that compute does not hide."""
     lines, setting = chain.lines, chain.setting
-    costs = lines.blocks(*_key(setting))
+    costs = lines.blocks(*setting.costed)
     report, times = lines.report, setting.micro_batches
     number = BYTES[lines.request.precision]
     kinds = [(report.blocks[one], costs[one].parameters) for one in blocks]

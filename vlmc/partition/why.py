@@ -28,6 +28,8 @@ def named(setting: Setting, *, serves: bool = False) -> str:
     if setting.pipeline > 1 and not serves:
         chunks = f" with {setting.chunks} stages a group" if setting.chunks > 1 else ""
         words.insert(1, setting.schedule + chunks)
+    if setting.copies > 1:
+        words.append(f"{setting.copies} copies of the encoder in a tensor group")
     if setting.zero:
         words.append(f"ZeRO {setting.zero}")
     if setting.sequence_parallel:

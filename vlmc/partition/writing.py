@@ -32,7 +32,7 @@ def write(leaf: Leaf, bound: float) -> ParallelPlan:
     lines, setting, request = chain.lines, chain.setting, chain.lines.request
     mesh = Mesh(pipeline=setting.pipeline, data=setting.data, tensor=setting.tensor)
     learns = {block.role for block in lines.report.blocks if block.parameters}
-    apart = Mesh(pipeline=1, data=setting.data * setting.tensor, tensor=1)
+    apart = Mesh(pipeline=1, data=setting.data * setting.copies, tensor=setting.vision)
     return ParallelPlan(
         design=lines.report.design,
         spec=request.spec,
@@ -46,7 +46,7 @@ def write(leaf: Leaf, bound: float) -> ParallelPlan:
         learning_rate=request.learning_rate,
         epochs=request.epochs,
         mesh=mesh,
-        encoder=apart if setting.placement == "replicated" and setting.tensor > 1 else None,
+        encoder=apart if setting.copies > 1 else None,
         placement=placement(leaf),
         sequence_parallel=setting.sequence_parallel,
         zero=setting.zero,  # pyright: ignore[reportArgumentType]

@@ -14,7 +14,7 @@ from vlmc.partition.plan import Checkpointing, Placement
 from vlmc.partition.request import Precision, Request
 from vlmc.planning.shares import check_shares, placed
 from vlmc.resolver.rules.fit import computed_in
-from vlmc.spec.document import PARTS, Auto, Degrees, ModelSpec, Parallel, Stage, Target
+from vlmc.spec.document import PARTS, Auto, ModelSpec, Parallel, Stage, Target
 from vlmc.spec.identity import fingerprint
 
 Word = TypeVar("Word")
@@ -178,7 +178,8 @@ def _request(
         pipeline=_given(language.pipeline),
         data=_given(language.data),
         tensor=_given(language.tensor),
-        placement=_placement(language, parallel.encoder or parallel),
+        placement=_placement(parallel),
+        encoder_tensor=_given(parallel.apart.tensor) if parallel.apart else None,
         zero=_given(parallel.zero),
         micro_batch=_given(parallel.micro_batch),
         schedule=_given(parallel.schedule),
@@ -205,10 +206,12 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1e3
 
 
-def _placement(language: Degrees, encoder: Degrees) -> Placement | None:
-    """Where the encoder goes, if its own degrees say so: it has those of the language model, or is
-    whole on each device of a tensor group."""
-    return "replicated" if encoder.tensor == 1 != language.tensor else None
+def _placement(parallel: Parallel) -> Placement | None:
+    """Where the encoder goes, if its own degrees say so: no replicas beside the language model's
+    leave no copies of it in a tensor group."""
+    language = parallel.language or parallel
+    alike = parallel.apart and parallel.apart.data == language.data != "auto"
+    return "spread" if alike else None
 
 
 def _precision(spec: ModelSpec, target: Target) -> Precision:

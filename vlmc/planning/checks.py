@@ -94,7 +94,8 @@ def for_parts(plan: ParallelPlan, parts: Parts) -> Iterator[Problem]:
     """What a plan contradicts of the design's parts, by train.py's own rules."""
     mesh = _degrees(plan.mesh)
     yield from map(
-        _problem, broken_for(parts, mesh, plan.placement, plan.trained, plan.text, plan.images)
+        _problem,
+        broken_for(parts, mesh, plan.encoder_tensor, plan.trained, plan.text, plan.images),
     )
 
 

@@ -84,6 +84,7 @@ def setting(plan: ParallelPlan) -> Setting:
         chunks=plan.chunks,
         keeps=keeping(plan.checkpointing),
         placement=plan.placement,
+        encoder_tensor=plan.encoder_tensor if plan.placement == "replicated" else None,
     )
 
 

@@ -90,7 +90,12 @@ class Degrees(Described):
 class Parallel(Degrees):
     """Degrees of parallelism, for the whole model or by part, and how a step is run on them."""
 
-    encoder: Degrees | None = Field(default=None, description="Degrees of the encoder alone.")
+    encoder: Degrees | None = Field(
+        default=None,
+        description="Degrees of encoder and adapter alone. `tensor` divides the language model's: "
+        "where it is less, a tensor group holds several copies, which share the images out; each "
+        "is a replica (`data`).",
+    )
     language: Degrees | None = Field(
         default=None, description="Degrees of the language model alone."
     )
@@ -117,6 +122,11 @@ class Parallel(Degrees):
         "attention's scores, `full` whole blocks. For all stacks of blocks, or by stack as "
         "plan.yaml names them: `{language.layers.*: full}`; others are planned.",
     )
+
+    @property
+    def apart(self) -> Degrees | None:
+        """Degrees of the encoder, where they are given apart from the language model's."""
+        return self.encoder or (self if self.language else None)
 
 
 class Precision(Described):

@@ -29,7 +29,7 @@ from vlmc.resolver.rules.joints import (
 from vlmc.resolver.rules.parallel import (
     degrees_divide_heads,
     devices_suffice,
-    parts_are_split_alike,
+    encoder_goes_with_language,
     steps_can_run,
 )
 from vlmc.resolver.rules.tokens import budget_fits_context, workload_fits_budget
@@ -52,7 +52,7 @@ RULES: tuple[Callable[[Flow], Iterator[Problem]], ...] = (
     trains_in_format,
     degrees_divide_heads,
     devices_suffice,
-    parts_are_split_alike,
+    encoder_goes_with_language,
     steps_can_run,
     devices_are_linked,
     nodes_are_full,

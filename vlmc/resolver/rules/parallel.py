@@ -53,8 +53,7 @@ def _heads(flow: Flow, role: Split) -> list[tuple[str, int]]:
 
 
 def _fitting(flow: Flow, target: Target, role: Split) -> str:
-    """Tensor degrees that the part's heads, the other part and the devices allow: of an encoder,
-    the language model's or 1, with which it runs whole on each device."""
+    """Tensor degrees that the part's heads, the other part and the devices allow."""
     parallel = target.parallel
     if role == "encoder":
         return f"encoder: {{tensor: {_beside(flow, target)}}}"
@@ -74,32 +73,50 @@ def _fitting(flow: Flow, target: Target, role: Split) -> str:
 
 
 def _beside(flow: Flow, target: Target) -> int | Auto:
-    """The tensor degree of the encoder that goes with the language model's: that one where it
-    divides the encoder's heads."""
+    """The tensor degree of the encoder, nearest to what it is, that divides its heads and the
+    language model's degree."""
     degree = _degrees(target, "language")[0].tensor
-    if degree == "auto":
-        return degree
-    return 1 if any(heads % degree for _, heads in _heads(flow, "encoder")) else degree
+    own = _degrees(target, "encoder")[0].tensor
+    if degree == "auto" or own == "auto":
+        return "auto"
+    heads = (count for _, count in _heads(flow, "encoder"))
+    return nearest_divisor(math.gcd(degree, *heads), own)
 
 
-def parts_are_split_alike(flow: Flow) -> Iterator[Problem]:
-    """The encoder has the language model's degrees; or it runs whole on each device of a tensor
-    group."""
+def encoder_goes_with_language(flow: Flow) -> Iterator[Problem]:
+    """The encoder's tensor degree divides the language model's: so many copies of it there are in a
+    tensor group, each of them a replica. Its pipeline groups are the language model's, or, of
+    copies, the first alone."""
     if flow.target is None:
         return
     (encoder, path), (language, _) = (_degrees(flow.target, role) for role in NAMES)
-    for name in ("tensor", "pipeline", "data"):
-        degree, other = getattr(encoder, name), getattr(language, name)
-        if degree in ("auto", other) or (name == "tensor" and degree == 1):
+    tensor, whole = encoder.tensor, language.tensor
+    if tensor != "auto" and whole != "auto" and whole % tensor:
+        near = _beside(flow, flow.target)
+        yield Problem(
+            code="VLMC158",
+            path=(*path, "tensor"),
+            message="the encoder's tensor degree does not divide the language model's",
+            expected=f"a divisor of {whole}",
+            got=str(tensor),
+            help=f"tensor: {near}",
+        )
+        tensor = near  # which the others are to go with
+    copies = 1 if tensor == "auto" or whole == "auto" else whole // tensor
+    replicas = language.data if language.data == "auto" else language.data * copies
+    groups = (language.pipeline, 1) if copies > 1 else (language.pipeline,)
+    for name, meant in (("pipeline", groups), ("data", (replicas,))):
+        degree = getattr(encoder, name)
+        if degree in ("auto", *meant):
             continue
-        whole = ", or 1: whole on each device" if name == "tensor" else ""
         yield Problem(
             code="VLMC158",
             path=(*path, name),
-            message=f"the encoder's {name} degree is not the language model's",
-            expected=f"{other}{whole}",
+            message=f"the encoder's {name} degree is not that of "
+            f"{'its copies' if copies > 1 else 'the language model'}",
+            expected=" or ".join(map(str, meant)),
             got=str(degree),
-            help=f"{name}: {_beside(flow, flow.target) if name == 'tensor' else other}",
+            help=f"{name}: {meant[0]}",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -34,13 +34,14 @@ from vlmc.runtime.parallel.plan_rules import puts_off
 from vlmc.runtime.parallel.put_off import PuttingOff
 from vlmc.runtime.parallel.shapes import borders
 from vlmc.runtime.parallel.shared_images import SharedImages
-from vlmc.runtime.parallel.split import split
+from vlmc.runtime.parallel.split import VISION, split
 from vlmc.runtime.parallel.stage import Stage, cuts, prune, save_less, sees, unread
 from vlmc.runtime.parallel.untyped import DISTRIBUTED
 from vlmc.runtime.parallel.vision import vision_steps
 from vlmc.runtime.parallel.words import word_steps
 
-_AXES = ("pipeline", "replicate", "shard", "tensor")
+_AXES = ("pipeline", "replicate", "shard", "copies", "vision")
+"""The last two are of a tensor group: copies of encoder and adapter, and ranks that share each."""
 
 
 class Engine:
@@ -56,10 +57,13 @@ class Engine:
         self.parts, self.plan, self.device = parts, plan, device
         mesh = plan.mesh
         shard = mesh.data if plan.zero else 1
-        sizes = (mesh.pipeline, mesh.data // shard, shard, mesh.tensor)
+        vision = plan.encoder_tensor
+        sizes = (mesh.pipeline, mesh.data // shard, shard, mesh.tensor // vision, vision)
         self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=_AXES)
+        both: Any = self.mesh["copies", "vision"]
+        self.tensor: DeviceMesh = both._flatten("tensor")
         place = dict(zip(_AXES, self.mesh.get_coordinate() or (), strict=True))
-        self.group, self.tensor = place["pipeline"], place["tensor"]
+        self.group = place["pipeline"]
         self.replica = place["replicate"] * shard + place["shard"]
         self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
         self.looped = whole_weights(plan.schedule, mesh.pipeline)
@@ -92,12 +96,13 @@ class Engine:
                 dtype = torch.float32 if parameter.requires_grad else self.dtype
                 parameter.data = parameter.data.to(dtype)
         if plan.mesh.tensor > 1:
-            vision, sequences = plan.encoder_tensor > 1, plan.sequence_parallel
-            split(stage, self.mesh["tensor"], vision=vision, sequences=sequences)
-            if plan.placement == "replicated" and sees(cut.steps[0]):
-                stage.images = SharedImages(self.mesh["tensor"].get_group())
+            apart = plan.encoder_tensor < plan.mesh.tensor
+            vision = self.mesh["vision"] if apart else self.tensor
+            split(stage, self.tensor, vision, sequences=plan.sequence_parallel)
+            if apart and sees(cut.steps[0]):
+                stage.images = SharedImages(self.mesh["copies"].get_group())
                 names = [name for name, _ in stage.model.named_parameters()]
-                stage.partial |= {n for n in names if role_of(n) in ("encoder", "adapter")}
+                stage.partial |= {n for n in names if role_of(n) in VISION}
         stage.recomputed = save_less(stage, plan.checkpointing)
         if plan.mesh.data > 1 or self.dtype != torch.float32:
             self._shard(stage)
@@ -173,7 +178,8 @@ class Engine:
                     self._average(parameter)
         self._copies.add_up(self.stages)
         own = sum((loss.detach().double() for loss in losses), torch.zeros((), dtype=torch.double))
-        own = own.cpu() / plan.mesh.data if self.tensor == 0 else torch.zeros(()).double()
+        first = self.tensor.get_local_rank() == 0
+        own = own.cpu() / plan.mesh.data if first else torch.zeros(()).double()
         own = own.to(self.device)
         DISTRIBUTED.all_reduce(own)
         return float(own)
@@ -182,8 +188,8 @@ class Engine:
         """Sums gradients of what saw a share of the images or of the tokens on each rank."""
         for name, parameter in stage.model.named_parameters():
             if parameter.grad is not None and name in stage.partial:
-                group = self.mesh["tensor"].get_group()
-                DISTRIBUTED.all_reduce(local_of(parameter.grad), group=group)
+                ranks = self.mesh["copies"] if role_of(name) in VISION else self.tensor
+                DISTRIBUTED.all_reduce(local_of(parameter.grad), group=ranks.get_group())
 
     def _average(self, parameter: nn.Parameter) -> None:
         if parameter.grad is None:

@@ -121,8 +121,8 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
             f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
             f"torchrun --nproc-per-node {plan.mesh.ranks}"
         )
-    broken = broken_for(parts, plan.mesh, plan.placement, plan.trained, plan.text, plan.images)
-    for one in broken:
+    vision = plan.encoder_tensor
+    for one in broken_for(parts, plan.mesh, vision, plan.trained, plan.text, plan.images):
         raise UsageError(_said(one))
 
 
@@ -192,7 +192,7 @@ def _plan(document: Any) -> Plan:
         learning_rate=rate,
         epochs=whole["epochs"],
         mesh=mesh,
-        encoder_tensor=1 if whole["placement"] == "replicated" else mesh.tensor,
+        encoder_tensor=ruled.encoder_tensor,
         placement=whole["placement"],
         sequence_parallel=whole["sequence_parallel"],
         zero=whole["zero"],

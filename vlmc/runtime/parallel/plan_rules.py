@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from math import gcd
 
 from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.ir.sequence import no_room
@@ -89,9 +90,10 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
 
 
 def broken_for(
-    parts: Parts, mesh: Degrees, placement: str, trained: Sequence[str], text: int, images: int
+    parts: Parts, mesh: Degrees, vision: int, trained: Sequence[str], text: int, images: int
 ) -> Iterator[Broken]:
-    """What a plan contradicts of the design that it is to run, before a block is looked at."""
+    """What a plan contradicts of the design that it is to run, before a block is looked at.
+    `vision`: ranks over which encoder and adapter are split."""
     for number, role in enumerate(trained):
         if role not in parts.parts or not parts.parts[role].parameters:
             learns = [name for name, part in parts.parts.items() if part.parameters]
@@ -104,7 +106,7 @@ def broken_for(
                 help="name one of these, or leave it out",
             )
     yield from _broken_sequence(text, images, parts)
-    yield from _broken_split(mesh.tensor, placement == "replicated", parts)
+    yield from _broken_split(mesh.tensor, vision, parts)
 
 
 def _broken_sequence(text: int, images: int, parts: Parts) -> Iterator[Broken]:
@@ -125,20 +127,21 @@ def _broken_sequence(text: int, images: int, parts: Parts) -> Iterator[Broken]:
     )
 
 
-def _broken_split(degree: int, replicated: bool, parts: Parts) -> Iterator[Broken]:
+def _broken_split(tensor: int, vision: int, parts: Parts) -> Iterator[Broken]:
     """A tensor degree that does not divide what it splits; the first that there is."""
     for role, part in parts.parts.items():
-        if replicated and role in ("encoder", "adapter"):
-            continue
+        degree = vision if role in ("encoder", "adapter") else tensor
         for what, count in _split_counts(role, part, parts):
             if count % degree:
+                own = degree != tensor
+                near = nearest_divisor(gcd(count, tensor) if own else count, degree)
                 yield Broken(
                     code="VLMC161",
-                    path=("mesh", "tensor"),
+                    path=("encoder" if own else "mesh", "tensor"),
                     message=f"{degree} devices cannot share the {count} {what} of the {role}",
                     expected=f"a degree that divides {count}",
                     got=f"{count} / {degree} = {count // degree} remainder {count % degree}",
-                    help=f"tensor: {nearest_divisor(count, degree)}",
+                    help=f"tensor: {near}",
                 )
                 return
 
@@ -178,20 +181,32 @@ def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
             f"{count % plan.per_node}",
             help=f"per_node: {nearest_divisor(count, plan.per_node)}",
         )
-    apart = Degrees(1, mesh.data * mesh.tensor, 1)
-    if plan.encoder in (None, mesh) or (plan.placement == "replicated" and plan.encoder == apart):
+    meant = _encoder_degrees(plan)
+    if plan.encoder in (None, meant):
         return
-    given, meant = plan.encoder, apart if plan.placement == "replicated" else mesh
+    given, ranks = plan.encoder, mesh.data * mesh.tensor
     yield Broken(
         code="VLMC161",
         path=("encoder",),
         related=(("mesh",), ("placement",)),
         message="encoder and adapter cannot have these degrees",
-        expected="those of mesh; where they are replicated, a replica for each data and tensor "
-        f"rank: {apart.pipeline} x {apart.data} x {apart.tensor}",
+        expected="those of mesh; where they are replicated, 1 group, a tensor degree below "
+        f"{mesh.tensor} that divides it, and data x tensor = {ranks}",
         got=f"{given.pipeline} x {given.data} x {given.tensor}",
         help=f"encoder: {{pipeline: {meant.pipeline}, data: {meant.data}, tensor: {meant.tensor}}}",
     )
+
+
+def _encoder_degrees(plan: Ruled) -> Degrees:
+    """What those of encoder and adapter can only be: with the tensor degree that the plan says,
+    where that can be, those of whole copies."""
+    mesh = plan.mesh
+    if plan.placement != "replicated":
+        return mesh
+    tensor = plan.encoder_tensor
+    if tensor >= mesh.tensor or mesh.tensor % tensor:
+        tensor = 1
+    return Degrees(1, mesh.data * mesh.tensor // tensor, tensor)
 
 
 def _broken_batch(plan: Ruled) -> Iterator[Broken]:

@@ -20,6 +20,12 @@ class Degrees:
         return self.pipeline * self.data * self.tensor
 
 
+def encoder_degree(placement: str, encoder: int | None, tensor: int) -> int:
+    """Ranks over which encoder and adapter are split: a tensor group, unless they are replicated
+    within it; then as many as the plan says, or one."""
+    return (encoder or 1) if placement == "replicated" else tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """Blocks of one stack that a stage holds, `last` included."""
@@ -65,6 +71,12 @@ class Ruled:
     checkpointing: Mapping[str, str]
     stages: tuple[tuple[int, tuple[Held, ...]], ...]
     """Group, and what is held."""
+
+    @property
+    def encoder_tensor(self) -> int:
+        """Ranks over which encoder and adapter are split."""
+        own = None if self.encoder is None else self.encoder.tensor
+        return encoder_degree(self.placement, own, self.mesh.tensor)
 
     @property
     def micro_batches(self) -> int:

@@ -1,4 +1,4 @@
-"""Images shared out over ranks that run the same encoder, each with all of its weights."""
+"""Images shared out over copies of the encoder, each on one rank or split over several."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from vlmc.runtime.parallel.untyped import DISTRIBUTED
 
 
 class SharedImages:
-    """What the ranks of a tensor group do with the images of a micro-batch: each encodes its share,
-    then all have the visual tokens of all."""
+    """What the copies of an encoder in a tensor group do with the images of a micro-batch: each
+    encodes its share, then all have the visual tokens of all. `group`: ranks that hold the same of
+    their copies."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
@@ -22,8 +23,8 @@ class SharedImages:
         self.rank = DISTRIBUTED.get_rank(group)
 
     def shared(self, data: Data) -> Data:
-        """The micro-batch with this rank's images; blank ones fill the last share, so that every
-        rank runs the encoder on as many."""
+        """The micro-batch with this copy's images; blank ones fill the last share, so that every
+        copy runs on as many."""
         images: Tensor = data["images"]
         share = -(-images.shape[0] // self.ranks)
         missing = share * self.ranks - images.shape[0]

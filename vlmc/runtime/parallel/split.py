@@ -24,27 +24,30 @@ _ROWS = ("output", "down")
 _OF_HEADS = {"content_bias": 0, "distance_bias": 0}
 """Parameters of an attention that have a row for each head."""
 _HEAD_NORMS = ("query_norm", "key_norm")
-_VISION = ("encoder", "adapter")
+VISION = ("encoder", "adapter")
+"""Parts that may be split over fewer ranks than a tensor group has."""
 _STACK_NORMS = ("language.norm", "language.encoder_norm", "language.decoder_norm")
 """Norms after a stack of blocks."""
 
 
-def split(stage: Stage, mesh: DeviceMesh, *, vision: bool, sequences: bool) -> None:
-    """Shares the attention heads and hidden units of a stage's blocks out over `mesh`. Encoder and
-    adapter stay whole where not `vision`. With `sequences` the ranks hold a share of a language
-    model's tokens wherever these do not read each other. Frozen parameters stay frozen."""
+def split(stage: Stage, tensor: DeviceMesh, vision: DeviceMesh, *, sequences: bool) -> None:
+    """Shares the attention heads and hidden units of a stage's blocks out over `tensor`, those of
+    encoder and adapter over `vision`. With `sequences` the ranks hold a share of a language model's
+    tokens wherever these do not read each other. Frozen parameters stay frozen."""
     trained = {name: p.requires_grad for name, p in stage.named_parameters()}
-    plan: dict[str, ParallelStyle] = {}
+    plans: dict[DeviceMesh, dict[str, ParallelStyle]] = {}
     model: Any = stage.model
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for path, module in modules.items():
-        if not vision and role_of(path) in _VISION:
+        mesh = vision if role_of(path) in VISION else tensor
+        if mesh.size() == 1:
             continue
         if _is_attention(module) or _is_mlp(module):
-            shared = sequences and role_of(path) not in _VISION
+            shared = sequences and role_of(path) not in VISION
             made = _styles(module, Shard(1) if shared else Replicate())
-            plan |= {f"{path}.{name}": style for name, style in made.items()}
             if made:
+                plan = plans.setdefault(mesh, {})
+                plan.update({f"{path}.{name}": style for name, style in made.items()})
                 crosses = _is_attention(module) and path.startswith("gated_blocks.")
                 itself = path.endswith(".attention") and not crosses
                 masked = shared and crosses
@@ -57,14 +60,15 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool, sequences: bool) -> N
         # A tied head reads the embedding, which stays whole.
         projection = getattr(getattr(stage.model, "head", None), name, None)
         if isinstance(projection, nn.Linear) and _has_weight(projection):
-            plan[f"head.{name}"] = ColwiseParallel(output_layouts=Replicate())
-    if plan:
+            style = ColwiseParallel(output_layouts=Replicate())
+            plans.setdefault(tensor, {})[f"head.{name}"] = style
+    for mesh, plan in plans.items():
         parallelize_module(stage.model, mesh, plan, src_data_rank=None)
     for name, parameter in stage.named_parameters():
         # Parallel modules are given new parameters, which would all ask for gradients.
         parameter.requires_grad_(trained[name])
     if sequences:
-        _see_shares(stage, mesh)
+        _see_shares(stage, tensor)
 
 
 def _see_shares(stage: Stage, mesh: DeviceMesh) -> None:

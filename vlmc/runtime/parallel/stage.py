@@ -170,7 +170,8 @@ class Stage(nn.Module):
         self.images: SharedImages | None = None
         self.sequences = Sequences()
         self.partial: set[str] = set()
-        """Parameters that see a share of the images or tokens on each rank of a tensor group."""
+        """Parameters that see another share of the images or tokens on other ranks of a tensor
+        group."""
         self.recomputed: list[nn.Module] = []
         """Modules whose forward pass the backward pass runs again."""
         self.always = False

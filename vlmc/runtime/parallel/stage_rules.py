@@ -11,7 +11,7 @@ _SEEING = {"encoder", "adapter"}
 _WORDS_OF = {"language", "head"}
 _PLACED = {
     "stage_0": "encoder and adapter on stage 0",
-    "replicated": "encoder and adapter on stage 0, whole on each rank of a tensor group",
+    "replicated": "encoder and adapter on stage 0, several copies of them in a tensor group",
     "own_group": "stages of encoder and adapter that hold no language",
 }
 
