@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations, pairwise, product
+from itertools import combinations, product
 from random import Random
 from typing import Any
 
@@ -17,7 +17,7 @@ from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.pace import pace
 from vlmc.partition.request import Request
-from vlmc.partition.room import has_room, memory_of
+from vlmc.partition.room import memory_of
 from vlmc.partition.search import find
 from vlmc.partition.setting import Setting
 
@@ -56,20 +56,12 @@ def fastest(
 
 
 def fits(chain: Chain, ends: tuple[int, ...]) -> bool:
-    """Whether there is memory for all that each device holds. With several stages to a device the
-    space has only plans where each stage has room beside others of its size; that rule must not let
-    in what there is no memory for."""
+    """Whether there is memory for all that each device holds."""
     message = chain.largest(ends[:-1])
-    room = all(
+    return all(
         memory_of(chain, group, held, message).total <= chain.room
         for group, held in enumerate(chain.groups(ends))
     )
-    if chain.setting.chunks == 1:
-        return room
-    stages = enumerate(pairwise((0, *ends)))
-    meant = all(has_room(chain, stage, first, end, message) for stage, (first, end) in stages)
-    assert room or not meant
-    return meant
 
 
 def every_cut(report: GraphReport, stages: int, placements: set[str]) -> list[tuple[int, ...]]:
@@ -239,6 +231,29 @@ def instance(seed: int) -> tuple[GraphReport, Cluster, Request, GraphReport | No
         **fixed,
     )
     return report, devices, request, decode
+
+
+def interleaved(seed: int) -> tuple[GraphReport, Cluster, Request] | None:
+    """A random question about several stages to a device, which has about as much memory as the
+    fastest of them need; None for a design of too few blocks."""
+    random = Random(seed)
+    report, groups = random_report(random), random.choice([2, 2, 3])
+    if len(report.order) < 2 * groups:
+        return None
+    asked = Request(
+        mode="train",
+        batch=groups * random.choice([1, 2]),
+        text=random.choice([16, 64]),
+        images=1,
+        tokens=16,
+        pipeline=groups,
+        schedule="interleaved",
+    )
+    plan = find(report, cluster(small_device(1e3), groups), asked).plan
+    assert plan.predicted is not None
+    most = max(one.total for one in plan.predicted.memory) - 0.75e9
+    room = small_device(most * random.uniform(0.8, 1.02) / 1e9)
+    return report, cluster(room, groups), asked
 
 
 def short_of_memory(seed: int) -> tuple[GraphReport, Cluster, Request] | None:

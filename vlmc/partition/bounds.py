@@ -14,7 +14,7 @@ from vlmc.partition.chain import held
 from vlmc.partition.costs import Rooflines
 from vlmc.partition.part import Part
 from vlmc.partition.plan import Schedule
-from vlmc.partition.room import RESERVE
+from vlmc.partition.room import RESERVE, moments_of
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import KEEPS, kinds
 from vlmc.partition.states import MASTER
@@ -181,19 +181,19 @@ class Bounds:
         if setting.schedule == "zero_bubble":
             once = max(0.0, once - 2 * self._sum([one.weights_late for one in parts]))
         pace = (under - once * (1 - 1 / groups) / chunks) / chunks * (1 + 1e-9)
-        room = self.lines.cluster.device.memory_bytes / (1 + RESERVE) / chunks * (1 + 1e-9)
-        most = [held(setting, group) for group in range(groups)]
+        room = self.lines.cluster.device.memory_bytes / (1 + RESERVE) * (1 + 1e-9)
+        most = [_held_of_all(setting, group) for group in range(groups)]
         for count, one in zip(self.counts, parts, strict=True):
             work = times * (one.forward + one.backward) + one.tail
             fast = pace // work if work and pace < inf else float(count)
             states = one.weights + one.optimiser
-            stages = 0.0
+            total = 0.0
             for each in most:
                 size = states + max(one.gradients - one.released, each * one.saved)
                 if each < times or chunks > 1:
                     size = states + one.gradients + each * one.saved
-                stages += min(fast, room // size if size else count)
-            if stages * chunks < count:
+                total += min(fast * chunks, room // size if size else count)
+            if total < count:
                 return False
         return True
 
@@ -215,6 +215,13 @@ def _counts(lines: Rooflines) -> list[int]:
     """How often each distinct block stands in the chain."""
     counts = Counter(lines.report.order)
     return [counts[number] for number in range(len(lines.report.blocks))]
+
+
+def _held_of_all(setting: Setting, group: int) -> float:
+    """The most micro-batches that a group holds of each of its stages at once."""
+    if setting.chunks == 1:
+        return held(setting, group)
+    return max(min(counts) for _, counts in moments_of(setting, group))
 
 
 def _saved(block: Block, word: int) -> Polynomial:

@@ -31,6 +31,8 @@ class Cutter:
     allowed: Sequence[int]
     fits: Fits
     barrier: int | None = None
+    thorough: bool = True
+    """Whether all starts are tried where some stages alone have room for a block."""
 
     def least(
         self,
@@ -48,13 +50,13 @@ class Cutter:
         first = self._greedy(weights, under, other, cap)
         if not isinstance(first, tuple):
             return None
-        best, ends = _heaviest(weights, first), first
+        best, ends = heaviest(weights, first), first
         low = weights[-1] / self.stages * (1 - 1e-12)
         while low < best:
             middle = max(low, min((low + best) / 2, nextafter(best, 0.0)))
             found = self._greedy(weights, middle, other, cap)
             if isinstance(found, tuple):
-                best, ends = min(best, _heaviest(weights, found)), found
+                best, ends = min(best, heaviest(weights, found)), found
             else:
                 low = found
         return best, ends
@@ -76,7 +78,7 @@ class Cutter:
             if lightest is None:
                 return
             second = self.least(two, under=cap, other=one, cap=lightest[0])
-            weight, ends = second or (_heaviest(two, lightest[1]), lightest[1])
+            weight, ends = second or (heaviest(two, lightest[1]), lightest[1])
             yield lightest[0], weight, ends
             cap = nextafter(weight, 0.0)
 
@@ -86,17 +88,17 @@ class Cutter:
         """Ends of stages within the limit, or the least limit at which more is possible."""
         allowed, ends, start, following = self.allowed, list[int](), 0, inf
         for stage in range(self.stages):
-            least, most = self._window(stage, start)
+            least, most = self.window(stage, start)
             if most < least:
                 return following
-            reach = _reach(weights, start, limit, allowed, least, most)
+            reach = last_within(weights, start, limit, allowed, least, most)
             if reach < most:
                 following = min(following, weights[allowed[reach + 1]] - weights[start])
             if other is not None:
-                reach = _reach(other, start, cap, allowed, least, reach)
-            timely, reach = reach, self._fitting(stage, start, least, reach)
+                reach = last_within(other, start, cap, allowed, least, reach)
+            timely, reach = reach, self.fitting_place(stage, start, least, reach)
             if reach < least:
-                if timely < least or self._nowhere(start, allowed[least]):
+                if not self.thorough or timely < least or self._nowhere(start, allowed[least]):
                     return following
                 return self._exhaustive(weights, limit, other, cap)
             start = allowed[reach]
@@ -117,15 +119,15 @@ class Cutter:
         for stage in range(self.stages):
             ends: dict[int, int] = {}
             for start in layers[-1]:
-                least, most = self._window(stage, start)
+                least, most = self.window(stage, start)
                 if most < least:
                     continue
-                reach = _reach(weights, start, limit, allowed, least, most)
+                reach = last_within(weights, start, limit, allowed, least, most)
                 if reach < most:
                     following = min(following, weights[allowed[reach + 1]] - weights[start])
                 if other is not None:
-                    reach = _reach(other, start, cap, allowed, least, reach)
-                reach = self._fitting(stage, start, least, reach)
+                    reach = last_within(other, start, cap, allowed, least, reach)
+                reach = self.fitting_place(stage, start, least, reach)
                 for place in range(least, reach + 1):
                     ends.setdefault(allowed[place], start)
             layers.append(ends)
@@ -136,7 +138,7 @@ class Cutter:
             found.append(layer[found[-1]])
         return tuple(reversed(found))
 
-    def _window(self, stage: int, start: int) -> tuple[int, int]:
+    def window(self, stage: int, start: int) -> tuple[int, int]:
         """The first and the last place in `allowed` where the stage may end."""
         least = bisect_right(self.allowed, start)
         most = len(self.allowed) - (self.stages - stage)
@@ -146,7 +148,7 @@ class Cutter:
             most = min(most, bisect_right(self.allowed, self.barrier) - 1)
         return least, most
 
-    def _fitting(self, stage: int, start: int, least: int, most: int) -> int:
+    def fitting_place(self, stage: int, start: int, least: int, most: int) -> int:
         """The last place up to which the stage fits; `least` - 1 where there is none."""
         if most < least or self.fits(stage, start, self.allowed[most]):
             return most
@@ -160,7 +162,7 @@ class Cutter:
         return low
 
 
-def _reach(
+def last_within(
     weights: Sequence[float],
     start: int,
     limit: float,
@@ -179,5 +181,5 @@ def _reach(
     return low
 
 
-def _heaviest(weights: Sequence[float], ends: Sequence[int]) -> float:
+def heaviest(weights: Sequence[float], ends: Sequence[int]) -> float:
     return max(weights[end] - weights[start] for start, end in pairwise((0, *ends)))

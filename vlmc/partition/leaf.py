@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from math import inf
 
 from vlmc.partition.chain import Chain, Levels
-from vlmc.partition.cuts import Cutter
+from vlmc.partition.cuts import Cutter, Fits
 from vlmc.partition.pace import Pace, backward_work, each_token, fill, first_token, pace
-from vlmc.partition.room import has_room
+from vlmc.partition.room import enough_in_all, has_room, needs, needs_of_all
+from vlmc.partition.several import Effort, Groups, Room, least_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,13 @@ class Leaf:
     pace: Pace
 
 
-def best_cuts(chain: Chain, under: float, *, unlimited: bool = False) -> Leaf | None:
+def best_cuts(
+    chain: Chain, under: float, *, unlimited: bool = False, effort: Effort | None = None
+) -> Leaf | None:
     """The fastest cuts that fit, if they take less than `under` seconds. `unlimited`: as if there
-    were memory for any."""
+    were memory for any. `effort`: of the search that they are part of."""
     best: Leaf | None = None
+    effort = effort or Effort()
     levels = chain.levels if chain.setting.stages > 1 else ((0.0, 0.0, (chain.length,)),)
     for message, token_message, places, once in _families(chain, levels):
         cutter = _cutter(chain, places, unlimited)
@@ -33,7 +37,7 @@ def best_cuts(chain: Chain, under: float, *, unlimited: bool = False) -> Leaf | 
         cuts = (
             _answers(chain, cutter, message, token_message, under)
             if serve
-            else _steps(chain, cutter, message, under - once)
+            else _steps(chain, cutter, message, under - once, None if unlimited else effort)
         )
         for ends in cuts:
             found = pace(chain, ends)
@@ -57,9 +61,43 @@ def _families(
 
 def fits(leaf: Leaf) -> bool:
     """Whether there is memory for its cuts, by the rule that cuts are searched with."""
-    chain, message = leaf.chain, leaf.chain.largest(leaf.ends[:-1])
-    stages = enumerate(pairwise((0, *leaf.ends)))
-    return all(has_room(chain, stage, first, end, message) for stage, (first, end) in stages)
+    room = _room(leaf.chain, leaf.ends)
+    return all(room(leaf.ends[: stage + 1]) for stage in range(len(leaf.ends)))
+
+
+def fitting(chain: Chain, places: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The ends of stages that there is memory for, whatever time they take, by cuts at some places;
+    None where none were found."""
+    cutter = _cutter(chain, places, unlimited=False)
+    if chain.setting.chunks == 1:
+        return cutter.fitting()
+    nothing = [0.0] * (chain.length + 1)
+    return least_together(cutter, nothing, _groups(chain, places), inf, Effort()).ends
+
+
+def _groups(chain: Chain, places: Sequence[int]) -> Groups:
+    """What groups have room for among cuts at some places."""
+    message = chain.largest(places[:-1])
+
+    def alike(share: float) -> Fits:
+        def fits(stage: int, first: int, end: int) -> bool:
+            return needs_of_all(chain, stage, first, end, message) <= share * chain.room
+
+        return fits
+
+    return Groups(room=_room(chain, places), alike=alike, enough=partial(enough_in_all, chain))
+
+
+def _room(chain: Chain, places: Sequence[int]) -> Room:
+    message, groups = chain.largest(places[:-1]), chain.setting.pipeline
+
+    def room(ends: Sequence[int]) -> bool:
+        last = len(ends) - 1
+        stages = range(last % groups, last + 1, groups)
+        stretches = [(ends[stage - 1] if stage else 0, ends[stage]) for stage in stages]
+        return needs(chain, stages, stretches, message) <= chain.room
+
+    return room
 
 
 def _cutter(chain: Chain, places: tuple[int, ...], unlimited: bool) -> Cutter:
@@ -77,22 +115,31 @@ def _cutter(chain: Chain, places: tuple[int, ...], unlimited: bool) -> Cutter:
     )
 
 
-def _steps(chain: Chain, cutter: Cutter, message: float, under: float) -> Iterator[tuple[int, ...]]:
-    """Candidates for the fastest step."""
+def _steps(
+    chain: Chain, cutter: Cutter, message: float, under: float, effort: Effort | None
+) -> Iterator[tuple[int, ...]]:
+    """Candidates for the fastest step. `effort`: None where memory is no matter."""
     setting = chain.setting
     aside = fill(chain, message) + 2 * message * setting.micro_batches * setting.chunks
     aside += chain.lines.agreement
-    room = (under - aside) / setting.chunks
+    most = (under - aside) / setting.chunks
+    if setting.chunks > 1 and effort is not None:
+        groups = _groups(chain, cutter.allowed)
+        together = least_together(cutter, chain.work, groups, most, effort)
+        effort.missed = min(effort.missed, aside + setting.chunks * together.missed)
+        if together.ends:
+            yield together.ends
+        return
     if setting.schedule != "gpipe":
-        found = cutter.least(chain.work, under=room)
+        found = cutter.least(chain.work, under=most)
         if found:
             yield found[1]
         return
     forward = [setting.micro_batches * one for one in chain.forward]
     backward = backward_work(chain)
-    lightest = cutter.least(backward, under=room)
-    best = room
-    for one, two, ends in cutter.front(forward, backward, room, room):
+    lightest = cutter.least(backward, under=most)
+    best = most
+    for one, two, ends in cutter.front(forward, backward, most, most):
         if lightest is None or one + lightest[0] >= best:
             return
         if one + two < best:

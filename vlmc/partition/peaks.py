@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import accumulate
 
 from vlmc.partition.part import Part
@@ -49,13 +48,6 @@ class Peaks:
             peak - after + gone
             for peak, after, gone in zip(first, made[1:], self._released[1:], strict=True)
         ]
-
-    @cached_property
-    def any(self) -> float:
-        """What any one block needs while it runs."""
-        each = zip(self._forward, self._backward, self._saved[1:], strict=True)
-        needs = [max(one, two + self._late[-1]) - level for one, two, level in each]
-        return max(self._regathered[-1], *needs)
 
     def ending(self, first: int, end: int) -> float:
         """Bytes of a stage over the model's states when all is computed."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from operator import mul
 
 from vlmc.partition.chain import Chain
 from vlmc.partition.plan import Memory
-from vlmc.partition.schedule import moments, most_put_off
+from vlmc.partition.schedule import Moments, moments, most_put_off
+from vlmc.partition.setting import Setting
 from vlmc.runtime.parallel.plan_rules import puts_off
 
 RESERVE = 0.04
@@ -74,13 +76,18 @@ def fullest(
     saved = [chain.saved[end] - chain.saved[first] for first, end in stretches]
     if len(stretches) == 1:
         return held * saved[0] + over[0], over[0], (held,)
-    times = setting.micro_batches
     ending = sum(chain.peaks.ending(first, end) for first, end in stretches)
     at_work, above, counts = max(
         (sum(map(mul, counts, saved)) + over[at], over[at], counts)
-        for at, counts in moments(setting.schedule, group, setting.pipeline, times, setting.chunks)
+        for at, counts in moments_of(setting, group)
     )
     return max(at_work, ending), above if at_work > ending else ending, counts
+
+
+def moments_of(setting: Setting, group: int) -> Moments:
+    """Of a group with several stages; see `moments`."""
+    times = setting.micro_batches
+    return moments(setting.schedule, group, setting.pipeline, times, setting.chunks)
 
 
 def _seen(
@@ -124,22 +131,112 @@ def _over(chain: Chain, group: int, first: int, end: int) -> float:
 
 
 def has_room(chain: Chain, stage: int, first: int, end: int, message: float) -> bool:
-    """Whether a stage may hold a stretch: as `memory_of`. With several stages to a device it
-    has to have room for as many as large as this one, beside what any block needs while it
-    runs, so that stages can be looked at one by one."""
-    chunks = chain.setting.chunks
-    group = stage % chain.setting.pipeline
-    saved = chain.held[group] * (chain.saved[end] - chain.saved[first])
-    total = sum(_states(chain, group, first, end)) + saved
-    if chain.lines.request.mode == "serve" and chain.looks[end] > chain.looks[first]:
+    """Whether a stage may hold a stretch, were there no other stages on its device."""
+    return needs(chain, [stage], [(first, end)], message) <= chain.room
+
+
+def needs(
+    chain: Chain, stages: Sequence[int], stretches: Sequence[tuple[int, int]], message: float
+) -> float:
+    """Bytes that a device has to have, as `memory_of`, for stages of one group: for all of them, or
+    for some as if there were no others."""
+    setting, group = chain.setting, stages[0] % chain.setting.pipeline
+    total = chain.inputs
+    for stage, (first, end) in zip(stages, stretches, strict=True):
+        total += _lasting(chain, stage, first, end, message)
+    if chain.lines.request.mode == "serve" and any(
+        chain.looks[end] > chain.looks[first] for first, end in stretches
+    ):
         total += chain.features
-    total += _messages(chain, stage, end, message)
-    if chunks > 1:
-        more = chain.peaks.ending(first, end) - saved
-        total = (total + max(0.0, more)) * chunks + chain.peaks.any
-    else:
+    if setting.chunks == 1:
+        ((first, end),) = stretches
+        total += chain.held[group] * (chain.saved[end] - chain.saved[first])
         total += _over(chain, group, first, end)
-    return with_reserve(chain, total + chain.inputs) <= chain.room
+    else:
+        places = [stage // setting.pipeline for stage in stages]
+        total += _several(chain, group, places, stretches)
+    return with_reserve(chain, total)
+
+
+def needs_of_all(chain: Chain, stage: int, first: int, end: int, message: float) -> float:
+    """Those with such a stretch in the place of each of a group's stages."""
+    setting = chain.setting
+    total = setting.chunks * _lasting(chain, stage, first, end, message)
+    at_work = _most_in_all(moments_of(setting, stage % setting.pipeline))
+    at_work *= chain.saved[end] - chain.saved[first]
+    at_work += chain.peaks.at_work(first, end)
+    total += max(at_work, setting.chunks * chain.peaks.ending(first, end))
+    return with_reserve(chain, total + chain.inputs)
+
+
+def _lasting(chain: Chain, stage: int, first: int, end: int, message: float) -> float:
+    """Bytes of a stage from a step's start to its end: the model's states and messages."""
+    states = _states(chain, stage % chain.setting.pipeline, first, end)
+    return sum(states) + _messages(chain, stage, end, message)
+
+
+def _several(
+    chain: Chain, group: int, places: Sequence[int], stretches: Sequence[tuple[int, int]]
+) -> float:
+    """Activations at the fullest moment of these of the stages that a group has."""
+    saved = [chain.saved[end] - chain.saved[first] for first, end in stretches]
+    over = [chain.peaks.at_work(first, end) for first, end in stretches]
+    if len(places) == 1:
+        at_work, idle = _most_of(moments_of(chain.setting, group))[places[0]]
+        return max(at_work * saved[0] + over[0], idle * saved[0])
+    found = moments_of(chain.setting, group)
+    if len(places) < chain.setting.chunks:
+        lasting = dict(zip(places, over, strict=True))
+        return max(
+            sum(counts[place] * size for place, size in zip(places, saved, strict=True))
+            + lasting.get(at, 0.0)
+            for at, counts in found
+        )
+    at_work = max(sum(map(mul, counts, saved)) + over[at] for at, counts in found)
+    return max(at_work, sum(chain.peaks.ending(first, end) for first, end in stretches))
+
+
+@cache
+def _most_of(found: Moments) -> tuple[tuple[int, int], ...]:
+    """By stage of a group, the most micro-batches that it holds of it: while that is at work, and
+    while another is."""
+    return tuple(
+        (
+            max(counts[place] for at, counts in found if at == place),
+            max(counts[place] for at, counts in found if at != place),
+        )
+        for place in range(len(found[0][1]))
+    )
+
+
+def enough_in_all(chain: Chain, heaviest: float) -> bool:
+    """Whether all devices together have room for the chain if no stage takes more seconds of a step
+    than `heaviest`: where each group holds the most micro-batches, and stages of which it holds few
+    save as much as they may."""
+    setting = chain.setting
+    largest, first = 0.0, 0
+    for end in range(1, chain.length + 1):
+        while chain.work[end] - chain.work[first] > heaviest:
+            first += 1
+        largest = max(largest, chain.saved[end] - chain.saved[first])
+    held = [max(moments_of(setting, one), key=_held)[1] for one in range(setting.pipeline)]
+    left, total = chain.saved[-1], chain.inputs * setting.pipeline
+    for count in sorted(count for counts in held for count in counts):
+        taken = min(left, largest)
+        left, total = left - taken, total + count * taken
+    for row in (chain.weights, chain.gradients, chain.optimiser):
+        total += row[-1]
+    return with_reserve(chain, total / setting.pipeline) <= chain.room
+
+
+@cache
+def _most_in_all(found: Moments) -> int:
+    """Micro-batches of all stages of a group together, at the most."""
+    return max(map(_held, found))
+
+
+def _held(moment: tuple[int, tuple[int, ...]]) -> int:
+    return sum(moment[1])
 
 
 def with_reserve(chain: Chain, size: float) -> float:

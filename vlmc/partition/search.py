@@ -20,6 +20,7 @@ from vlmc.partition.part import parts
 from vlmc.partition.plan import ParallelPlan
 from vlmc.partition.request import Request, check
 from vlmc.partition.setting import Setting
+from vlmc.partition.several import Effort
 from vlmc.partition.shortage import infeasible
 from vlmc.partition.space import bases, schedules, zero_choices
 from vlmc.partition.why import why
@@ -75,7 +76,7 @@ def find(
         search.run(bases(lines, across_nodes=across_nodes))
         leaves = search.ranked()
         if leaves:
-            bound = leaves[0].pace.seconds
+            bound = min(leaves[0].pace.seconds, search.effort.missed)
             best, *others = [write(leaf, bound) for leaf in leaves]
             return Found(
                 plan=best,
@@ -114,6 +115,7 @@ class _Search:
         self.bounds = Bounds(lines, tokens)
         self.best: dict[tuple[int, int, int], Leaf] = {}
         self.worked_out = 0
+        self.effort = Effort()
         self._number = count()
         self._queue: list[tuple[float, int, Setting, _Ways | None]] = []
         self._chains: dict[Setting, Chain] = {}
@@ -193,7 +195,7 @@ class _Search:
         if fits(unlimited):
             self.best[_degrees(setting)] = unlimited
             return inf
-        leaf = best_cuts(chain, under)
+        leaf = best_cuts(chain, under, effort=self.effort)
         if leaf:
             self.best[_degrees(setting)] = leaf
         return unlimited.pace.seconds

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain as joined
 
 from vlmc.ir.training import why_not_zero, zero_stages
 from vlmc.partition.bounds import Bounds
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import Rooflines
-from vlmc.partition.cuts import Cutter
-from vlmc.partition.leaf import Leaf
+from vlmc.partition.leaf import Leaf, fitting
 from vlmc.partition.plan import Checkpointing, Memory, Schedule
 from vlmc.partition.request import Infeasible
-from vlmc.partition.room import has_room, memory_of
+from vlmc.partition.room import memory_of
 from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import CHUNKS, bases, keeping, kinds, schedules, zero_choices
@@ -35,9 +33,11 @@ class _Least:
 
     setting: Setting
     memory: Memory
-    needs: int
-    """Bytes that a device has to have: with several stages to a device more than it holds, as there
-    has to be room for as many of the largest's size."""
+
+    @property
+    def needs(self) -> int:
+        """Bytes that a device has to have."""
+        return self.memory.total
 
 
 def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
@@ -103,18 +103,11 @@ def _zeros(lines: Rooflines, base: Setting) -> list[int]:
 
 def _least_of(chain: Chain, places: tuple[int, ...]) -> _Least | None:
     """The same among cuts at some places."""
-    message = chain.largest(places[:-1])
-    cutter = Cutter(
-        length=chain.length,
-        stages=chain.setting.stages,
-        allowed=places,
-        fits=partial(has_room, chain, message=message),
-    )
     low, high = 0.0, 1e24
     ends: tuple[int, ...] | None = None
     for _ in range(2 * _STEPS):
         chain.room = int((low + high) / 2 if low else (high**0.5 if high > 1e12 else high / 2))
-        found = cutter.fitting()
+        found = fitting(chain, places)
         if found:
             high, ends = chain.room, found
         else:
@@ -123,11 +116,9 @@ def _least_of(chain: Chain, places: tuple[int, ...]) -> _Least | None:
             break
     if ends is None:
         return None
-    groups = enumerate(chain.groups(ends))
+    groups, message = enumerate(chain.groups(ends)), chain.largest(places[:-1])
     held = (memory_of(chain, group, one, message) for group, one in groups)
-    memory = max(held, key=lambda one: one.total)
-    several = chain.setting.chunks > 1
-    return _Least(chain.setting, memory, int(high) if several else memory.total)
+    return _Least(chain.setting, max(held, key=lambda one: one.total))
 
 
 def _asked(lines: Rooflines) -> str:
@@ -222,10 +213,6 @@ def _too_little_memory(lines: Rooflines, least: _Least, room: int) -> Infeasible
         single = "; inputs of all micro-batches of a step, which each device is given, take "
         single += f"{inputs / 1e9:.2f} GB of that"
         advice = "a smaller batch, fewer images or more replicas"
-    if least.needs > held.total:
-        sizes.append(f"{(least.needs - held.total) / 1e9:.2f} for stages of one size")
-        alike = f"room for {least.setting.chunks} stages as large as the largest"
-        single = f"; there has to be {alike}{single}"
     return Infeasible(
         f"Memory: the fullest device needs at least {least.needs / 1e9:.2f} GB "
         f"({' + '.join(sizes)}) and has {room / 1e9:.2f} GB; that is the least of all plans, at "

@@ -1,7 +1,7 @@
 """The order in which a pipeline works, and what comes of it: times, bubbles, what is held."""
 
 from vlmc.partition.schedule.closed_forms import bubble_share, most_held, most_put_off
-from vlmc.partition.schedule.orders import Action, Orders, moments, order, orders_of
+from vlmc.partition.schedule.orders import Action, Moments, Orders, moments, order, orders_of
 from vlmc.partition.schedule.picture import timeline_svg
 from vlmc.partition.schedule.simulation import IllegalOrder, simulate
 from vlmc.partition.schedule.timeline import Timeline
@@ -10,6 +10,7 @@ from vlmc.runtime.parallel.plan_rules import refusal
 __all__ = [
     "Action",
     "IllegalOrder",
+    "Moments",
     "Orders",
     "Timeline",
     "bubble_share",

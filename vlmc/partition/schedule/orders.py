@@ -32,6 +32,8 @@ class Action(NamedTuple):
 
 Orders = Sequence[Sequence[Action]]
 """By rank: its actions, one after the other."""
+Moments = tuple[tuple[int, tuple[int, ...]], ...]
+"""Of a rank: which of its stages is at work, and micro-batches that are held of each."""
 
 
 def orders_of(plan: ParallelPlan, micro_batches: int) -> list[list[Action]]:
@@ -55,9 +57,7 @@ def order(
 
 
 @cache
-def moments(
-    schedule: Schedule, rank: int, ranks: int, micro_batches: int, chunks: int
-) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def moments(schedule: Schedule, rank: int, ranks: int, micro_batches: int, chunks: int) -> Moments:
     """Which of its stages a rank works on, by its place among them, and the micro-batches that it
     then holds of each, the one at work among them; moments at which another of the same stage holds
     no less of any are left out. ValueError as `order`."""
