@@ -50,9 +50,9 @@ class Twin:
         return [step.name for step in (*vision_steps(self.parts), *word_steps(self.parts))]
 
 
-def twin(name: str, folder: Path) -> Twin:
+def twin(name: str, folder: Path, *overrides: str) -> Twin:
     """The twin of a spec, its weights random and its gates open."""
-    spec = load(ROOT / f"specs/{name}.yaml").spec()
+    spec = load(ROOT / f"specs/{name}.yaml", overrides).spec()
     arch = resolve(spec, mini=True)
     model = instantiate(arch, device="cpu")
     initialise(model, seed=0, open_gates=True)

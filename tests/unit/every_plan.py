@@ -179,18 +179,20 @@ def every_checkpointing(report: GraphReport, request: Request) -> list[tuple[tup
 
 
 def divides(tensor: int, blocks: list[Any]) -> bool:
-    """Whether the degree divides every limit of the blocks that can be split."""
+    """Whether the degree divides every limit of the blocks that can be split. Words of a head come
+    in equal piles but for the last one, which is none that is empty."""
+    heads = [block.tensor_limits[0] for block in blocks if block.role == "head"]
     return all(
         limit % tensor == 0
         for block in blocks
-        if block.tensor_limits != (1,)
+        if block.tensor_limits != (1,) and block.role != "head"
         for limit in block.tensor_limits
-    )
+    ) and all(len(range(0, words, -(-words // tensor))) == tensor for words in heads)
 
 
 def can_split(blocks: list[Any]) -> bool:
-    """Whether any of them can be split."""
-    return any(block.tensor_limits != (1,) for block in blocks)
+    """Whether any of them can be split, words aside."""
+    return any(block.tensor_limits != (1,) for block in blocks if block.role != "head")
 
 
 def instance(seed: int) -> tuple[GraphReport, Cluster, Request, GraphReport | None]:

@@ -161,7 +161,7 @@ def flamingo_80b(mode: Mode = "train") -> GraphReport:
 def random_report(random: Random, mode: Mode = "train") -> GraphReport:
     """Two to four blocks of an encoder's side, two to four of a language model's, all unlike;
     some of them are of one kind, some are trained where nothing reads what they make, some read the
-    embedding again."""
+    embedding again, some end in a head with a vocabulary of its own."""
     blocks: list[Block] = []
     reached = False
     for role, least in (("encoder", 0), ("adapter", 0), ("language", 1), ("fusion", 0)):
@@ -182,6 +182,9 @@ def random_report(random: Random, mode: Mode = "train") -> GraphReport:
                     looks=BATCH * (IMAGES * TOKENS * 256) if role == "fusion" else ZERO,
                 )
             )  # fmt: skip
+    if random.random() < 0.3:
+        size = (random.choice([3, 7, 31]),)
+        blocks[-1] = replace(blocks[-1], role="head", name="head", tensor_limits=size)
     words = [place for place, one in enumerate(blocks) if one.role in ("language", "fusion")]
     if len(words) > 1 and random.random() < 0.5:
         begin, *others = words

@@ -13,7 +13,7 @@ from vlmc.analysis.report import GraphReport, Operator
 from vlmc.hardware.device import Device
 from vlmc.hardware.efficiency import Kind
 from vlmc.partition.chain import Chain
-from vlmc.partition.costs import Rooflines
+from vlmc.partition.costs import BlockCost, Rooflines
 from vlmc.partition.part import parts
 from vlmc.partition.request import Request
 from vlmc.partition.setting import Setting
@@ -102,6 +102,22 @@ def test_each_parameter_is_updated_by_itself() -> None:
     assert lines.update(0, 1.0) == pytest.approx(least + 80 * 9_000 / (20e9 * 0.4))
     assert lines.update(0, 0.1) == pytest.approx(2 * least)
     assert card.update_seconds(9_000, "adamw") < lines.update(0, 1.0)
+
+
+def test_the_fullest_device_has_the_most_words_of_a_vocabulary() -> None:
+    def cost(words: int, tensor: int) -> BlockCost:
+        size = 15 * 2**20
+        only = block("head", "head", 1, size, TEXT, 64, reached=True, limits=(words,))
+        lines = _lines(_device())
+        lines.report = replace(lines.report, blocks=(only,))
+        return lines.blocks(1, tensor, False, tensor)[0]
+
+    whole, uneven, even = cost(5, 1), cost(5, 2), cost(6, 2)
+    assert (whole.parameters, uneven.parameters, even.parameters) == (
+        15 * 2**20, 9 * 2**20, 7.5 * 2**20,
+    )  # fmt: skip
+    assert even.backward_input < uneven.backward_input < whole.backward_input
+    assert even.saved[0] < uneven.saved[0] < whole.saved[0]
 
 
 def test_a_block_of_unknown_parameters_is_updated_as_one() -> None:

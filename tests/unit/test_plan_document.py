@@ -253,6 +253,27 @@ def test_a_tensor_degree_divides_what_it_splits(tmp_path: Path, report: GraphRep
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "tensor", "help_"),
+    [
+        (32001, 16, None),  # of 2001, one 1986
+        (5, 4, "tensor: 5"),  # of 2, and nothing is left for the last
+        (5, 8, "tensor: 5"),
+    ],
+)
+def test_words_need_not_come_out_even_but_for_each(
+    words: int, tensor: int, help_: str | None, plan: ParallelPlan
+) -> None:
+    language = Part(kind="decoder", arguments={**HEADED, "vocabulary": words}, parameters=1)
+    given = replace(PARTS, parts={**PARTS.parts, "language": language})
+    mesh = Mesh(pipeline=1, data=1, tensor=tensor)
+    found = list(for_parts(plan.model_copy(update={"mesh": mesh}), given))
+    assert [(one.code, one.help) for one in found] == ([("VLMC161", help_)] if help_ else [])
+    head = Part(kind="lm", arguments={"tied": True}, parameters=0)
+    tied = replace(given, parts={**given.parts, "head": head})
+    assert not list(for_parts(plan.model_copy(update={"mesh": mesh}), tied))
+
+
 def test_a_plan_of_another_design_is_refused(
     text: str, tmp_path: Path, report: GraphReport
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil, gcd, log2
 
 from vlmc.analysis.report import Block, GraphReport, Phase
@@ -176,8 +177,10 @@ class Rooflines:
         whole = tensor if sequence_parallel and shares_tokens(block) else 1
         phases: dict[Phase, float] = {}
         hooks = self.cluster.device.efficiency.again_us * 1e-6
+        part = largest_share(block, degree)
+        ways = float(1 / part)
         for call in work.calls:
-            by = (degree if call.split else whole) / share
+            by = (ways if call.split else whole) / share
             flops, size = call.flops / by / call.count, call.bytes / by / call.count
             seconds = self._roofline(flops, size, call.kind)
             seconds += hooks if call.phase in _AGAIN else 0.0
@@ -198,7 +201,7 @@ class Rooflines:
             phases.get(one, 0.0) + share * exchange.forward
             for one, share in zip(_AGAIN, shares, strict=True)
         ]
-        kept = kept_bytes(block, work, degree, whole)
+        kept = kept_bytes(block, work, float(part), whole)
         sent = tensor if sequence_parallel and sends_shares(block) else 1
         return BlockCost(
             forward=forward,
@@ -210,10 +213,10 @@ class Rooflines:
             exchange_seconds=exchange,
             gathered=(int(ahead), int(back) if block.reached else 0),
             gather_seconds=(waits[0], waits[1] if block.reached else 0.0),
-            parameters=ceil(block.split_parameters / degree)
+            parameters=ceil(block.split_parameters * part)
             + block.parameters
             - block.split_parameters,
-            late=work.late * share * (1 - float(block.saved.late_split) * (1 - 1 / degree)),
+            late=work.late * share * (1 - float(block.saved.late_split * (1 - part))),
             saved=(kept[0] * share, kept[1] * share, kept[2] * share)
             if block.reached
             else (0.0, 0.0, 0.0),
@@ -263,6 +266,15 @@ def divided(block: Block, tensor: int) -> int:
     return 1 if unsplit(block) else tensor
 
 
+def largest_share(block: Block, degree: int) -> Fraction:
+    """Of what tensor parallelism splits of a block, the most that one of `degree` devices has:
+    words of a vocabulary need not come out even."""
+    if block.role != "head" or degree == 1:
+        return Fraction(1, degree)
+    words = block.tensor_limits[0]
+    return Fraction(ceil(words / degree), words)
+
+
 def sends_shares(block: Block) -> bool:
     """Whether sequences leave a block shared out over the tensor group, where they are at all: from
     a language model's embeddings to its head."""
@@ -281,6 +293,7 @@ def unsplit(block: Block) -> bool:
 
 
 def splits(blocks: tuple[Block, ...]) -> int:
-    """The greatest degree that divides each of the blocks that can be split."""
-    limits = [limit for block in blocks if not unsplit(block) for limit in block.tensor_limits]
+    """The greatest degree that divides each of the blocks that can be split, but for words."""
+    parts = (block for block in blocks if not unsplit(block) and block.role != "head")
+    limits = [limit for block in parts for limit in block.tensor_limits]
     return gcd(*limits) if limits else 0

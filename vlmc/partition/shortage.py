@@ -129,9 +129,8 @@ def _asked(lines: Rooflines) -> str:
 
 def _nothing_divides(lines: Rooflines) -> Infeasible:
     request, cluster = lines.request, lines.cluster
-    limits = sorted(
-        {limit for block in lines.report.blocks for limit in block.tensor_limits if limit > 1}
-    )
+    even = (block for block in lines.report.blocks if block.role != "head")
+    limits = sorted({limit for block in even for limit in block.tensor_limits if limit > 1})
     fixed = _asked(lines)
     asked = f" with {fixed}" if fixed else ""
     return Infeasible(
@@ -233,11 +232,11 @@ def _largest_block(lines: Rooflines, setting: Setting, room: int) -> str:
     if alone[block] <= room:
         return ""
     kind = lines.report.blocks[block]
+    said = f"; {kind.name} by itself takes {alone[block] / 1e9:.2f} GB"
+    if kind.role == "head":
+        return said
     limits = ", ".join(map(str, kind.tensor_limits))
-    return (
-        f"; {kind.name} by itself takes {alone[block] / 1e9:.2f} GB, and tensor parallelism has to "
-        f"divide {limits}"
-    )
+    return f"{said}, and tensor parallelism has to divide {limits}"
 
 
 def _too_slow(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:

@@ -7,11 +7,12 @@ from functools import cache
 
 from vlmc.ir.training import ZERO_STAGES
 from vlmc.partition.chain import encoder_length
-from vlmc.partition.costs import ENCODER_SIDE, Rooflines, splits
+from vlmc.partition.costs import ENCODER_SIDE, Rooflines, splits, unsplit
 from vlmc.partition.plan import Checkpointing, Placement, Schedule
 from vlmc.partition.schedule import refusal
 from vlmc.partition.setting import Setting
 from vlmc.runtime.parallel.plan_rules import may_share_sequences, puts_off
+from vlmc.runtime.parallel.split_rules import shares_words
 
 CHUNKS = (2, 4, 8)
 """Stages that a rank may hold with the interleaved schedule, unless others are asked for."""
@@ -73,10 +74,13 @@ def within_node(tensor: int, count: int, per_node: int) -> bool:
 
 
 def language_splits(lines: Rooflines, tensor: int) -> bool:
-    """Whether the degree divides whatever of the language model can be split."""
+    """Whether the degree divides whatever of the language model can be split, and each device has
+    words of a head's."""
     blocks = tuple(block for block in lines.report.blocks if block.role not in ENCODER_SIDE)
     common = splits(blocks)
-    return tensor == 1 or (common > 0 and common % tensor == 0)
+    heads = (block for block in blocks if block.role == "head" and not unsplit(block))
+    words = all(shares_words(block.tensor_limits[0], tensor) for block in heads)
+    return tensor == 1 or (common > 0 and common % tensor == 0 and words)
 
 
 def sequences(lines: Rooflines, tensor: int) -> tuple[bool, ...]:

@@ -122,12 +122,12 @@ def gathered(block: Block, work: Work) -> tuple[float, float]:
 
 
 def kept_bytes(
-    block: Block, work: Work, degree: int, whole: int
+    block: Block, work: Work, part: float, whole: int
 ) -> tuple[float, float, float, float, Moments]:
     """Bytes that are saved (without checkpointing, selective, full), the forward pass's peak and
-    the backward pass's moments over what is saved. Where tokens are shared out, projections still
-    read whole sequences: those that are trained keep them, as checkpointing does for attention that
-    is computed again, and one is there at any moment."""
+    the backward pass's moments over what is saved, of a device with `part` of what is split. Where
+    tokens are shared out, projections still read whole sequences: those that are trained keep them,
+    as checkpointing does for attention that is computed again, and one is there at any moment."""
     trained = block.all_reduces if block.trained else 0
     whole_kept = (1 - float(block.saved.split)) * work.saved[0]
     whole_made = 1 - float(block.split_made)
@@ -136,7 +136,7 @@ def kept_bytes(
         """Of `size` bytes; tensor parallelism leaves so many `undivided`."""
         undivided = min(size, undivided)
         read = min(undivided, sequences * work.output)
-        return (size - undivided) / degree + undivided / whole + read * (1 - 1 / whole)
+        return (size - undivided) * part + undivided / whole + read * (1 - 1 / whole)
 
     over = max(0.0, work.peak_forward - work.saved[0])
     return (

@@ -8,6 +8,7 @@ TRAINING = (
     "vlmc.runtime.parallel.untyped",
     "vlmc.runtime.parallel.parts",
     "vlmc.runtime.parallel.ruled",
+    "vlmc.runtime.parallel.split_rules",
     "vlmc.runtime.parallel.stage_rules",
     "vlmc.runtime.parallel.plan_rules",
     "vlmc.runtime.parallel.plan_file",

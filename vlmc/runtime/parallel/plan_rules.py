@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from math import gcd
 
 from vlmc.diagnostics.divisors import nearest_divisor
 from vlmc.ir.sequence import no_room
@@ -16,8 +15,9 @@ from vlmc.ir.training import (
     why_not_zero,
     zero_stages,
 )
-from vlmc.runtime.parallel.parts import Part, Parts
+from vlmc.runtime.parallel.parts import Parts
 from vlmc.runtime.parallel.ruled import Broken, Degrees, Ruled
+from vlmc.runtime.parallel.split_rules import broken_split
 from vlmc.runtime.parallel.stage_rules import broken_placement, broken_ranges, broken_stages
 
 MOST_POSITIONS = 2**20
@@ -106,7 +106,7 @@ def broken_for(
                 help="name one of these, or leave it out",
             )
     yield from _broken_sequence(text, images, parts)
-    yield from _broken_split(mesh.tensor, vision, parts)
+    yield from broken_split(mesh.tensor, vision, parts)
 
 
 def _broken_sequence(text: int, images: int, parts: Parts) -> Iterator[Broken]:
@@ -125,36 +125,6 @@ def _broken_sequence(text: int, images: int, parts: Parts) -> Iterator[Broken]:
         got=found.got,
         help=f"{fewer}text: {found.text}",
     )
-
-
-def _broken_split(tensor: int, vision: int, parts: Parts) -> Iterator[Broken]:
-    """A tensor degree that does not divide what it splits; the first that there is."""
-    for role, part in parts.parts.items():
-        degree = vision if role in ("encoder", "adapter") else tensor
-        for what, count in _split_counts(role, part, parts):
-            if count % degree:
-                own = degree != tensor
-                near = nearest_divisor(gcd(count, tensor) if own else count, degree)
-                yield Broken(
-                    code="VLMC161",
-                    path=("encoder" if own else "mesh", "tensor"),
-                    message=f"{degree} devices cannot share the {count} {what} of the {role}",
-                    expected=f"a degree that divides {count}",
-                    got=f"{count} / {degree} = {count // degree} remainder {count % degree}",
-                    help=f"tensor: {near}",
-                )
-                return
-
-
-def _split_counts(role: str, part: Part, parts: Parts) -> list[tuple[str, int]]:
-    """What tensor parallelism divides in a part, with its name. A tied head reads the embedding,
-    which stays whole."""
-    known = part.arguments
-    if role == "head":
-        split = part.kind == "lm" and part.parameters > 0
-        return [("words of the vocabulary", parts.vocabulary)] if split else []
-    named = (("heads", "heads"), ("kv_heads", "key/value heads"), ("hidden", "hidden units"))
-    return [(what, known[name]) for name, what in named if isinstance(known.get(name), int)]
 
 
 def _broken_degrees(plan: Ruled) -> Iterator[Broken]:

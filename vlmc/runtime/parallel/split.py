@@ -56,12 +56,11 @@ def split(stage: Stage, tensor: DeviceMesh, vision: DeviceMesh, *, sequences: bo
             _share_heads(module, mesh)
         if path.endswith("_bias.table"):  # scores by distance: a column for each head
             share(module, "weight", mesh, Shard(1), Shard(1))
-    for name in ("projection", "added_projection"):
-        # A tied head reads the embedding, which stays whole.
-        projection = getattr(getattr(stage.model, "head", None), name, None)
-        if isinstance(projection, nn.Linear) and _has_weight(projection):
-            style = ColwiseParallel(output_layouts=Replicate())
-            plans.setdefault(tensor, {})[f"head.{name}"] = style
+    # A tied head reads the embedding, which stays whole, as do the few words added to a vocabulary.
+    projection = getattr(getattr(stage.model, "head", None), "projection", None)
+    if isinstance(projection, nn.Linear) and _has_weight(projection):
+        style = ColwiseParallel(output_layouts=Replicate())
+        plans.setdefault(tensor, {})["head.projection"] = style
     for mesh, plan in plans.items():
         parallelize_module(stage.model, mesh, plan, src_data_rank=None)
     for name, parameter in stage.named_parameters():
