@@ -121,7 +121,12 @@ def cases(systems: Sequence[str]) -> Iterator[Case]:
 
 
 def design(system: str) -> Arch:
-    """A system's design at its size: the twin's ratios, the width and length of something real."""
+    """A system's design at its size."""
+    return designed(system)[1]
+
+
+def designed(system: str) -> tuple[ModelSpec, Arch]:
+    """A system at its size: the twin's ratios, the width and length of something real."""
     size = SIZES[system]
     spec: ModelSpec = load_spec(ROOT / "specs" / f"{system}.yaml").mini()
     parts = {name: _with(getattr(spec, name), more) for name, more in size.grown.items()}
@@ -130,7 +135,8 @@ def design(system: str) -> Arch:
         parts["adapter"] = _with(parts["adapter"], {"width": size.seeing // 2})
     fusion = spec.fusion.mini_for(parts["language"])
     parts["fusion"] = _with(fusion, {"head_dim": 64} if hasattr(fusion, "every") else {})
-    return resolve(spec.model_copy(update=parts))
+    spec = spec.model_copy(update=parts)
+    return spec, resolve(spec)
 
 
 def _with(part: Any, more: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "SIDES", (16, 32, 64))
     monkeypatch.setattr(curves, "SIZES", (2**12, 2**16, 2**20))
     monkeypatch.setattr(curves, "LENGTHS", (16, 32))
+    monkeypatch.setattr(curves, "WIDTHS", (32, 64))
     monkeypatch.setattr(curves, "PARAMETERS", (2**8, 2**12))
     monkeypatch.setattr(curves, "AROUND", 2**20)
     monkeypatch.setattr(timing, "LEAST_SECONDS", 1e-4)
@@ -64,6 +66,19 @@ def test_a_calibration_is_a_device_file(tmp_path: Path) -> None:
     )
     assert found.adamw is not None
     assert [size for size, _ in found.adamw] == [2**8, 2**12]
+    assert found.serving is not None
+    assert sorted(found.serving.rows) == [1, 2, 8, 32, 128]
+    assert [size for size, _ in found.serving.rows[8]] == [
+        4 * side * (side + 16) for side in (32, 64)
+    ]
+    caches = [4 * 8 * 64 * 4 * length for length in (1, 16, 32)]
+    token = caches[0]
+    assert [size for size, _ in found.serving.cache] == pytest.approx(
+        [2 * size + 2 * token for size in caches], rel=1e-3
+    )
+    assert [size for size, _ in found.serving.query] == pytest.approx(
+        [2 * size + 4 * token for size in caches], rel=1e-3
+    )
 
 
 def test_json_and_file_say_the_same(tmp_path: Path) -> None:
@@ -126,7 +141,16 @@ def test_outputs_stay_alive_while_others_are_made() -> None:
 def test_work_is_told_its_turn() -> None:
     turns: list[int] = []
     timing.seconds(turns.append, "cpu", held=3)
-    assert turns[:4] == [0, 1, 2, 3]
+    assert turns == list(range(len(turns)))
+    assert len(turns) > 4 + timing.REPEATS
+
+
+def test_more_work_is_not_said_to_take_less_time() -> None:
+    """Something else ran while the second size was measured."""
+    rates = ((1.0, 1.0), (2.0, 0.5), (4.0, 2.0))
+    found = calibrate(threads=1)
+    told = replace(found, moving=rates, bandwidth=1.0).to_json()["efficiency"]["memory"]
+    assert told == [[1.0, 1.0], [2.0, 1.0], [4.0, 2.0]]
 
 
 def test_calls_of_operators_are_counted_without_views(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +166,12 @@ def test_what_checkpointing_adds_is_over_what_runs_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step of 10 seconds that takes 19 with checkpointing: 4 of the 5 calls of the forward pass,
-    0.8 seconds each, run again."""
-    taken = iter((10.0, 19.0, 4.0))
+    0.8 seconds each, run again. In inference mode each takes half of that."""
+    taken = iter((10.0, 19.0, 4.0, 2.0))
     counts = {"step": 20, "again": 24, "forward": 5}
     monkeypatch.setattr(calls, "seconds", lambda *_: next(taken))
     monkeypatch.setattr(calls, "_count", lambda work: counts[work.__name__])
-    assert calls.call_seconds() == (10 / 20, pytest.approx(9 / 4 - 0.8))
+    assert calls.call_seconds() == (10 / 20, pytest.approx(9 / 4 - 0.8), 2 / 5)
 
 
 def test_an_update_is_timed_by_the_parameter(monkeypatch: pytest.MonkeyPatch) -> None:

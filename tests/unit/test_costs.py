@@ -11,7 +11,7 @@ from graph_reports import TEXT, block, cluster, small_device
 from vlmc.analysis.polynomial import Polynomial
 from vlmc.analysis.report import GraphReport, Operator
 from vlmc.hardware.device import Device
-from vlmc.hardware.efficiency import Kind
+from vlmc.hardware.efficiency import Kind, Serving
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import BlockCost, Rooflines
 from vlmc.partition.part import parts
@@ -25,7 +25,9 @@ ONE = Polynomial.constant(1)
 @pytest.mark.parametrize(
     ("name", "matmul", "kind"),
     [
-        ("aten.mm", True, "matmul"),
+        ("aten.mm", True, "linear"),
+        ("aten.addmm", True, "linear"),
+        ("aten.bmm", True, "matmul"),
         ("aten.convolution_backward", True, "matmul"),
         ("aten._scaled_dot_product_flash_attention_for_cpu", True, "attention"),
         ("aten._scaled_dot_product_flash_attention_for_cpu_backward", True, "attention_backward"),
@@ -33,6 +35,7 @@ ONE = Polynomial.constant(1)
         ("aten._log_softmax", False, "function"),
         ("aten.native_layer_norm", False, "function"),
         ("aten.add", False, "elementwise"),
+        ("aten.cat", False, "cache"),
         ("aten._to_copy", False, "elementwise"),
         ("aten.embedding_dense_backward", False, "elementwise"),
     ],
@@ -68,6 +71,20 @@ def test_each_call_takes_a_time_of_its_own() -> None:
     after = _lines(_device(call_us=5.0)).blocks(1, 1, False, 1)[0]
     for phase in ("forward", "backward_input", "backward_weight"):
         assert getattr(after, phase) - getattr(before, phase) == pytest.approx(6 * 5e-6)
+
+
+def test_a_call_takes_less_where_nothing_is_kept() -> None:
+    """As do additions, whose results lie in a cache; products without a curve take as long."""
+    curve = ((1.0, 1.0),)
+    quick = Serving(
+        memory=((1.0, 2.0),), functions=curve, rows={1: curve}, cache=curve, query=curve, call_us=2
+    )
+    cards = _device(call_us=5.0), _device(call_us=5.0, serving=quick)
+    asked = replace(_lines(cards[0]).request, mode="serve")
+    one, two = (_lines(card).asked(asked).blocks(1, 1, False, 1)[0].forward for card in cards)
+    assert one - two >= 6 * 3e-6
+    training = _lines(_device(call_us=5.0, serving=quick)).blocks(1, 1, False, 1)[0]
+    assert training == _lines(_device(call_us=5.0)).blocks(1, 1, False, 1)[0]
 
 
 def test_what_runs_again_takes_its_hooks_too() -> None:

@@ -153,6 +153,38 @@ def test_each_kind_of_work_has_a_curve_of_its_own(tmp_path: Path) -> None:
     assert card.update_seconds(10, "adamw") == pytest.approx(card.update_seconds(1e4, "adamw"))
 
 
+SERVING = (
+    "serving: {memory: [[1e6, 4.0]], functions: [[1e6, 3.0]], cache: [[1e6, 2.0]], "
+    "query: [[1e6, 0.5]], rows: {1: [[1e6, 1.0]], 4: [[1e6, 0.5]]}, call_us: 3}, "
+)
+
+
+def test_what_keeps_nothing_has_curves_of_its_own(tmp_path: Path) -> None:
+    card = _card(SERVING, tmp_path)
+
+    def taken(flops: float, size: float, kind: Kind, number: str = "fp32") -> tuple[float, float]:
+        """In shares of the bandwidth: when serving, and in training."""
+        return tuple(
+            size / 40e9 / card.seconds(flops, size, number, kind, serving=serving)
+            for serving in (True, False)
+        )  # type: ignore[return-value]
+
+    assert taken(0, 8e6, "elementwise") == pytest.approx((4, 1))
+    assert taken(0, 8e6, "function") == pytest.approx((3, 1))
+    assert taken(0, 8e6, "cache") == pytest.approx((2, 1))
+    # Keys and values for one query: two FLOPs for each of their numbers.
+    assert taken(2e6, 4e6 + 64, "attention") == pytest.approx((0.5, 1))
+    many = taken(64e6, 4e6, "attention")
+    assert many[0] == many[1]
+    # One row of 1,000 by 1,000 weights; then four of them, two and 32.
+    products = {rows: taken(2e6 * rows, 4e6 + 8e3 * rows, "linear") for rows in (1, 2, 4, 32)}
+    assert products[1][0] == pytest.approx(1)
+    assert products[2][0] == pytest.approx(1 / (1 * 2 / 3 + 2 * 1 / 3), rel=1e-2)
+    assert products[4][0] == pytest.approx(0.5, rel=1e-6)
+    assert products[32][0] == products[32][1]
+    assert taken(2e6, 4e6, "matmul") == taken(2e6, 4e6, "linear")[1:] * 2
+
+
 @pytest.mark.parametrize("kind", ["matmul", "attention", "function", "elementwise"])
 def test_more_work_takes_longer_and_none_no_time(kind: Kind, tmp_path: Path) -> None:
     curves = "attention: [[1e6, 0.25], [1e8, 0.6]], functions: [[1e5, 0.1], [1e7, 0.5]], "
@@ -174,6 +206,16 @@ def test_each_optimiser_that_a_plan_may_name_moves_bytes() -> None:
     [
         ("measured: true", "measured: true, attention: [[2, 1], [1, 1]]", "sizes must rise"),
         ("measured: true", "measured: true, adamw: []", "efficiency.adamw"),
+        (
+            "measured: true",
+            SERVING.replace("query: [[1e6, 0.5]]", "query: [[2, 1], [1, 1]]") + "measured: true",
+            "sizes must rise",
+        ),
+        (
+            "measured: true",
+            SERVING.replace("rows: {1:", "rows: {0:") + "measured: true",
+            "efficiency.serving.rows",
+        ),
         ("measured: true", "measured: true, formats: {bf16: [[2, 1], [1, 1]]}", "sizes must rise"),
         ("measured: true", "measured: true, call_us: -1", "efficiency.call_us: input should be"),
         ("memory_gbps: 40", "memory_gbps: 0", "memory_gbps: input should be greater than 0"),

@@ -230,7 +230,8 @@ def embedding(model: Any, name: str, arch: Arch) -> tuple[int, ...]:
 
 def cache(model: Any, where: Where, arch: Arch) -> Polynomial:
     """Numbers that a block keeps of keys and values while it serves: of the sequence's tokens in a
-    decoder's layers, of what is read from outside in cross-attention."""
+    decoder's layers (behind an encoder, of the answer's), of what is read from outside in
+    cross-attention."""
     name, number = where
     generating = ("language.layers.*", "language.decoder_layers.*", "gated_blocks.*")
     if arch.serving == "single_pass" or name not in generating:
@@ -238,8 +239,12 @@ def cache(model: Any, where: Where, arch: Arch) -> Polynomial:
     batch, text = Polynomial.symbol("batch"), Polynomial.symbol("text")
     images, tokens = Polynomial.symbol("images"), Polynomial.symbol("tokens")
     sequence = text + images * tokens
-    own = sequence if arch.serving == "sequence" else text
-    outside = sequence if arch.serving == "encoder_decoder" else images * arch.tokens.per_image
+    own, outside = sequence, images * arch.tokens.per_image
+    if arch.serving == "cross_attention":
+        own = text
+    elif arch.serving == "encoder_decoder":
+        own = Polynomial.symbol("answer")
+        outside = sequence - own
     found = ZERO
     for path, module in model.get_submodule(f"{name[:-1]}{number}").named_modules():
         if isinstance(module, (Attention, RelativeAttention)):

@@ -13,7 +13,8 @@ Monomial = tuple[tuple[str, int], ...]
 @dataclass(frozen=True, slots=True)
 class Polynomial:
     """A sum of monomials with rational coefficients. Symbols are `batch` (sequences), `text` (text
-    tokens of each), `images` (images of each), `tokens` (visual tokens of an image)."""
+    tokens of each), `images` (images of each), `tokens` (visual tokens of an image), `answer` (text
+    tokens of each that an encoder-decoder's decoder reads when it serves)."""
 
     terms: tuple[tuple[Monomial, Fraction], ...] = ()
     """In the order of their monomials, none with the coefficient 0."""

@@ -24,11 +24,14 @@ class Sizes:
     """Sequences."""
     text: int
     """Words of a sequence, without what images take of it. When decoding: those in the cache, the
-    newest included. An encoder-decoder is asked for as many words as it reads."""
+    newest included. An encoder-decoder is asked in training for as many words as it reads."""
     images: int = 1
     """Images of each sequence."""
     tokens: int = 1
     """Positions of the sequence that an image takes (`GraphReport.tokens` of the design)."""
+    answer: int = 0
+    """Of `text`, words of the answer, when an encoder-decoder serves: its encoder never reads them,
+    its decoder reads nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class Trial:
         self.step: Step = (
             training_step(shrunk.arch, frames)
             if mode == "train"
-            else serving_step(shrunk.arch, self.model, mode, frames)
+            else serving_step(shrunk.arch, mode, frames)
         )
         self.fit = Fit(self.step.basis, substitute=self.step.meaning, above=self.step.above)
         self._once(self.fit.points[0])  # what torch does the first time only is none of the costs

@@ -12,8 +12,8 @@ import platform
 import torch
 
 from vlmc.calibration.calls import call_seconds
-from vlmc.calibration.curves import FORMATS, Bench, Progress
-from vlmc.calibration.measured import Measured
+from vlmc.calibration.curves import FORMATS, ROWS, Bench, Progress
+from vlmc.calibration.measured import Measured, Served
 from vlmc.diagnostics import EnvironmentFault
 from vlmc.hardware.host import free_memory
 from vlmc.hardware.processor import processor_says
@@ -45,12 +45,14 @@ def calibrate(
 def _measured(device: str, tell: Progress) -> Measured:
     about, memory, room = _identity(device)
     bench = Bench(device, room, tell)
-    bandwidth, moving = bench.memory()
+    moving = bench.memory()
+    bandwidth = max(bench.bandwidth(), moving[-1][1])
     usual = "bf16" if device == "cuda" else "fp32"
     products = {name: bench.products(name) for name in _formats(device)}
     forward, backward = bench.attention(FORMATS[usual])
     # On a GPU kernels are queued while others run.
-    call, again = (0.0, 0.0) if device == "cuda" else call_seconds()
+    call, again, answering = (0.0, 0.0, 0.0) if device == "cuda" else call_seconds()
+    least = bench.least_seconds()
     threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
     return Measured(
         about=about,
@@ -65,9 +67,23 @@ def _measured(device: str, tell: Progress) -> Measured:
         attention=forward,
         attention_backward=backward,
         adamw=bench.adamw(),
-        call_seconds=max(0.0, call - bench.least_seconds()),
+        call_seconds=max(0.0, call - least),
         again_seconds=again,
+        serving=_served(bench, FORMATS[usual], max(0.0, answering - least)),
     )
+
+
+def _served(bench: Bench, number: torch.dtype, call: float) -> Served:
+    with torch.inference_mode():
+        adding, reading = bench.cache(number)
+        return Served(
+            moving=bench.memory(kept=False),
+            functions=bench.functions(kept=False),
+            rows={count: bench.rows(count, number) for count in ROWS},
+            cache=adding,
+            query=reading,
+            call_seconds=call,
+        )
 
 
 def _formats(device: str) -> tuple[str, ...]:

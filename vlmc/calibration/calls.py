@@ -31,10 +31,11 @@ class _Counted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def call_seconds() -> tuple[float, float]:
+def call_seconds() -> tuple[float, float, float]:
     """Of a call on the processor: blocks of a transformer so narrow that their work is nothing, run
     forward and backward, over the calls in them. Views, autograd and Python are in it. Then what
-    a call of the forward pass takes more when checkpointing runs it again, over its own time."""
+    a call of the forward pass takes more when checkpointing runs it again, over its own time, and
+    what a call takes in inference mode."""
     with torch.enable_grad():
         blocks = [_block() for _ in range(BLOCKS)]
         x = torch.randn(1, 2, WIDTH, requires_grad=True)
@@ -60,7 +61,9 @@ def call_seconds() -> tuple[float, float]:
         # What nothing reads in the backward pass does not run again.
         calls = _count(again) - _count(step)
         hooks = (twice - once) / calls - alone / _count(forward)
-        return once / _count(step), max(0.0, hooks)
+        with torch.inference_mode():
+            serving = seconds(forward, "cpu") / _count(forward)
+        return once / _count(step), max(0.0, hooks), serving
 
 
 def _count(work: Callable[[int], object]) -> int:

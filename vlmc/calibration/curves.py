@@ -15,6 +15,10 @@ from vlmc.calibration.timing import LONGEST_SECONDS, seconds
 SIDES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 SIZES = tuple(2**power for power in range(12, 34, 2))
 """Bytes of a tensor."""
+ROWS = (1, 2, 8, 32, 128)
+"""Of a product when serving: one for each sequence that takes a token, or a prompt's."""
+WIDTHS = (128, 256, 512, 1024, 2048, 4096)
+"""Of its weights."""
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Positions of a sequence."""
 BATCH, HEADS, HEAD_DIM = 4, 8, 64
@@ -50,9 +54,18 @@ class Bench:
         one = torch.ones(16, device=self.device)
         return seconds(lambda _: one - one, self.device)
 
-    def memory(self) -> tuple[float, Rates]:
-        """The rate of reading the largest tensor, and of subtracting one result from the one before
-        (so that what was just written is read again), by the bytes that are moved."""
+    def bandwidth(self) -> float:
+        """The rate of reading the largest tensor; on a GPU, where a reduction is no measure, of
+        copying it."""
+        size = self.sizes[-1]
+        one = torch.ones(size // 4, device=self.device)
+        if self.device == "cuda":
+            return 2 * size / seconds(lambda _: one.clone(), self.device)
+        return size / seconds(lambda _: one.sum(), self.device)
+
+    def memory(self, *, kept: bool = True) -> Rates:
+        """The rate of subtracting one result from the one before (so that what was just written is
+        read again), by the bytes that are moved. `kept`: as in a step that keeps its results."""
         moving: list[tuple[float, float]] = []
         for done, size in enumerate(self.sizes):
             self.tell("memory", done, len(self.sizes))
@@ -63,14 +76,11 @@ class Bench:
                 return last[1]
 
             moved = 3 * size
-            moving.append((moved, moved / seconds(subtract, self.device, _held(size))))
-        one, size = torch.ones(self.sizes[-1] // 4, device=self.device), self.sizes[-1]
-        bandwidth = size / seconds(lambda _: one.sum(), self.device)
-        if self.device == "cuda":  # a reduction is no measure there; a copy reads and writes
-            bandwidth = 2 * size / seconds(lambda _: one.clone(), self.device)
-        return max(bandwidth, moving[-1][1]), tuple(moving)
+            held = _held(size) if kept else 1
+            moving.append((moved, moved / seconds(subtract, self.device, held)))
+        return tuple(moving)
 
-    def functions(self) -> Rates:
+    def functions(self, *, kept: bool = True) -> Rates:
         """The mean of GELU, softmax and layer norm, by the bytes that each moves."""
         curve: list[tuple[float, float]] = []
         for done, size in enumerate(self.sizes):
@@ -81,7 +91,8 @@ class Bench:
                 lambda _, x=rows: F.softmax(x, -1),
                 lambda _, x=rows: F.layer_norm(x, (ROW,)),
             )
-            taken = sum(seconds(one, self.device, _held(size)) for one in work) / len(work)
+            held = _held(size) if kept else 1
+            taken = sum(seconds(one, self.device, held) for one in work) / len(work)
             curve.append((2 * size, 2 * size / taken))
             if self._long(taken * 4, curve):
                 break
@@ -145,6 +156,55 @@ class Bench:
             if self._long(back * 4, backward):
                 break
         return tuple(forward), tuple(backward)
+
+    def rows(self, count: int, number: torch.dtype) -> Rates:
+        """The rate of a product of so many rows with square weights that no cache holds, by the
+        bytes of its operands and its result."""
+        curve: list[tuple[float, float]] = []
+        for done, side in enumerate(WIDTHS):
+            self.tell(f"products of {count} rows", done, len(WIDTHS))
+            size = side * side * number.itemsize
+            if 4 * max(AROUND, size) > self.room // 2:
+                break
+            held = _held(size)
+            weights = torch.randn(held, side, side, device=self.device).to(number)
+            x = torch.randn(count, side, device=self.device).to(number)
+            moved = size + 2 * x.nbytes
+            taken = seconds(
+                lambda turn, n=held, x=x, w=weights: F.linear(x, w[turn % n]), self.device
+            )
+            curve.append((moved, moved / taken))
+            if self._long(taken * 4, curve):
+                break
+        return tuple(curve)
+
+    def cache(self, number: torch.dtype) -> tuple[Rates, Rates]:
+        """The rates of adding a token to keys that were used a while ago, and of fused attention of
+        one query to keys and values that a token was just added to, by the bytes that each moves.
+        """
+        adding: list[tuple[float, float]] = []
+        reading: list[tuple[float, float]] = []
+        for done, length in enumerate((1, *LENGTHS)):
+            self.tell("attention of one query", done, len(LENGTHS) + 1)
+            size = BATCH * HEADS * length * HEAD_DIM * number.itemsize
+            held = max(2, _held(size))
+            shape = (held, BATCH, HEADS, length, HEAD_DIM)
+            before = torch.randn(shape, device=self.device).to(number)
+            query = torch.randn(BATCH, 1, HEADS, HEAD_DIM, device=self.device).to(number)
+            query = query.transpose(1, 2)
+
+            def add(turn: int, b: Tensor = before, n: Tensor = query) -> tuple[Tensor, Tensor]:
+                key, value = b[2 * turn % len(b)], b[(2 * turn + 1) % len(b)]
+                return torch.cat((key, n), dim=2), torch.cat((value, n), dim=2)
+
+            def attend(turn: int, q: Tensor = query, add: Any = add) -> Tensor:
+                return F.scaled_dot_product_attention(q, *add(turn))
+
+            alone, both = (seconds(one, self.device) for one in (add, attend))
+            moved = 2 * (size + query.nbytes)
+            adding.append((moved, 2 * moved / alone))
+            reading.append((moved + 2 * query.nbytes, moved / max(both - alone, alone / 10)))
+        return tuple(adding), tuple(reading)
 
     def adamw(self) -> Rates:
         """How many numbers of a parameter AdamW updates a second, by the size of the parameter."""

@@ -5,12 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from vlmc.hardware.device import UPDATED
 
 Rates = tuple[tuple[float, float], ...]
 """Sizes of work, and the rate at which it is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What was measured with nothing kept."""
+
+    moving: Rates
+    functions: Rates
+    rows: dict[int, Rates]
+    """By rows of a product, bytes that it reads and writes."""
+    cache: Rates
+    """Bytes that are read and written for a token that comes to a cache."""
+    query: Rates
+    """Bytes that attention of one query reads and writes."""
+    call_seconds: float
+
+    def to_json(self, bandwidth: float) -> dict[str, Any]:
+        """That part of the device file."""
+        return {
+            "memory": _shares(self.moving, bandwidth),
+            "functions": _shares(self.functions, bandwidth),
+            "rows": {str(count): _shares(curve, bandwidth) for count, curve in self.rows.items()},
+            "cache": _shares(self.cache, bandwidth),
+            "query": _shares(self.query, bandwidth),
+            "call_us": _round(self.call_seconds * 1e6),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +66,7 @@ class Measured:
     """Of a call of an operator in a model, over what is in the rates."""
     again_seconds: float
     """Of a call that checkpointing runs again, over that."""
+    serving: Served
 
     def to_json(self) -> dict[str, Any]:
         """The device file as a mapping."""
@@ -61,6 +89,7 @@ class Measured:
                 "adamw": _shares(self.adamw, self.bandwidth / UPDATED["adamw"]),
                 "call_us": _round(self.call_seconds * 1e6),
                 "again_us": _round(self.again_seconds * 1e6),
+                "serving": self.serving.to_json(self.bandwidth),
                 "measured": True,
                 "source": self.source,
             },
@@ -77,7 +106,13 @@ class Measured:
 
 
 def _shares(curve: Iterable[tuple[float, float]], peak: float) -> list[list[float]]:
-    return [[_round(size), _round(rate / peak)] for size, rate in curve]
+    """Work takes no longer than more of it: where it seems to, something else ran."""
+    found: list[list[float]] = []
+    least = inf
+    for size, rate in reversed(tuple(curve)):
+        least = min(least, size / rate)
+        found.append([_round(size), _round(size / least / peak)])
+    return found[::-1]
 
 
 def _round(value: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import count, islice
 from statistics import median
 
 import torch
@@ -23,20 +24,27 @@ def seconds(work: Callable[[int], object], device: str, held: int = 1) -> float:
     is in the time of a step, too. The last `held` results stay alive, as what a backward pass needs
     does, so that outputs lie in memory that was used a while ago."""
     kept: deque[object] = deque(maxlen=held)
-    for turn in range(held + 1):  # until memory comes from what was freed
+    turns = count()
+    for turn in islice(turns, held + 1):  # until memory comes from what was freed
         kept.append(work(turn))
-    once = _timed(work, 1, kept, device)
+    once = _timed(work, islice(turns, 1), kept, device)
     rounds = max(1, int(LEAST_SECONDS / max(once, 1e-9)))
     repeats = REPEATS if once < LONGEST_SECONDS / 4 else LONG_REPEATS
-    return median(_timed(work, rounds, kept, device) for _ in range(repeats))
+    # Turns go on from one repetition to the next, or only the first operands would ever be used.
+    return median(
+        _timed(work, islice(turns, rounds), kept, device) / rounds for _ in range(repeats)
+    )
 
 
-def _timed(work: Callable[[int], object], rounds: int, kept: deque[object], device: str) -> float:
+def _timed(
+    work: Callable[[int], object], turns: Iterable[int], kept: deque[object], device: str
+) -> float:
+    """Of all turns together."""
     if device == "cuda":
         torch.cuda.synchronize()
     begun = time.perf_counter()
-    for turn in range(rounds):
+    for turn in turns:
         kept.append(work(turn))
     if device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - begun) / rounds
+    return time.perf_counter() - begun

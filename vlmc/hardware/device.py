@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlmc.hardware.efficiency import Efficiency, Kind, share
+from vlmc.hardware.efficiency import MOVING, Efficiency, Kind
+from vlmc.hardware.efficiency import share as share_of
 
 BYTES: dict[str, float] = {
     "fp32": 4,
@@ -75,16 +76,32 @@ class Device(BaseModel):
         """Memory in bytes."""
         return int(self.memory_gb * 1e9)
 
-    def seconds(self, flops: float, size: float, number: str, kind: Kind = "matmul") -> float:
+    def seconds(
+        self,
+        flops: float,
+        size: float,
+        number: str,
+        kind: Kind = "matmul",
+        *,
+        serving: bool = False,
+    ) -> float:
         """The roofline: what one call of `flops` FLOPs that moves `size` bytes takes; only products
-        and attention are held to the peak rate. Raises KeyError where the device does not compute
-        in the format `number`."""
-        if kind in ("function", "elementwise"):
+        and attention are held to the peak rate. `serving`: where nothing is kept. Raises KeyError
+        where the device does not compute in the format `number`."""
+        own = self.efficiency.serving if serving else None
+        share = own and size and own.share(flops, size, BYTES[number], kind)
+        if share and self._usual(number, kind):
+            return size / (self.memory_gbps * 1e9 * share)
+        if kind in MOVING:
             return self.moving_seconds(size, kind)
         compute = flops and flops / (
             self.tflops[number] * 1e12 * self.efficiency.compute_share(flops, number, kind)
         )
         return max(compute, self.moving_seconds(size))
+
+    def _usual(self, number: str, kind: Kind) -> bool:
+        """Whether work is timed by curves of the format that they were measured in."""
+        return kind in MOVING or number not in self.efficiency.formats
 
     def moving_seconds(self, size: float, kind: Kind = "elementwise") -> float:
         """What reading and writing `size` bytes of memory takes."""
@@ -96,7 +113,7 @@ class Device(BaseModel):
         curve = self.efficiency.adamw
         if optimiser != "adamw" or curve is None:
             return self.moving_seconds(size)
-        return size and size / (self.memory_gbps * 1e9 * share(curve, numbers))
+        return size and size / (self.memory_gbps * 1e9 * share_of(curve, numbers))
 
 
 @cache

@@ -103,7 +103,7 @@ class Bounds:
         slowest = max(total / groups, self._max(first))
         turn = max(each / groups, *token)
         answer = total + (times - 1) * slowest
-        answer += self.lines.request.generate * max(each, times * turn)
+        answer += self.lines.request.steps * max(each, times * turn)
         return answer * (1 - 1e-12)
 
     def states(self, base: Setting) -> float:

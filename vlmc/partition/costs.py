@@ -158,6 +158,7 @@ class Rooflines:
             "text": self.text,
             "images": request.images,
             "tokens": request.tokens or self.report.tokens,
+            "answer": request.generate,
         }
 
     def _cost(
@@ -239,9 +240,10 @@ class Rooflines:
         )
 
     def _roofline(self, flops: float, size: float, kind: Kind) -> float:
-        device = self.cluster.device
-        work = device.seconds(flops, size, self.number, kind)
-        return work + device.efficiency.call_us * 1e-6
+        device, serving = self.cluster.device, self.request.mode == "serve"
+        work = device.seconds(flops, size, self.number, kind, serving=serving)
+        own = device.efficiency.serving if serving else None
+        return work + (own or device.efficiency).call_us * 1e-6
 
     def all_reduce(self, size: float, ranks: int, span: int) -> float:
         """Seconds until each of `ranks` has the sum of all their tensors of `size` bytes."""

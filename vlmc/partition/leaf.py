@@ -165,12 +165,12 @@ def _answers(
     lightest = cutter.least(chain.token, under=late)
     if lightest is None:
         return
-    least = request.generate * each(lightest[0])
+    least = request.steps * each(lightest[0])
     for one, two, ends in cutter.front(chain.forward, chain.token, slow, late):
         start = first(one)
         if start + least >= under:
             return
-        under = min(under, start + request.generate * each(two))
+        under = min(under, start + request.steps * each(two))
         yield ends
 
 

@@ -85,7 +85,7 @@ def _answer(chain: Chain, ends: Sequence[int]) -> Pace:
     token = each_token(chain, slowest, token_message)
     messages = message * setting.micro_batches
     return Pace(
-        seconds=first + request.generate * token,
+        seconds=first + request.steps * token,
         busy=heaviest(chain.forward, stages) * setting.micro_batches + messages,
         messages=messages,
         first_token=first,

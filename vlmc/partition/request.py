@@ -55,6 +55,11 @@ class Request:
     token_limit: float | None = None
     """Seconds for each further token, at most."""
 
+    @property
+    def steps(self) -> int:
+        """Steps in which an answer is made: its first token is there when the prompt is read."""
+        return max(0, self.generate - 1)
+
 
 class Infeasible(Exception):
     """No plan does what is asked. `constraint` is what binds, with its arithmetic; `advice`, what

@@ -63,22 +63,20 @@ def collectives(leaf: Leaf) -> Iterator[Collective]:
 
 
 def token_collectives(leaf: Leaf) -> Iterator[Collective]:
-    """Of all tokens of answers."""
+    """Of all tokens of answers that follow their first."""
     chain, setting = leaf.chain, leaf.chain.setting
-    generate = chain.lines.request.generate
+    steps = chain.lines.request.steps
     held = _busiest(leaf, chain.token)
     blocks = _blocks(held, chain.token_order)
     for one in _tensor(chain.token_lines, setting, blocks, " of tokens"):
-        yield one.model_copy(
-            update={"bytes": one.bytes * generate, "seconds": one.seconds * generate}
-        )
+        yield one.model_copy(update={"bytes": one.bytes * steps, "seconds": one.seconds * steps})
     messages = _messages(held, chain.length, chain.carried_token) * setting.micro_batches
     yield Collective(
         kind="send",
         purpose="activations of tokens between stages",
         group=2,
-        bytes=int(messages * generate),
-        seconds=leaf.pace.token_messages * generate,
+        bytes=int(messages * steps),
+        seconds=leaf.pace.token_messages * steps,
     )
 
 

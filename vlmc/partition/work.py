@@ -14,13 +14,18 @@ _FUNCTIONS = (
 )  # fmt: skip
 """What an operator is called that computes more than it moves: functions and reductions."""
 
+_LINEAR = ("aten.mm", "aten.addmm")
+"""Products of which one side are weights."""
+
 
 def kind_of(operator: Operator) -> Kind:
     """By which curve of a device an operator is timed."""
     if operator.matmul:
         if "scaled_dot_product" not in operator.name:
-            return "matmul"
+            return "linear" if operator.name in _LINEAR else "matmul"
         return "attention_backward" if "backward" in operator.name else "attention"
+    if operator.name == "aten.cat":
+        return "cache"
     return "function" if any(word in operator.name for word in _FUNCTIONS) else "elementwise"
 
 

@@ -120,7 +120,7 @@ def _predicted(leaf: Leaf) -> Predicted:
         cost = cluster.price / 3600 * cluster.count * found.seconds / tokens * 1e6
     first = found.first_token or found.seconds
     of_tokens = tuple(one for one in token_collectives(leaf) if one.bytes)
-    turns = found.token_busy * request.generate
+    turns = found.token_busy * request.steps
     return Predicted(
         memory=memory,
         compute_seconds=compute,
