@@ -142,6 +142,17 @@ AT_THE_LIMIT = [
      target(count=4, parallel={**BOTH, "encoder": {"tensor": 2, "pipeline": 1}})),
     ("VLMC158", "target", target(count=4, parallel={"pipeline": 2, "encoder": {"pipeline": 2}}),
      target(count=4, parallel={"pipeline": 2, "encoder": {"pipeline": 1}})),
+    ("VLMC158", "target", target(count=4, parallel={"data": 4, "language": {"data": 4}}),
+     target(count=4, parallel={"data": 4, "language": {"data": 2}})),
+    ("VLMC158", "target", target(count=4, parallel={"pipeline": 2, "language": {"tensor": 2}}),
+     target(count=4, parallel={"pipeline": 4, "language": {"pipeline": 2}})),
+    ("VLMC109", "target", target(count=4, parallel={"pipeline": 2, "language": {"tensor": 2}}),
+     target(count=4, parallel={"pipeline": 2, "language": {"tensor": 4}})),
+    ("VLMC103", "target", target(count=8, parallel={"tensor": 4, "language": {"data": 2}}),
+     target(count=8, parallel={"tensor": 8, "language": {"data": 1}})),
+    ("VLMC155", "target",
+     target(count=4, parallel={"data": 4, "language": {"tensor": 1}}, workload={"batch": 4}),
+     target(count=4, parallel={"data": 4, "language": {"tensor": 1}}, workload={"batch": 3})),
     ("VLMC158", "target", target(parallel={"schedule": "interleaved", "chunks": 2}, workload=TRAIN),
      target(parallel={"schedule": "1f1b", "chunks": 2}, workload=TRAIN)),
     ("VLMC158", "target", target(parallel={"schedule": "1f1b", "chunks": 2}),
@@ -164,6 +175,19 @@ AT_THE_LIMIT = [
 def test_a_rule_holds_at_its_limit(code: str, section: str, kept: Design, broken: Design) -> None:
     assert code not in codes(design(**{section: kept}))
     assert code in codes(design(**{section: broken}))
+
+
+def test_what_a_part_leaves_open_is_as_for_the_whole_model() -> None:
+    """But for an encoder, whose degrees follow from the language model's."""
+    degrees = {"tensor": 2, "pipeline": 2, "data": 4}
+    document = design(target=target(
+        count=16, workload={**TRAIN, "batch": 8}, parallel={**degrees, "language": {"data": 4}},
+    ))  # fmt: skip
+    assert codes(document) == []
+    spec = draft(parse(yaml.safe_dump(document), "x"), "x", default_name="x").spec()
+    request = asked(spec, resolve(spec)).request
+    assert (request.tensor, request.pipeline, request.data) == (2, 2, 4)
+    assert (request.encoder_tensor, request.placement) == (2, None)
 
 
 def test_visual_tokens_among_words_are_as_wide() -> None:

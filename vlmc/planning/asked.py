@@ -162,7 +162,7 @@ def _request(
     if workload.prompt is not None and not arch.mini and design.token_budget.text != "auto":
         text = workload.prompt + (0 if training else said)
     parallel = target.parallel
-    language = parallel.language or parallel
+    language = parallel.words
     return Request(
         mode=workload.mode,
         batch=batch,
@@ -209,7 +209,7 @@ def _seconds(milliseconds: float | None) -> float | None:
 def _placement(parallel: Parallel) -> Placement | None:
     """Where the encoder goes, if its own degrees say so: no replicas beside the language model's
     leave no copies of it in a tensor group."""
-    language = parallel.language or parallel
+    language = parallel.words
     alike = parallel.apart and parallel.apart.data == language.data != "auto"
     return "spread" if alike else None
 

@@ -41,7 +41,7 @@ def _problems(target: Target, batch: int) -> Iterator[Problem]:
         yield from shared
         return
     parallel = target.parallel
-    given = (parallel.language or parallel).data
+    given = parallel.words.data
     replicas = 1 if given == "auto" else given
     micro, share = parallel.micro_batch, batch // replicas
     if micro != "auto" and share % micro:

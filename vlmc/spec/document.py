@@ -97,7 +97,9 @@ class Parallel(Degrees):
         "is a replica (`data`).",
     )
     language: Degrees | None = Field(
-        default=None, description="Degrees of the language model alone."
+        default=None,
+        description="Degrees of the language model alone; what is not given here is as for the "
+        "whole model.",
     )
     micro_batch: Positive | Auto = Field(
         default="auto", description="Sequences that a replica works on at a time."
@@ -124,9 +126,19 @@ class Parallel(Degrees):
     )
 
     @property
+    def words(self) -> Degrees:
+        """Degrees of the language model: its own, and the whole model's where it has none."""
+        if self.language is None:
+            return self
+        unset = [name for name, degree in self.language if degree == "auto"]
+        return self.language.model_copy(update={name: getattr(self, name) for name in unset})
+
+    @property
     def apart(self) -> Degrees | None:
-        """Degrees of the encoder, where they are given apart from the language model's."""
-        return self.encoder or (self if self.language else None)
+        """Degrees of the encoder, where they are given apart from the language model's: its own, or
+        the tensor degree that remains for it."""
+        remaining = None if self.language is None else Degrees(tensor=self.tensor)
+        return self.encoder or remaining
 
 
 class Precision(Described):

@@ -30,6 +30,7 @@ from vlmc.resolver.rules.parallel import (
     degrees_divide_heads,
     devices_suffice,
     encoder_goes_with_language,
+    model_goes_with_language,
     steps_can_run,
 )
 from vlmc.resolver.rules.tokens import budget_fits_context, workload_fits_budget
@@ -52,6 +53,7 @@ RULES: tuple[Callable[[Flow], Iterator[Problem]], ...] = (
     trains_in_format,
     degrees_divide_heads,
     devices_suffice,
+    model_goes_with_language,
     encoder_goes_with_language,
     steps_can_run,
     devices_are_linked,

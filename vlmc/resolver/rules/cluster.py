@@ -98,11 +98,13 @@ def batch_feeds_replicas(flow: Flow) -> Iterator[Problem]:
 
 def uneven(target: Target, batch: int, path: Path | None = None) -> Iterator[Problem]:
     """Where replicas cannot share a batch, which stands at `path` or was given in the call."""
-    given = target.parallel.language
-    replicas = (given or target.parallel).data
+    replicas = target.parallel.words.data
     if replicas == "auto" or batch % replicas == 0:
         return
-    degree = ("target", "parallel", *(("language",) if given else ()), "data")
+    own = target.parallel.language
+    degree: Path = ("target", "parallel", "data")
+    if own is not None and own.data != "auto":
+        degree = ("target", "parallel", "language", "data")
     more = replicas * -(-batch // replicas)
     yield Problem(
         code="VLMC155",

@@ -22,8 +22,7 @@ def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
     if flow.target is None:
         return
     for role, name in NAMES.items():
-        degrees, path = _degrees(flow.target, role)
-        degree = degrees.tensor
+        degree, path = _degrees(flow.target, role).tensor, _place(flow.target, role, "tensor")
         if degree == "auto":
             continue
         for what, heads in _heads(flow, role):
@@ -31,7 +30,7 @@ def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
                 continue
             yield Problem(
                 code="VLMC104" if what == "key/value heads" else "VLMC103",
-                path=(*path, "tensor"),
+                path=path,
                 message=f"the {name} has {heads} {what}, which {degree} devices cannot share",
                 expected=f"a degree that divides {heads}",
                 got=f"{heads} / {degree} = {heads // degree} remainder {heads % degree}",
@@ -39,11 +38,17 @@ def degrees_divide_heads(flow: Flow) -> Iterator[Problem]:
             )
 
 
-def _degrees(target: Target, role: Split) -> tuple[Degrees, Path]:
-    """The degrees of a part, its own or those of the whole model, and where they stand."""
+def _degrees(target: Target, role: Split) -> Degrees:
+    """The degrees of a part, its own or those of the whole model."""
+    parallel = target.parallel
+    return parallel.words if role == "language" else parallel.apart or parallel
+
+
+def _place(target: Target, role: Split, name: str) -> Path:
+    """Where a degree of a part stands."""
     own = getattr(target.parallel, role)
-    path = ("target", "parallel")
-    return (target.parallel, path) if own is None else (own, (*path, role))
+    of_its_own = own is not None and (role == "encoder" or getattr(own, name) != "auto")
+    return ("target", "parallel", *((role,) if of_its_own else ()), name)
 
 
 def _heads(flow: Flow, role: Split) -> list[tuple[str, int]]:
@@ -57,7 +62,7 @@ def _fitting(flow: Flow, target: Target, role: Split) -> str:
     parallel = target.parallel
     if role == "encoder":
         return f"encoder: {{tensor: {_beside(flow, target)}}}"
-    degrees, _ = _degrees(target, "language")
+    degrees = _degrees(target, "language")
     heads = [count for _, count in _heads(flow, "language")]
     alike = parallel.encoder is None and parallel.language is None
     if alike:
@@ -75,8 +80,8 @@ def _fitting(flow: Flow, target: Target, role: Split) -> str:
 def _beside(flow: Flow, target: Target) -> int | Auto:
     """The tensor degree of the encoder, nearest to what it is, that divides its heads and the
     language model's degree."""
-    degree = _degrees(target, "language")[0].tensor
-    own = _degrees(target, "encoder")[0].tensor
+    degree = _degrees(target, "language").tensor
+    own = _degrees(target, "encoder").tensor
     if degree == "auto" or own == "auto":
         return "auto"
     heads = (count for _, count in _heads(flow, "encoder"))
@@ -89,13 +94,13 @@ def encoder_goes_with_language(flow: Flow) -> Iterator[Problem]:
     copies, the first alone."""
     if flow.target is None:
         return
-    (encoder, path), (language, _) = (_degrees(flow.target, role) for role in NAMES)
+    encoder, language = (_degrees(flow.target, role) for role in NAMES)
     tensor, whole = encoder.tensor, language.tensor
     if tensor != "auto" and whole != "auto" and whole % tensor:
         near = _beside(flow, flow.target)
         yield Problem(
             code="VLMC158",
-            path=(*path, "tensor"),
+            path=_place(flow.target, "encoder", "tensor"),
             message="the encoder's tensor degree does not divide the language model's",
             expected=f"a divisor of {whole}",
             got=str(tensor),
@@ -111,12 +116,33 @@ def encoder_goes_with_language(flow: Flow) -> Iterator[Problem]:
             continue
         yield Problem(
             code="VLMC158",
-            path=(*path, name),
+            path=_place(flow.target, "encoder", name),
             message=f"the encoder's {name} degree is not that of "
             f"{'its copies' if copies > 1 else 'the language model'}",
             expected=" or ".join(map(str, meant)),
             got=str(degree),
             help=f"{name}: {meant[0]}",
+        )
+
+
+def model_goes_with_language(flow: Flow) -> Iterator[Problem]:
+    """Pipeline groups and replicas are the language model's: where it has a number of its own, the
+    whole model has no other."""
+    parallel = None if flow.target is None else flow.target.parallel
+    if parallel is None or parallel.language is None:
+        return
+    for name in ("pipeline", "data"):
+        whole, own = getattr(parallel, name), getattr(parallel.language, name)
+        if "auto" in (whole, own) or whole == own:
+            continue
+        yield Problem(
+            code="VLMC158",
+            path=("target", "parallel", name),
+            related=(("target", "parallel", "language", name),),
+            message=f"the language model has another {name} degree",
+            expected=f"{own}, or none",
+            got=str(whole),
+            help=f"{name}: {own}",
         )
 
 
@@ -139,7 +165,7 @@ def steps_can_run(flow: Flow) -> Iterator[Problem]:
             got=str(parallel.chunks),
             help="chunks: 1",
         )
-    groups = _degrees(target, "language")[0].pipeline
+    groups = _degrees(target, "language").pipeline
     stages = zero_stages(schedule, 1 if groups == "auto" else groups)
     if parallel.zero != "auto" and parallel.zero not in stages:
         yield Problem(
@@ -160,7 +186,8 @@ def devices_suffice(flow: Flow) -> Iterator[Problem]:
     parallel, count = flow.target.parallel, flow.target.count
     path: Path = ("target", "parallel")
     places: dict[Path, Degrees | None] = {path: parallel}
-    places |= {(*path, role): getattr(parallel, role) for role in NAMES}
+    places[(*path, "encoder")] = parallel.encoder
+    places[(*path, "language")] = parallel.language and parallel.words
     asked = {place: _given(degrees) for place, degrees in places.items() if degrees is not None}
     every = math.lcm(*(math.prod(given.values()) for given in asked.values()))
     more = f"count: {every * -(-count // every)}"
