@@ -3,13 +3,13 @@ two copies of it, each over two ranks, which share the images out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.distributed.test_moved_as_planned import judge as judge_moved
 from tests.distributed.test_moved_as_planned import rows_of, text_of
 from tests.distributed.test_parallel_plans import everything, judge
 from tests.distributed.twins import Document, Twin, plan, rows, run_ranks, twin
@@ -64,8 +64,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Document:
 
         for name, made in COMPARED.items():
             add("compare", name, made(one))
-        add("moved", "moved", searched(one), rows=rows_of(one))
-        add("rounded", "held", searched(one), rows=rows_of(one))
+        add("rounded", "planned", searched(one), rows=rows_of(one))
         batches = [rows(one, 8, seed=seed) for seed in range(4)]
         for name, (first, then) in RESUMED.items():
             others = [degrees(one, degree) for degree in then if system == SYSTEMS[0]]
@@ -104,14 +103,18 @@ def test_copies_of_an_encoder_move_and_hold_what_was_planned(
     answers: Document, system: str
 ) -> None:
     name = name_of(system, answers)
-    document, answer = answers[f"{name}: held"]
+    document, answer = answers[f"{name}: planned"]
     assert document["encoder"] == {"pipeline": 1, "data": 2, "tensor": 2}
     assert answer["gradient"] < 1.1 * answer["alone"] + 0.01, answer
     for held in answer["held"]:
         (expected,) = document["predicted"]["memory"]
         for kind in ("weights", "gradients", "optimiser"):
             assert held[kind] == pytest.approx(expected[kind], rel=0.02, abs=2e3), (kind, held)
-    judge_moved(answers, f"{name}: moved")
+    planned: Counter[str] = Counter()
+    for one in document["predicted"]["collectives"]:
+        planned[one["kind"]] += one["bytes"]
+    # FSDP2 rounds shards up to whole rows.
+    assert answer["held"][0]["moved"] == pytest.approx(planned, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", RESUMED)

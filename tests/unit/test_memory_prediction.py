@@ -93,6 +93,12 @@ PLANNED: list[dict[str, Any]] = [
                  "checkpointing": "full"},
         "micro_batches": 4, "schedule": "interleaved", "rank": 1,
     },
+    # Two copies of the encoder in a tensor group, each over two ranks.
+    {
+        "case": {"system": "llava-1.5", "layers": 6, "text": 64, "trained": "all",
+                 "precision": "bf16", "batch": 4},
+        "tensor": 4, "encoder": 2, "micro_batches": 2,
+    },
     # What gradients of weights that are put off are made of waits for them.
     {
         "case": {"system": "llava-1.5", "layers": 8, "text": 64, "trained": "all"},

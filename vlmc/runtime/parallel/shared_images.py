@@ -47,7 +47,9 @@ class Gather(torch.autograd.Function):
         share = share.contiguous()
         ranks: int = DISTRIBUTED.get_world_size(group)
         found = share.new_empty((ranks * share.shape[0], *share.shape[1:]))
-        DISTRIBUTED.all_gather_into_tensor(found, share, group=group)
+        # PyTorch 2.13 has a new name for it, and warns of the former.
+        single = getattr(DISTRIBUTED, "all_gather_single", None)
+        (single or DISTRIBUTED.all_gather_into_tensor)(found, share, group=group)
         return found
 
     @staticmethod
