@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 
 from vlmc.builder.values import valued
@@ -158,9 +159,10 @@ def assert_steps_hold_nothing(engine: Engine, rows: list[Row]) -> None:
             gc.collect()
             found[number] = memory()
     before, after = found[20], found[110]
-    if before is not None and after is not None:
-        assert after.held - before.held < 90 * 200
-        assert after.taken <= before.taken
+    if before is None or after is None:
+        pytest.skip("this C library does not say what it holds")
+    assert after.held - before.held < 90 * 200
+    assert after.taken <= before.taken
 
 
 def assert_same(ours: Engine, reference: Engine, one: Twin, tolerance: float = 1e-4) -> None:

@@ -67,3 +67,19 @@ def test_other_attention_stays() -> None:
     module, changed = as_sums(Body(None), inputs)
     assert changed == 0
     assert torch.equal(module(*inputs), Body(None)(*inputs))
+
+
+class Asked(torch.nn.Module):
+    def __init__(self, **how: bool) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return scaled_dot_product_attention(query, key, value, **self.how)
+
+
+@pytest.mark.parametrize("how", ["is_causal", "enable_gqa"])
+def test_attention_that_sums_have_no_part_in_stays(how: str) -> None:
+    program: Any = torch.export.export(Asked(**{how: True}), given(torch.float32, 1, "none"))
+    module = program.module()
+    assert sum_attention(module.graph) == 0

@@ -13,6 +13,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from vlmc.runtime.engines.few_rows import FEW_ROWS_CALLS, FEW_ROWS_KERNEL
+
 BLOCKS = r"""
 #include <algorithm>
 #include <memory>
@@ -68,6 +70,10 @@ class Kept {
     return Kept(block_, at_ + offset * item_, ndim, sizes, strides, dtype_, item_);
   }
   void* data_ptr() const { return at_; }
+  int32_t dtype() const { return dtype_; }
+  int64_t ndim() const { return ndim_; }
+  const int64_t* sizes() const { return sizes_; }
+  const int64_t* strides() const { return strides_; }
   void reset() {
     tensor_.reset();
     if (block_ != nullptr) block_->users--;
@@ -112,7 +118,8 @@ class Kept {
 BOUNDED = 2**20
 """Elements of a buffer that has its largest size from the first step on; larger ones grow."""
 
-MARK = {"vlmc_blocks": hashlib.sha256(f"{BOUNDED}{BLOCKS}".encode()).hexdigest()[:16]}
+WRITTEN = f"{BOUNDED}{BLOCKS}{FEW_ROWS_CALLS}{FEW_ROWS_KERNEL}"
+MARK = {"vlmc_blocks": hashlib.sha256(WRITTEN.encode()).hexdigest()[:16]}
 
 
 def kept_memory() -> dict[str, Any]:
@@ -146,6 +153,14 @@ def _teach() -> None:
         def write_header(self) -> None:
             wrapper.write_header(self)
             self.header.splice(BLOCKS)
+            self.multiplies = False
+
+        def generate_extern_kernel_out(self, node: Any) -> None:
+            if node.get_dtype().itemsize == 2 and not self.multiplies:
+                self.multiplies = True
+                self.header.splice(FEW_ROWS_CALLS)
+                self.kernel_declarations.splice(FEW_ROWS_KERNEL)
+            wrapper.generate_extern_kernel_out(self, node)
 
         def make_allocation(
             self,

@@ -27,7 +27,7 @@ def sum_attention(graph: Any) -> int:
     ]
     for node in found:
         with graph.inserting_before(node):
-            attended = _sums(graph, *node.args, **node.kwargs)
+            attended = _sums(graph, *node.args[:4], scale=node.kwargs.get("scale"))
         node.replace_all_uses_with(attended)
         graph.erase_node(node)
     return len(found)
@@ -36,7 +36,9 @@ def sum_attention(graph: Any) -> int:
 def _of_one_token(attention: torch.fx.Node) -> bool:
     query: Any = attention.args[0]
     rows = query.meta["val"].shape[2]
-    return isinstance(rows, int) and rows <= SHARED_BY
+    # Sums know no dropout, no causal mask and no heads that share keys.
+    plain = not any(attention.args[4:]) and not attention.kwargs.get("enable_gqa")
+    return plain and isinstance(rows, int) and rows <= SHARED_BY
 
 
 def _sums(
@@ -45,15 +47,11 @@ def _sums(
     key: torch.fx.Node,
     value: torch.fx.Node,
     attn_mask: torch.fx.Node | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
     *,
     scale: float | None = None,
-    enable_gqa: bool = False,
 ) -> torch.fx.Node:
     """Nodes in place of an attention with these arguments. A query that sees nothing attends to
     nothing, as in torch's kernel."""
-    assert (dropout_p, is_causal, enable_gqa) == (0.0, False, False)
     aten: Any = torch.ops.aten
 
     def call(operator: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:

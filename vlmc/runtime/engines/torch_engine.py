@@ -35,7 +35,7 @@ class TorchState:
     is read from outside the sequence, the caches (or a block table and the pool), and the logits
     that it writes, all allocated before the first step. Between two steps tokens and positions are
     overwritten, and the slots made longer where they lie. What a graph computes in is its own to
-    allocate.
+    keep: see `kept_memory`.
     """
 
     def __init__(
