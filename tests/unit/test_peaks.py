@@ -34,7 +34,6 @@ def test_what_is_gathered_again_is_held_beside_all_that_is_saved(steady: bool) -
     found = peaks(block, block, NOTHING._replace(saved=5.0, regathered=100.0))
     assert found.over(1, 0, 3, steady=steady) == 100
     assert found.over(1, 0, 2, steady=steady) == 0  # a stage without it
-    assert found.any == 100
 
 
 def test_what_follows_a_gathered_block_holds_what_its_gather_brought() -> None:
