@@ -16,6 +16,7 @@ KINDS = {
     "c10d._reduce_scatter_base_": "reduce_scatter",
     "c10d.allreduce_": "all_reduce",
     "c10d.send": "send",
+    "c10d.recv_": "send",
     "_c10d_functional.all_gather_into_tensor": "all_gather",
     "_c10d_functional.reduce_scatter_tensor": "reduce_scatter",
     "_c10d_functional.all_reduce": "all_reduce",
@@ -38,7 +39,8 @@ class Moved(TorchDispatchMode):
         kind = KINDS.get(str(func.overloadpacket))
         if kind is not None and not _alone(args):
             leaves = tree_leaves((args, made))
-            given = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+            tensors = [x for x in leaves if isinstance(x, Tensor)]
+            given = [x for x in tensors if x.is_floating_point() or x.dtype == torch.bool]
             sizes = [x.numel() * x.element_size() for x in given]
             self.bytes[kind] += max(sizes, default=0)
         return made

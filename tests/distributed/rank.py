@@ -139,16 +139,17 @@ def rounded(work: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def moved(work: dict[str, Any]) -> dict[str, int]:
-    """Bytes of a step by kind of collective: of messages on all ranks, of others on the first."""
+def moved(work: dict[str, Any]) -> list[dict[str, Any]]:
+    """By rank: its pipeline group, its replica, and the bytes of a step by kind of collective."""
     engine = engine_of(work)
     counted = Moved()
     with counted:
         engine.step(work["rows"])
     everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, counted.bytes)
-    whole = {**everyone[0], "send": sum(one["send"] for one in everyone)}
-    return {kind: size for kind, size in whole.items() if size}
+    sizes = {kind: size for kind, size in counted.bytes.items() if size}
+    own = {"group": engine.group, "replica": engine.replica, "moved": sizes}
+    dist.all_gather_object(everyone, own)
+    return everyone
 
 
 def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:

@@ -100,7 +100,10 @@ def block(
         else Climb(),
         looks=looks,
         source=looks if reached else ZERO,
-        seeing=0 if split else parameters,
+        tensors=(parameters,),
+        rows=(parameters,),
+        split_along=(0 if split else -1,),
+        seeing=() if split else (0,),
         cache=ZERO if mode == "train" or role != "language" else activations * 2,
     )
 
@@ -191,7 +194,7 @@ def random_report(random: Random, mode: Mode = "train") -> GraphReport:
         blocks[begin] = replace(blocks[begin], name="language.begin")
         sizes = (blocks[begin].parameters // 2,)
         for place in random.sample(others, random.randint(1, len(others))):
-            blocks[place] = replace(blocks[place], embedding=sizes)
+            blocks[place] = replace(blocks[place], embedding=sizes, embedding_rows=sizes)
     order = list(range(len(blocks)))
     if mode == "decode":  # reports of one design may number its blocks differently
         blocks, order = blocks[::-1], order[::-1]

@@ -53,7 +53,8 @@ def _device(**efficiency: Any) -> Device:
 def _lines(card: Device, **request: Any) -> Rooflines:
     """A design of one trained block: four products and two additions a phase."""
     only = block("language.*", "language", 1, 10_000, TEXT, 64, trained=True, reached=True)
-    only = replace(only, tensors=(1_000, 9_000))
+    tensors = (1_000, 9_000)
+    only = replace(only, tensors=tensors, rows=tensors, split_along=(0, 0))
     report = GraphReport(
         design="one",
         mode="train",
@@ -139,7 +140,8 @@ def test_the_fullest_device_has_the_most_words_of_a_vocabulary() -> None:
 
 def test_a_block_of_unknown_parameters_is_updated_as_one() -> None:
     lines = _lines(_device())
-    lines.report = replace(lines.report, blocks=(replace(lines.report.blocks[0], tensors=()),))
+    unknown = replace(lines.report.blocks[0], tensors=(), rows=(), split_along=())
+    lines.report = replace(lines.report, blocks=(unknown,))
     assert lines.update(0, 1.0) == lines.cluster.device.update_seconds(10_000, "adamw")
 
 

@@ -12,7 +12,7 @@ from torch.distributed.pipelining import _backward
 
 from vlmc.components.shared.block import TransformerBlock
 from vlmc.runtime.parallel import split as splitting
-from vlmc.runtime.parallel.put_off import apart, together
+from vlmc.runtime.parallel.put_off import apart, taken_in, together
 from vlmc.runtime.parallel.split import split
 from vlmc.runtime.parallel.stage import Through, save_less
 from vlmc.runtime.parallel.untyped import RECOMPUTATION
@@ -86,6 +86,13 @@ class Mlp(nn.Module):
         self.activation = nn.GELU()
 
 
+class Two:
+    """A mesh, as far as splitting asks for it."""
+
+    def size(self) -> int:
+        return 2
+
+
 def test_frozen_parameters_stay_frozen_where_splitting_makes_new_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -105,7 +112,8 @@ def test_frozen_parameters_stay_frozen_where_splitting_makes_new_ones(
     monkeypatch.setattr(splitting, "parallelize_module", renewed)
     stage: Any = Whole()
     stage.model["language"].requires_grad_(False)
-    split(stage, SimpleNamespace(), vision=True, sequences=False)  # type: ignore[arg-type]
+    mesh: Any = Two()
+    split(stage, mesh, mesh, sequences=False)
     for name, parameter in stage.model.named_parameters():
         assert parameter.requires_grad == name.startswith("adapter."), name
 
@@ -132,6 +140,39 @@ def test_gradients_put_off_have_a_block_computed_again_once() -> None:
     assert sorted(ran) == [0, 1]
     for weight, gradient in zip(weights, wanted, strict=True):
         torch.testing.assert_close(weight.grad, gradient)
+
+
+def test_a_tied_weight_that_was_put_off_leads_through_nothing_again() -> None:
+    """PyTorch by itself would go from the head back to the words through all that lies between."""
+    torch.manual_seed(0)
+    table, block, words = nn.Embedding(7, 16), _narrow(), torch.tensor([[1, 2, 2, 6]])
+    x = torch.randn(1, 4, 16, requires_grad=True)
+    between = (x + table(words)) * 2
+    loss = (block(between) @ table.weight.T).square().sum()
+    weights = [table.weight, *block.parameters()]
+    wanted = torch.autograd.grad(loss, weights, retain_graph=True)
+    ran: list[int] = []
+    between.register_hook(lambda _: ran.append(1))
+    _, groups = _backward.stage_backward_input([loss], None, [x], iter(weights))
+    assert ran.pop() == 1
+    left = [group for group in apart(groups) if not taken_in(group, [])]
+    _backward.stage_backward_weight(iter(weights), left, retain_graph=True)
+    assert not ran
+    for weight, gradient in zip(weights, wanted, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+
+
+def test_a_weight_that_blocks_read_alike_is_counted_once_for_each() -> None:
+    torch.manual_seed(0)
+    table, blocks = nn.Parameter(torch.randn(4, 16)), [_narrow(), _narrow()]
+    x = torch.randn(1, 4, 16, requires_grad=True)
+    read = table * 2
+    loss = blocks[1](blocks[0](x + read) + read).square().sum()
+    (wanted,) = torch.autograd.grad(loss, [table], retain_graph=True)
+    _, groups = _backward.stage_backward_input([loss], None, [x], iter([table]))
+    left = [group for group in apart(groups) if not taken_in(group, [])]
+    _backward.stage_backward_weight(iter([table]), left, retain_graph=True)
+    torch.testing.assert_close(table.grad, wanted)
 
 
 def _narrow() -> TransformerBlock:

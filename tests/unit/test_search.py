@@ -96,7 +96,7 @@ def test_the_gap_is_zero_where_stages_share_a_device() -> None:
         assert found.proven
         fitted += 1
         unlike += not among_its_like(*question, found.plan)
-    assert fitted > 40
+    assert fitted > 30
     assert unlike > 10
 
 
@@ -755,7 +755,8 @@ def test_states_by_what_is_sharded(
     random = Random(7)
     report = next(r for r in iter(lambda: random_report(random), None) if mixed(r))
     asked = Request(mode="train", batch=8, text=8, data=2, zero=zero, micro_batch=1)
-    plan = find(report, cluster(small_device(1000.0), 2), asked).plan
+    exact = small_device(1000.0).model_copy(update={"cuda": False})  # nothing is rounded up
+    plan = find(report, cluster(exact, 2), asked).plan
     assert plan.predicted is not None
     (memory,) = plan.predicted.memory
     blocks = [report.blocks[number] for number in report.order]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlmc.analysis.blocks import Costs, cache, embedding
+from vlmc.analysis.blocks import TABLE, Costs, cache, distances, embedding
 from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import (
     NOTHING,
@@ -24,7 +24,7 @@ from vlmc.analysis.run import KEPT, Kept, Runs, Trial
 from vlmc.analysis.segments import Segments
 from vlmc.analysis.shrink import Shrunk, shrink
 from vlmc.analysis.spans import Stretch, Where, highest, level, stretches
-from vlmc.analysis.splits import is_sum, shape
+from vlmc.analysis.splits import divided_along, is_sum, rows, shape
 from vlmc.analysis.unroll import unrolled
 from vlmc.ir import Arch, Role
 
@@ -196,10 +196,13 @@ class _Assembly:
             if self.segments(path) == where
         ]
         limits, split, all_reduces = shape(self.trial.model, where, parameters)
-        ends = sum(one.numel() for path, one in parameters if is_sum(self.trial.model, path))
+        along = tuple(divided_along(path) if split else -1 for path, _ in parameters)
+        lent = tuple(n for n, (path, _) in enumerate(parameters) if path.endswith(TABLE))
+        sums = [is_sum(self.trial.model, path) for path, _ in parameters]
         split_kept, split_made = self.costs.split_shares(where)
         late, split_late = self.costs.late(where)
         source, looks = self.costs.sources(where)
+        again = embedding(self.trial.model, name, self.arch)
         return Block(
             role=role,
             name=name,
@@ -209,7 +212,6 @@ class _Assembly:
             reached=bool(self._of(where, "none", forward=False)),
             tensor_limits=limits,
             split_parameters=split,
-            seeing=sum(one.numel() for _, one in parameters) - split - ends,
             operators=self.costs.operators(where),
             saved=Saved(
                 none=self._saved(where, "none"),
@@ -229,6 +231,14 @@ class _Assembly:
             source=source,
             looks=looks,
             tensors=tuple(one.numel() for _, one in parameters),
-            embedding=embedding(self.trial.model, name, self.arch),
+            rows=rows(one for _, one in parameters),
+            split_along=along,
+            seeing=tuple(
+                n for n, one in enumerate(along) if one < 0 and not sums[n] and n not in lent
+            ),
+            lent=lent,
+            distances=distances(self.trial.model, name),
+            embedding=tuple(one.numel() for one in again),
+            embedding_rows=rows(again),
             cache=ZERO if self.mode == "train" else self._cache(where),
         )

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from torch import nn
+
 from vlmc.analysis.polynomial import ZERO, Polynomial
 from vlmc.analysis.report import Operator, Phase
 from vlmc.analysis.run import Kept, Runs, Trial
@@ -23,6 +25,8 @@ _Kind = tuple[str, Phase, bool, bool]
 """An operator's name and phase, whether it runs on matrix units, whether it is split."""
 
 
+TABLE = "_bias.table.weight"
+"""How the path of a table of distances ends, behind its stack's side of the model."""
 AGAIN: dict[Kept, Phase] = {"selective": "again_selective", "full": "again_full"}
 
 
@@ -218,14 +222,22 @@ def phases(runs: Runs) -> dict[int, Phase]:
     return found
 
 
-def embedding(model: Any, name: str, arch: Arch) -> tuple[int, ...]:
-    """Numbers in each parameter of the language model's embedding that a block reads beside its
-    own: a tied head's, or those of the words with which a decoder behind an encoder begins."""
+def distances(model: Any, name: str) -> tuple[int, int]:
+    """Shape of the table of distances that a stack reads beside its own parameters; (0, 0) where
+    there is none."""
+    parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+    table = parameters.get(name.removesuffix("_layers.*") + TABLE)
+    return (0, 0) if table is None else (table.shape[0], table.shape[1])
+
+
+def embedding(model: Any, name: str, arch: Arch) -> tuple[nn.Parameter, ...]:
+    """Parameters of the language model's embedding that a block reads beside its own: a tied
+    head's, or those of the words with which a decoder behind an encoder begins."""
     tied = name == "head" and arch.node("head").arguments.get("tied")
     if not tied and name != "language.between":
         return ()
     of = ("language.embedding.", "language.added_embedding.")
-    return tuple(one.numel() for path, one in model.named_parameters() if f"{path}.".startswith(of))
+    return tuple(one for path, one in model.named_parameters() if f"{path}.".startswith(of))
 
 
 def cache(model: Any, where: Where, arch: Arch) -> Polynomial:

@@ -129,9 +129,6 @@ class Block:
     """Of one block's parameters, those that tensor parallelism divides."""
     operators: tuple[Operator, ...]
     saved: Saved
-    seeing: int = 0
-    """Of one block's parameters, those that see each token by itself and that no degree divides
-    (norms, gates): where tokens are shared out, each device has a part of their gradients."""
     input: Polynomial
     """Bytes of the activations that enter it."""
     output: Polynomial
@@ -157,9 +154,23 @@ class Block:
     an encoder's words): a pipeline carries them on as far as the last block that reads them."""
     tensors: tuple[int, ...] = ()
     """Numbers in each of its parameters, in their order."""
+    rows: tuple[int, ...] = ()
+    """First dimension of each of them, 0 of a single number: replicas shard whole rows."""
+    split_along: tuple[int, ...] = ()
+    """The dimension of each of them that tensor parallelism divides; -1 where it divides none."""
+    seeing: tuple[int, ...] = ()
+    """Places in `tensors` of those that see each token by itself and that no degree divides (norms,
+    gates): where tokens are shared out, each device has a part of their gradients."""
+    lent: tuple[int, ...] = ()
+    """Places in `tensors` of tables of distances: a stack behind it reads them, it does not."""
+    distances: tuple[int, int] = (0, 0)
+    """Shape of the table of distances, a column for each head, that all blocks of its stack read:
+    each stage of a pipeline that has some of them has a copy."""
     embedding: tuple[int, ...] = ()
     """Numbers in each parameter of the language model's embedding that it reads, too (a tied head,
     the start of a decoder): on another stage of a pipeline it has a copy of them."""
+    embedding_rows: tuple[int, ...] = ()
+    """As `rows`, of those."""
     cache: Polynomial = ZERO
     """Bytes of the key/value cache that it holds when it serves, for all tokens of `Sizes`."""
 

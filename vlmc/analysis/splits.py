@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -39,6 +40,21 @@ def is_sum(model: Any, path: str) -> bool:
     return kind == "bias" and name in ROWS and isinstance(model.get_submodule(owner), divided)
 
 
+def divided_along(path: str) -> int:
+    """The dimension along which tensor parallelism divides a parameter of what it splits; -1 of one
+    that it leaves whole."""
+    module, _, kind = path.rpartition(".")
+    leaf = module.rpartition(".")[2]
+    if path == "head.projection.weight" or leaf in COLUMNS or kind.endswith("_bias"):
+        return 0
+    return 1 if leaf in ROWS and kind == "weight" else -1
+
+
+def rows(parameters: Iterable[nn.Parameter]) -> tuple[int, ...]:
+    """First dimension of each; 0 of a single number."""
+    return tuple(one.shape[0] if one.ndim else 0 for one in parameters)
+
+
 def shape(
     model: Any, where: Where, parameters: list[tuple[str, nn.Parameter]]
 ) -> tuple[tuple[int, ...], int, int]:
@@ -67,8 +83,5 @@ def shape(
         return (1,), 0, 0
     split = 0
     for path, one in parameters:
-        module, _, kind = path.rpartition(".")
-        leaf = module.rpartition(".")[2]
-        divided = leaf in COLUMNS or (leaf in ROWS and kind == "weight") or kind.endswith("_bias")
-        split += one.numel() if divided else 0
+        split += one.numel() if divided_along(path) >= 0 else 0
     return tuple(sorted(limits)), split, branches

@@ -43,7 +43,7 @@ class Chain:
         self.embeds = _counts(report.blocks[block].name == EMBEDDING for block in order)
         self.embeds_again = _counts(bool(report.blocks[block].embedding) for block in order)
         self._states()
-        self.shared = shared_embedding(lines, setting)
+        self.shared = shared_embedding(lines, setting, self.parts)
         self.outputs = outputs(self.parts, order)
         self._beside = beside(self.parts, report)
         self.token_lines = tokens or lines
@@ -179,6 +179,14 @@ class Chain:
     def largest(self, cuts: Iterable[int]) -> float:
         """Bytes of the largest message over any of these cuts."""
         return max(map(self.carried, cuts), default=0.0)
+
+    def busiest(self, ends: Sequence[int], weights: Sequence[float] | None = None) -> int:
+        """The pipeline group with most to do; `weights`: sums over the chain, of what."""
+        sums, held = weights or self.work, self.groups(ends)
+        return max(
+            range(len(held)),
+            key=lambda group: sum(sums[end] - sums[first] for first, end in held[group]),
+        )
 
     def groups(self, ends: Sequence[int]) -> list[list[tuple[int, int]]]:
         """By pipeline group, the stretches that it holds."""

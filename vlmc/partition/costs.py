@@ -17,6 +17,7 @@ from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.efficiency import Kind
 from vlmc.ir import Role
 from vlmc.partition.request import Request
+from vlmc.partition.shards import Shapes, shapes_of
 from vlmc.partition.work import Moments, Sums, Work, gathered, kept_bytes, logits, summed, work_of
 
 _AGAIN: tuple[Phase, Phase] = ("again_selective", "again_full")
@@ -50,6 +51,8 @@ class BlockCost:
     """Of those; `forward` and `backward_input` include them."""
     parameters: int
     """That the device holds of the block, before data parallelism shards them."""
+    shapes: Shapes
+    """Of those."""
     saved: tuple[float, float, float]
     """Without checkpointing, selective, full."""
     late: float
@@ -191,7 +194,7 @@ class Rooflines:
             sums = Sums(*(share * size for size in summed(block, work)))
         exchange = self._exchange(block, sums, degree)
         ahead, back = gathered(block, work) if sequence_parallel else (0.0, 0.0)
-        ahead += visual + (logits(block, work) if degree > 1 else 0.0)
+        ahead += visual + (logits(block, work) * float(part * degree) if degree > 1 else 0.0)
         ranks = copies if seeing else tensor
         waits = self.gather(ahead, ranks, tensor), self.gather(back, ranks, tensor)
         forward = phases.get("forward", 0.0) + exchange.forward + waits[0]
@@ -217,6 +220,7 @@ class Rooflines:
             parameters=ceil(block.split_parameters * part)
             + block.parameters
             - block.split_parameters,
+            shapes=shapes_of(block, degree),
             late=work.late * share * (1 - float(block.saved.late_split * (1 - part))),
             saved=(kept[0] * share, kept[1] * share, kept[2] * share)
             if block.reached

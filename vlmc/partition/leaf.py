@@ -12,6 +12,7 @@ from vlmc.partition.cuts import Cutter, Fits
 from vlmc.partition.pace import Pace, backward_work, each_token, fill, first_token, pace
 from vlmc.partition.room import enough_in_all, has_room, needs, needs_of_all
 from vlmc.partition.several import Effort, Groups, Room, least_together
+from vlmc.partition.shared import SharedEmbedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,13 @@ def best_cuts(
     best: Leaf | None = None
     effort = effort or Effort()
     levels = chain.levels if chain.setting.stages > 1 else ((0.0, 0.0, (chain.length,)),)
-    for message, token_message, places, once in _families(chain, levels):
-        cutter = _cutter(chain, places, unlimited)
+    for message, token_message, places, once, group in _families(chain, levels):
+        cutter = _cutter(chain, places, unlimited, group)
         serve = chain.lines.request.mode == "serve"
         cuts = (
             _answers(chain, cutter, message, token_message, under)
             if serve
-            else _steps(chain, cutter, message, under - once, None if unlimited else effort)
+            else _steps(chain, cutter, message, under - once, None if unlimited else effort, group)
         )
         for ends in cuts:
             found = pace(chain, ends)
@@ -48,15 +49,27 @@ def best_cuts(
 
 def _families(
     chain: Chain, levels: Levels
-) -> Iterator[tuple[float, float, tuple[int, ...], float]]:
-    """Levels with what a step takes once: gradients of an embedding, unless no cut gives copies of
-    it to several stages."""
+) -> Iterator[tuple[float, float, tuple[int, ...], float, int | None]]:
+    """Levels with what a step takes once for copies of an embedding: where several groups have
+    them, where one group has them all (which), where no cut makes any."""
+    shared, setting = chain.shared, chain.setting
     for message, token_message, places in levels:
-        if chain.shared is None:
-            yield message, token_message, places, 0.0
-        else:
-            yield message, token_message, places, chain.shared.seconds
-            yield message, token_message, chain.shared.together(places), 0.0
+        if shared is None:
+            yield message, token_message, places, 0.0, None
+            continue
+        yield message, token_message, places, shared.seconds + shared.replicas, None
+        yield message, token_message, shared.together(places), 0.0, None
+        if shared.seconds and setting.chunks > 1:
+            for group in _alone(chain, shared):
+                yield message, token_message, places, shared.replicas, group
+
+
+def _alone(chain: Chain, shared: SharedEmbedding) -> Sequence[int]:
+    """Groups that may have all copies: the ends of the chain are of the first and of the last."""
+    last = chain.setting.pipeline - 1
+    least = last if shared.places[-1] == chain.length - 1 else 0
+    most = last if shared.places[0] else 0
+    return range(least, most + 1)
 
 
 def fits(leaf: Leaf) -> bool:
@@ -75,17 +88,34 @@ def fitting(chain: Chain, places: tuple[int, ...]) -> tuple[int, ...] | None:
     return least_together(cutter, nothing, _groups(chain, places), inf, Effort()).ends
 
 
-def _groups(chain: Chain, places: Sequence[int]) -> Groups:
-    """What groups have room for among cuts at some places."""
-    message = chain.largest(places[:-1])
+def _groups(chain: Chain, places: Sequence[int], group: int | None = None) -> Groups:
+    """What groups have room for among cuts at some places. `group`: as in `_reads`."""
+    message, reads, room = chain.largest(places[:-1]), _reads(chain, group), _room(chain, places)
 
     def alike(share: float) -> Fits:
         def fits(stage: int, first: int, end: int) -> bool:
-            return needs_of_all(chain, stage, first, end, message) <= share * chain.room
+            needed = needs_of_all(chain, stage, first, end, message)
+            return reads(stage, first, end) and needed <= share * chain.room
 
         return fits
 
-    return Groups(room=_room(chain, places), alike=alike, enough=partial(enough_in_all, chain))
+    def within(ends: Sequence[int]) -> bool:
+        return reads(len(ends) - 1, (0, *ends)[-2], ends[-1]) and room(ends)
+
+    return Groups(room=within, alike=alike, enough=partial(enough_in_all, chain))
+
+
+def _reads(chain: Chain, group: int | None) -> Fits:
+    """Whether a stage may hold a stretch where no pipeline group but one, if any, reads the
+    embedding."""
+    shared, groups = chain.shared, chain.setting.pipeline
+
+    def fits(stage: int, first: int, end: int) -> bool:
+        if shared is None or group in (None, stage % groups):
+            return True
+        return not shared.read(first, end)
+
+    return fits
 
 
 def _room(chain: Chain, places: Sequence[int]) -> Room:
@@ -100,10 +130,15 @@ def _room(chain: Chain, places: Sequence[int]) -> Room:
     return room
 
 
-def _cutter(chain: Chain, places: tuple[int, ...], unlimited: bool) -> Cutter:
-    setting, message = chain.setting, chain.largest(places[:-1])
+def _cutter(
+    chain: Chain, places: tuple[int, ...], unlimited: bool, group: int | None = None
+) -> Cutter:
+    """`group`: as in `_reads`."""
+    setting, message, reads = chain.setting, chain.largest(places[:-1]), _reads(chain, group)
 
     def fits(stage: int, first: int, end: int) -> bool:
+        if not reads(stage, first, end):
+            return False
         return unlimited or has_room(chain, stage, first, end, message)
 
     return Cutter(
@@ -116,15 +151,21 @@ def _cutter(chain: Chain, places: tuple[int, ...], unlimited: bool) -> Cutter:
 
 
 def _steps(
-    chain: Chain, cutter: Cutter, message: float, under: float, effort: Effort | None
+    chain: Chain,
+    cutter: Cutter,
+    message: float,
+    under: float,
+    effort: Effort | None,
+    group: int | None,
 ) -> Iterator[tuple[int, ...]]:
-    """Candidates for the fastest step. `effort`: None where memory is no matter."""
+    """Candidates for the fastest step. `effort`: None where memory is no matter; `group`: as in
+    `_reads`."""
     setting = chain.setting
     aside = fill(chain, message) + 2 * message * setting.micro_batches * setting.chunks
     aside += chain.lines.agreement
     most = (under - aside) / setting.chunks
     if setting.chunks > 1 and effort is not None:
-        groups = _groups(chain, cutter.allowed)
+        groups = _groups(chain, cutter.allowed, group)
         together = least_together(cutter, chain.work, groups, most, effort)
         effort.missed = min(effort.missed, aside + setting.chunks * together.missed)
         if together.ends:

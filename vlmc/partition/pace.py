@@ -62,10 +62,13 @@ def _step(chain: Chain, ends: Sequence[int]) -> Pace:
     busy += messages + chain.lines.agreement
     seconds = fill(chain, message) + busy
     if chain.shared is not None and chain.shared.apart(ends):
-        seconds += chain.shared.seconds
-        # Copies on one device move nothing, but are counted as if they did: so whether cuts take
-        # this time follows from the places of cuts alone.
-        busy += chain.shared.seconds * (chain.shared.groups(ends, setting.pipeline) > 1)
+        groups, own = chain.shared.groups(ends, setting.pipeline), chain.busiest(ends)
+        summed = chain.shared.seconds * (len(groups) > 1)
+        seconds += summed + chain.shared.replicas
+        busy += summed * (own in groups)
+        busy += chain.shared.replicas * any(
+            chain.embeds_apart(*stretch) for stretch in chain.groups(ends)[own]
+        )
     return Pace(seconds=seconds, busy=busy, messages=messages)
 
 

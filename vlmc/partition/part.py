@@ -9,6 +9,7 @@ from vlmc.hardware.device import BYTES
 from vlmc.partition.costs import ENCODER_SIDE, OVERLAP, BlockCost, Rooflines, sends_shares
 from vlmc.partition.plan import Checkpointing
 from vlmc.partition.setting import Setting
+from vlmc.partition.shards import first_share, shapes
 from vlmc.partition.states import MASTER, held_states
 from vlmc.runtime.parallel.plan_rules import puts_off
 
@@ -94,14 +95,15 @@ def gathers(block: Block) -> tuple[bool, bool]:
 def summed_gradients(setting: Setting, block: Block, cost: BlockCost) -> tuple[float, int]:
     """Bytes of a device's gradients of what several ranks of a tensor group have alike, each for a
     share of the images or of the tokens, and how many ranks that are."""
-    size, ranks = 0, 1
+    seen, ranks = cost.shapes, 1
     if block.role in ENCODER_SIDE:
-        size, ranks = cost.parameters, setting.copies
-    elif setting.sequence_parallel and sends_shares(block):
-        size, ranks = 0 if block.name.endswith(".begin") else block.seeing, setting.tensor
+        ranks = setting.copies
+    elif setting.sequence_parallel and sends_shares(block) and not block.name.endswith(".begin"):
+        found, ranks = shapes(block.tensors, block.rows), setting.tensor
+        seen = tuple(found[place] for place in block.seeing)
     if ranks == 1 or not block.stepped:
         return 0.0, 1
-    return size * MASTER / (setting.data if setting.zero else 1), ranks
+    return float(first_share(seen, setting.data if setting.zero else 1) * MASTER), ranks
 
 
 def parts(lines: Rooflines, setting: Setting) -> tuple[Part, ...]:

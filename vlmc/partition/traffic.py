@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from vlmc.analysis.report import Block
 from vlmc.hardware.device import BYTES
 from vlmc.partition.chain import Chain
 from vlmc.partition.costs import ENCODER_SIDE, LOSS, Rooflines, shares_tokens
@@ -13,6 +15,9 @@ from vlmc.partition.leaf import Leaf
 from vlmc.partition.part import gathers, keeps, summed_gradients, word
 from vlmc.partition.plan import Collective, CollectiveKind
 from vlmc.partition.setting import Setting
+from vlmc.partition.shards import Shapes, first_share, padded, single
+from vlmc.partition.states import MASTER
+from vlmc.runtime.parallel.plan_rules import puts_off
 
 
 @dataclass(slots=True)
@@ -38,13 +43,18 @@ class _Moved:
         )
 
 
-def collectives(leaf: Leaf) -> Iterator[Collective]:
-    """Of one step; when serving, of reading all prompts."""
+def collectives(leaf: Leaf, group: int | None = None) -> Iterator[Collective]:
+    """Of one step; when serving, of reading all prompts. `group`: of the pipeline, where it is not
+    the busiest."""
     chain, setting = leaf.chain, leaf.chain.setting
     training = chain.lines.request.mode == "train"
-    held = _busiest(leaf, chain.work)
+    group = chain.busiest(leaf.ends) if group is None else group
+    held = chain.groups(leaf.ends)[group]
     blocks = _blocks(held, chain.lines.report.order)
-    yield from _tensor(chain.lines, setting, blocks, "" if training else " of prompts")
+    # What the first group puts off passes through nothing again: it has no inputs' turn before.
+    late = group > 0 and puts_off(setting.schedule, setting.pipeline)
+    of = "" if training else " of prompts"
+    yield from _tensor(chain.lines, setting, blocks, of, late=training and late)
     messages = _messages(held, chain.length, chain.carried)
     messages += _messages(held, chain.length, chain.returned) if training else 0.0
     yield Collective(
@@ -57,16 +67,16 @@ def collectives(leaf: Leaf) -> Iterator[Collective]:
         seconds=leaf.pace.messages,
     )
     if training and setting.data > 1:
-        yield from _replicas(chain, blocks)
+        yield from _replicas(chain, held)
     if training:
-        yield from _once(leaf, blocks)
+        yield from _once(leaf, group, blocks)
 
 
 def token_collectives(leaf: Leaf) -> Iterator[Collective]:
     """Of all tokens of answers that follow their first."""
     chain, setting = leaf.chain, leaf.chain.setting
     steps = chain.lines.request.steps
-    held = _busiest(leaf, chain.token)
+    held = chain.groups(leaf.ends)[chain.busiest(leaf.ends, chain.token)]
     blocks = _blocks(held, chain.token_order)
     for one in _tensor(chain.token_lines, setting, blocks, " of tokens"):
         yield one.model_copy(update={"bytes": one.bytes * steps, "seconds": one.seconds * steps})
@@ -77,14 +87,6 @@ def token_collectives(leaf: Leaf) -> Iterator[Collective]:
         group=2,
         bytes=int(messages * steps),
         seconds=leaf.pace.token_messages * steps,
-    )
-
-
-def _busiest(leaf: Leaf, weights: Sequence[float]) -> list[tuple[int, int]]:
-    """What the group with most to do holds of the chain; `weights`: sums over it."""
-    return max(
-        leaf.chain.groups(leaf.ends),
-        key=lambda stretches: sum(weights[end] - weights[first] for first, end in stretches),
     )
 
 
@@ -101,25 +103,33 @@ def _messages(
 
 
 def _tensor(
-    lines: Rooflines, setting: Setting, blocks: Sequence[int], of: str
+    lines: Rooflines, setting: Setting, blocks: Sequence[int], of: str, *, late: bool = False
 ) -> Iterator[Collective]:
+    """`late`: gradients of weights have a turn of their own, in which blocks that are computed
+    again are so once more, and gradients pass through them."""
     costs = lines.blocks(*setting.costed)
     summed, gathered, scattered = _Moved(), _Moved(), _Moved()
     seen, visual = _Moved(), _Moved()
+    sizes, starts = lines.sizes(setting.micro_batch), _starts(lines) if late else set[int]()
     for number in blocks:
         block, cost = lines.report.blocks[number], costs[number]
         size, seconds = cost.exchanged, cost.exchange_seconds
         back = block.reached and lines.request.mode == "train"
         again = back * cost.reduced_again[word(setting, block)]
+        full = back and keeps(setting, block) == "full"
+        twice = late and full and block.trained
+        turns = back * (1 + twice)
+        passed = turns - (twice and number in starts) / max(1, block.all_reduces)
         apart = setting.copies > 1 and block.role in ENCODER_SIDE
         sums = seen if apart else summed
         (visual if apart else gathered).add(sum(cost.gathered), sum(cost.gather_seconds))
-        sums.add(back * size.looked, back * seconds.looked)
-        both = (1 + again) * size.forward + back * size.backward
-        took = (1 + again) * seconds.forward + back * seconds.backward
+        # Of more than what is looked at, a resampler's norms have made keys.
+        looks = turns if block.source(**sizes) > block.looks(**sizes) else back
+        sums.add(looks * size.looked, looks * seconds.looked)
+        both = (1 + turns * again) * size.forward + passed * size.backward
+        took = (1 + turns * again) * seconds.forward + passed * seconds.backward
         if setting.sequence_parallel and shares_tokens(block):
             # What runs again enters every layer again, but may end before the sum of the last.
-            full = back and keeps(setting, block) == "full"
             gathered.add((1 + full) * size.forward + back * size.backward, took / 2)
             scattered.add(both, took / 2)
         else:
@@ -134,7 +144,14 @@ def _tensor(
     yield scattered.times(times, "reduce_scatter", "sequences after split layers", ranks)
 
 
-def _once(leaf: Leaf, blocks: Sequence[int]) -> Iterator[Collective]:
+def _starts(lines: Rooflines) -> set[int]:
+    """Distinct blocks whose input nothing trained has made: its gradient is made for their own
+    weights alone, and not where inputs have their turn."""
+    blocks, order = lines.report.blocks, lines.report.order
+    return {two for one, two in pairwise(order) if blocks[two].reached and not blocks[one].reached}
+
+
+def _once(leaf: Leaf, group: int, blocks: Sequence[int]) -> Iterator[Collective]:
     """What a step moves once, beside gradients and weights of replicas."""
     chain, setting, shared = leaf.chain, leaf.chain.setting, leaf.chain.shared
     costs = chain.lines.blocks(*setting.costed)
@@ -146,15 +163,16 @@ def _once(leaf: Leaf, blocks: Sequence[int]) -> Iterator[Collective]:
     for ranks, one in shares.items():
         purpose = "gradients of what sees a share of images or tokens"
         yield one.times(1, "all_reduce", purpose, ranks)
-    groups = shared.groups(leaf.ends, setting.pipeline) if shared else 1
-    if shared and groups > 1:
+    groups = shared.groups(leaf.ends, setting.pipeline) if shared else set[int]()
+    if shared and group in groups and len(groups) > 1:
         yield Collective(
             kind="all_reduce",
             purpose="gradients of an embedding that several stages read",
-            group=groups,
+            group=len(groups),
             bytes=int(shared.bytes),
             seconds=shared.seconds,
         )
+    yield _distances(leaf, group)
     count = chain.lines.cluster.count
     yield Collective(
         kind="all_reduce",
@@ -165,43 +183,87 @@ def _once(leaf: Leaf, blocks: Sequence[int]) -> Iterator[Collective]:
     )
 
 
-def _replicas(chain: Chain, blocks: Sequence[int]) -> Iterator[Collective]:
+def _distances(leaf: Leaf, group: int) -> Collective:
+    """Gradients of tables of distances of which a group has copies. They are small: their seconds
+    are left out."""
+    chain, setting = leaf.chain, leaf.chain.setting
+    shards = setting.data if setting.zero else 1
+    reading: dict[str, set[int]] = {}
+    sizes: dict[str, int] = {}
+    for number, held in enumerate(chain.groups(leaf.ends)):
+        for stretch in held:
+            for name, (block, table) in _tables(chain, stretch).items():
+                reading.setdefault(name, set()).add(number)
+                sizes[name] = block.stepped * first_share(table, shards) * MASTER
+    copied = [name for name, groups in reading.items() if group in groups and len(groups) > 1]
+    return Collective(
+        kind="all_reduce",
+        purpose="gradients of tables of distances that several stages read",
+        group=max((len(reading[name]) for name in copied), default=1),
+        bytes=sum(sizes[name] for name in copied),
+        seconds=0.0,
+    )
+
+
+def _tables(chain: Chain, stretch: tuple[int, int]) -> dict[str, tuple[Block, Shapes]]:
+    """Tables of distances that a stage has, by the stack that reads them."""
+    report, (first, end) = chain.lines.report, stretch
+    blocks = [report.blocks[number] for number in report.order[first:end]]
+    return {
+        one.name: (one, ((one.distances[0], one.distances[1] // chain.setting.tensor),))
+        for one in blocks
+        if one.distances[0]
+    }
+
+
+def _replicas(chain: Chain, held: Sequence[tuple[int, int]]) -> Iterator[Collective]:
     """Gradients and weights between replicas; seconds are those that compute does not hide."""
     lines, setting = chain.lines, chain.setting
     costs = lines.blocks(*setting.costed)
     report, times = lines.report, setting.micro_batches
     number = BYTES[lines.request.precision]
-    kinds = [(report.blocks[one], costs[one].parameters) for one in blocks]
-    trained = sum(size for block, size in kinds if block.trained and gathers(block)[0])
-    stepped = sum(size for block, size in kinds if block.stepped)
+    blocks = _blocks(held, report.order)
+    units = [(report.blocks[one], costs[one].shapes, gathers(report.blocks[one])) for one in blocks]
+    again = 0
+    if chain.shared:
+        again = sum(chain.embeds_apart(*stretch) for stretch in held)
+        units += [(chain.shared.owner, chain.shared.shapes, (True, True))] * again
+    for stretch in held:
+        units += [(*one, (True, True)) for one in _tables(chain, stretch).values()]
     seconds = sum(
         times * part.gathered + part.exchanged for part in (chain.parts[one] for one in blocks)
     )
-    brought = {0: 0.0, 1: trained * number, 2: trained * number}.get(setting.zero)
-    if brought is None:
-        brought = times * number * sum(size * sum(gathers(block)) for block, size in kinds)
-    scatters = stepped * 4 * (times if setting.zero >= 2 else 1)
+    seconds += chain.shared.replicas if chain.shared and again else 0.0
+    shards = setting.data if setting.zero else 1
+    kinds = [(block, padded(shapes, shards), often) for block, shapes, often in units]
+    brought = 0.0
+    if setting.zero in (1, 2):
+        brought = number * sum(size for block, size, often in kinds if block.trained and often[0])
+    elif setting.zero == 3:
+        brought = number * times * sum(size * sum(often) for _, size, often in kinds)
+    scatters = MASTER * sum(size for block, size, _ in kinds if block.stepped)
+    scatters *= times if setting.zero >= 2 else 1
+    alone = MASTER * sum(single(shapes) for block, shapes, _ in units if block.stepped)
     moved = brought + scatters
-    if setting.zero == 0:
+    yield Collective(
+        kind="all_reduce",
+        purpose="gradients of replicas",
+        group=setting.data,
+        bytes=int(alone + (0 if setting.zero else scatters)),
+        seconds=0.0 if setting.zero else seconds,
+    )
+    if setting.zero:
         yield Collective(
-            kind="all_reduce",
+            kind="reduce_scatter",
             purpose="gradients of replicas",
             group=setting.data,
             bytes=int(scatters),
-            seconds=seconds,
+            seconds=seconds * scatters / moved if moved else 0.0,
         )
-        return
-    yield Collective(
-        kind="reduce_scatter",
-        purpose="gradients of replicas",
-        group=setting.data,
-        bytes=int(scatters),
-        seconds=seconds * scatters / moved if moved else 0.0,
-    )
-    yield Collective(
-        kind="all_gather",
-        purpose="weights of replicas",
-        group=setting.data,
-        bytes=int(brought),
-        seconds=seconds * brought / moved if moved else 0.0,
-    )
+        yield Collective(
+            kind="all_gather",
+            purpose="weights of replicas",
+            group=setting.data,
+            bytes=int(brought),
+            seconds=seconds * brought / moved if moved else 0.0,
+        )

@@ -69,6 +69,8 @@ class Engine:
         self.looped = whole_weights(plan.schedule, mesh.pipeline)
         with torch.device("meta"):
             self.whole: nn.Module = model_py.build().to(self.dtype)
+        for name, parameter in self.whole.named_parameters():
+            parameter.requires_grad_(role_of(name) in plan.trained)
         steps = [*vision_steps(parts), *word_steps(parts)]
         self.cuts = cuts(steps, plan, self.whole)
         self.stages = [
@@ -241,6 +243,7 @@ class Engine:
             index = stage.cut.index
             before = sent[index - 1] if index else {}
             stage.takes = tuple(before)
+            stage.fed = frozenset(name for name, one in before.items() if one.requires_grad)
             stage.always = puts_off(self.plan.schedule, self.plan.mesh.pipeline)
             made = PuttingOff(
                 stage,

@@ -20,10 +20,10 @@ class Sequences:
         """This rank's tokens of what all ranks have made alike."""
         return self._moved(whole, Replicate(), Shard(dim))
 
-    def whole(self, share: Tensor, dim: int = 1) -> Tensor:
+    def whole(self, share: Tensor) -> Tensor:
         """All tokens, for what all ranks do alike: so the gradient of a share is a part of that of
         the whole."""
-        return self._moved(share, Shard(dim), Replicate())
+        return self._moved(share, Shard(1), Replicate())
 
     def _moved(self, tensor: Tensor, now: Placement, then: Placement) -> Tensor:
         if self.mesh is None:
@@ -38,7 +38,8 @@ def enter_once(
     """Lets all projections of a split module read one tensor of the group, so that they sum its
     gradient up before ranks do. `shared`: it is given shares of sequences, which are gathered, and
     the gradient is scattered. `itself`: an attention whose keys and values are made of the queries'
-    sequence; others are given whole ones for them. `masked`: its mask is a share, too."""
+    sequence; others are given whole ones for them. `masked`: its mask is of a share of the queries;
+    that of all of them follows from what they see, its `seen`."""
     made: list[tuple[Tensor, Tensor]] = []
 
     def entered(x: Tensor, *, share: bool) -> Tensor:
@@ -50,7 +51,9 @@ def enter_once(
         source, x = made.pop() if made else (None, given[0])
         x = x if source is given[0] else entered(given[0], share=shared)
         if masked:
-            named = {**named, "mask": Sequences(mesh).whole(named["mask"], dim=2)}
+            # A row without a single key would be NaN: it sees all, and the block drops the result.
+            seen: Tensor = module.__dict__.pop("seen")
+            named = {**named, "mask": seen | ~seen.any(dim=-1, keepdim=True)}
         return (x, *given[1:]), named
 
     if hasattr(module, "key_value"):

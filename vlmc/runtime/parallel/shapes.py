@@ -1,10 +1,10 @@
-"""Which tensors go from stage to stage, and their shapes: read off a run without numbers."""
+"""Which tensors go from stage to stage, their shapes, and which of them gradients come back for:
+read off a run without numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from vlmc.runtime.parallel.chain import Data, State
@@ -21,13 +21,17 @@ def borders(
     empty = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in data.items()}
     found: list[State] = []
     state: State = {}
-    with torch.no_grad():
-        for cut in all_cuts:
-            stage = Stage(parts, model, cut)
-            state = stage.run(state, stage.informed(empty))
-            state = {name: state[name] for name in sorted(state)}
-            found.append({name: _share(name, value, shares) for name, value in state.items()})
+    for cut in all_cuts:
+        stage = Stage(parts, model, cut)
+        state = stage.run(state, stage.informed(empty))
+        state = {name: _leaf(state[name]) for name in sorted(state)}
+        found.append({name: _share(name, value, shares) for name, value in state.items()})
     return found
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """It, without what it was made of."""
+    return value.detach().contiguous().requires_grad_(value.requires_grad)
 
 
 def _share(name: str, value: Tensor, shares: int) -> Tensor:

@@ -178,6 +178,8 @@ class Stage(nn.Module):
         """Whether gradients go from stage to stage even where nothing before is trained: zeros,
         without which a schedule that puts gradients of weights off finds no way to them."""
         self.takes: tuple[str, ...] = ()
+        self.fed: frozenset[str] = frozenset()
+        """Of those, what something trained was made of: of others no gradient is worth making."""
         self.feed: list[Data] = []
         self.anchor = torch.zeros((), requires_grad=True)
         for step in cut.steps:
@@ -187,9 +189,10 @@ class Stage(nn.Module):
 
     def forward(self, *received: Tensor, number: Tensor) -> tuple[Tensor, ...] | Tensor:
         data = self.informed(self.feed[int(number)])
-        given = received if self.cut.fed else tuple(one.detach() for one in received)
-        state = self.run(dict(zip(self.takes, given, strict=True)), data)
-        sent = tuple(state[name] for name in sorted(state))
+        given = zip(self.takes, received, strict=True)
+        state = self.run({n: one if n in self.fed else one.detach() for n, one in given}, data)
+        # Queries are there once for all images, until they are sent.
+        sent = tuple(state[name].contiguous() for name in sorted(state))
         if not self.asks:
             return sent
         anchor = self.anchor.to(sent[0].device)

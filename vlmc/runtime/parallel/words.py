@@ -56,8 +56,12 @@ def _filled(words: Tensor, visual: Tensor, data: Data) -> Tensor:
     return words.masked_scatter(data["places"][..., None], visual.to(words.dtype))
 
 
-def _gated(self: Any, x: Tensor, visual: Tensor, seen: Tensor) -> Tensor:
-    return self.forward(x, self.attention.key_value(visual), seen)
+def _gated(self: Any, x: Tensor, visual: Tensor, seen: Tensor, own: Tensor) -> Tensor:
+    """`own`: what is seen by the tokens that `x` has, where ranks share them out; attention, which
+    gathers all of them, is given what all see."""
+    if own is not seen:
+        self.attention.seen = seen
+    return self.forward(x, self.attention.key_value(visual), own)
 
 
 def _decoder(parts: Parts) -> list[Step]:
@@ -88,8 +92,8 @@ def _decoder(parts: Parts) -> list[Step]:
         seen: Tensor = data["seen"]
         tokens = state["visual"].shape[1] // seen.shape[2]
         seen = seen.repeat_interleave(tokens, dim=-1)[:, None]
-        seen = data["sequences"].share(seen, dim=2)
-        x = model.gated_blocks[index].look(state["x"], state["visual"], seen)
+        own = data["sequences"].share(seen, dim=2)
+        x = model.gated_blocks[index].look(state["x"], state["visual"], seen, own)
         gone = ("visual",) if (index + 1) * every >= layers else ()
         return passed(state, *gone, x=x)
 
