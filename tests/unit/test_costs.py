@@ -112,6 +112,17 @@ def test_gradients_that_are_put_off_have_blocks_computed_again_twice() -> None:
     )
 
 
+def test_a_block_that_is_computed_again_for_its_weights_has_all_gradients_at_once() -> None:
+    lines = _lines(_device(), precision="fp32")
+    halves = replace(lines.report.blocks[0], tensors=(5_000, 5_000))
+    lines.report = replace(lines.report, blocks=(halves,))
+    at = Setting(pipeline=2, micro_batches=2, schedule="zero_bubble")
+    (none,) = parts(lines, at)
+    (full,) = parts(lines, replace(at, keeps=(("language.*", "full"),)))
+    assert full.again_peak == full.first_peak > full.backward_peak
+    assert none.again_peak == 0
+
+
 def test_each_parameter_is_updated_by_itself() -> None:
     """Small parameters take as long as the first point of the curve."""
     lines = _lines(_device(adamw=((4_000.0, 0.1), (8_000.0, 0.4))))

@@ -43,7 +43,7 @@ class Part(NamedTuple):
     put_off: float = 0.0
     """Of a micro-batch, gradients that wait for the weights' turn."""
     again_peak: float = 0.0
-    """Of what is computed again then."""
+    """Of what is computed again then; gradients of all weights of a block come at once."""
     forward_peak: float = 0.0
     """Over what is saved, gathered weights included."""
     first_peak: float = 0.0
@@ -183,7 +183,7 @@ def _part(lines: Rooflines, setting: Setting, number: int, cost: BlockCost) -> P
         optimiser=held.optimiser,
         saved=saved,
         put_off=cost.late,
-        again_peak=later_peak if saved < cost.saved[0] else 0.0,
+        again_peak=first_peak if saved < cost.saved[0] else 0.0,
         forward_peak=cost.peak_forward + held.gathered + sent,
         first_peak=first_peak,
         backward_peak=later_peak,
