@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
 from itertools import cycle, islice
-from math import inf
+from math import gcd, inf
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -45,6 +45,7 @@ try:
     import torch.utils.checkpoint
     import yaml
     from torch import Tensor, nn
+    from torch.autograd.graph import GradientEdge
     from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
     from torch.distributed.fsdp import (
         FSDPModule,
@@ -215,7 +216,8 @@ class Parts:
     """The fingerprint of the spec that it was built from, as a plan for it bears."""
     parts: dict[str, Part]
     image: tuple[int, ...]
-    """Shape of one image (or of its region features)."""
+    """Shape of one image (or of its region features); of a video of the most frames, where the
+    encoder sees videos."""
     places: int
     """Positions of the text that one image takes: as many tokens stand for it."""
     context: int | None
@@ -224,6 +226,11 @@ class Parts:
     def argument(self, role: str, name: str) -> Any:
         """An argument of a part; None where it takes none of this name."""
         return self.parts[role].arguments.get(name)
+
+    @property
+    def still(self) -> tuple[int, ...]:
+        """Shape of an image that is no video, as plans count them."""
+        return self.image[-3:]
 
     @property
     def fusion(self) -> str:
@@ -278,6 +285,12 @@ class Degrees:
         return self.pipeline * self.data * self.tensor
 
 
+def encoder_degree(placement: str, encoder: int | None, tensor: int) -> int:
+    """Ranks over which encoder and adapter are split: a tensor group, unless they are replicated
+    within it; then as many as the plan says, or one."""
+    return (encoder or 1) if placement == "replicated" else tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """Blocks of one stack that a stage holds, `last` included."""
@@ -325,6 +338,12 @@ class Ruled:
     """Group, and what is held."""
 
     @property
+    def encoder_tensor(self) -> int:
+        """Ranks over which encoder and adapter are split."""
+        own = None if self.encoder is None else self.encoder.tensor
+        return encoder_degree(self.placement, own, self.mesh.tensor)
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches of a step in each replica."""
         return self.batch // (self.mesh.data * self.micro_batch)
@@ -345,6 +364,47 @@ class Broken:
 
 
 # --------------------------------------------------------------------------------------------------
+# What tensor degrees must hold to: what they split comes out even, or comes out at all.
+# --------------------------------------------------------------------------------------------------
+
+
+def shares_words(words: int, tensor: int) -> bool:
+    """Whether each rank of a tensor group has some words of a head's, which need not come out even:
+    the first ones have as many each, the last what is left. FSDP2 shards no empty tensor."""
+    return (tensor - 1) * -(-words // tensor) < words
+
+
+def broken_split(tensor: int, vision: int, parts: Parts) -> Iterator[Broken]:
+    """A tensor degree that does not divide what it splits; the first that there is."""
+    for role, part in parts.parts.items():
+        degree = vision if role in ("encoder", "adapter") else tensor
+        for what, count in _split_counts(role, part, parts):
+            if not (shares_words(count, degree) if role == "head" else count % degree == 0):
+                own = degree != tensor
+                near = nearest_divisor(gcd(count, tensor) if own else count, degree)
+                yield Broken(
+                    code="VLMC161",
+                    path=("encoder" if own else "mesh", "tensor"),
+                    message=f"{degree} devices cannot share the {count} {what} of the {role}",
+                    expected=f"a degree that divides {count}",
+                    got=f"{count} / {degree} = {count // degree} remainder {count % degree}",
+                    help=f"tensor: {near}",
+                )
+                return
+
+
+def _split_counts(role: str, part: Part, parts: Parts) -> list[tuple[str, int]]:
+    """What tensor parallelism divides in a part, with its name. A tied head reads the embedding,
+    which stays whole."""
+    known = part.arguments
+    if role == "head":
+        words = None if part.arguments.get("tied") else parts.argument("language", "vocabulary")
+        return [("words of the vocabulary", words)] if words and part.kind != "classify" else []
+    named = (("heads", "heads"), ("kv_heads", "key/value heads"), ("hidden", "hidden units"))
+    return [(what, known[name]) for name, what in named if isinstance(known.get(name), int)]
+
+
+# --------------------------------------------------------------------------------------------------
 # What the stages of a plan must hold to: their number, their groups, their blocks.
 # --------------------------------------------------------------------------------------------------
 
@@ -353,7 +413,7 @@ _SEEING = {"encoder", "adapter"}
 _WORDS_OF = {"language", "head"}
 _PLACED = {
     "stage_0": "encoder and adapter on stage 0",
-    "replicated": "encoder and adapter on stage 0, whole on each rank of a tensor group",
+    "replicated": "encoder and adapter on stage 0, several copies of them in a tensor group",
     "own_group": "stages of encoder and adapter that hold no language",
 }
 
@@ -567,9 +627,10 @@ def broken_rules(plan: Ruled) -> Iterator[Broken]:
 
 
 def broken_for(
-    parts: Parts, mesh: Degrees, placement: str, trained: Sequence[str], text: int, images: int
+    parts: Parts, mesh: Degrees, vision: int, trained: Sequence[str], text: int, images: int
 ) -> Iterator[Broken]:
-    """What a plan contradicts of the design that it is to run, before a block is looked at."""
+    """What a plan contradicts of the design that it is to run, before a block is looked at.
+    `vision`: ranks over which encoder and adapter are split."""
     for number, role in enumerate(trained):
         if role not in parts.parts or not parts.parts[role].parameters:
             learns = [name for name, part in parts.parts.items() if part.parameters]
@@ -582,7 +643,7 @@ def broken_for(
                 help="name one of these, or leave it out",
             )
     yield from _broken_sequence(text, images, parts)
-    yield from _broken_split(mesh.tensor, placement == "replicated", parts)
+    yield from broken_split(mesh.tensor, vision, parts)
 
 
 def _broken_sequence(text: int, images: int, parts: Parts) -> Iterator[Broken]:
@@ -601,35 +662,6 @@ def _broken_sequence(text: int, images: int, parts: Parts) -> Iterator[Broken]:
         got=found.got,
         help=f"{fewer}text: {found.text}",
     )
-
-
-def _broken_split(degree: int, replicated: bool, parts: Parts) -> Iterator[Broken]:
-    """A tensor degree that does not divide what it splits; the first that there is."""
-    for role, part in parts.parts.items():
-        if replicated and role in ("encoder", "adapter"):
-            continue
-        for what, count in _split_counts(role, part, parts):
-            if count % degree:
-                yield Broken(
-                    code="VLMC161",
-                    path=("mesh", "tensor"),
-                    message=f"{degree} devices cannot share the {count} {what} of the {role}",
-                    expected=f"a degree that divides {count}",
-                    got=f"{count} / {degree} = {count // degree} remainder {count % degree}",
-                    help=f"tensor: {nearest_divisor(count, degree)}",
-                )
-                return
-
-
-def _split_counts(role: str, part: Part, parts: Parts) -> list[tuple[str, int]]:
-    """What tensor parallelism divides in a part, with its name. A tied head reads the embedding,
-    which stays whole."""
-    known = part.arguments
-    if role == "head":
-        split = part.kind == "lm" and part.parameters > 0
-        return [("words of the vocabulary", parts.vocabulary)] if split else []
-    named = (("heads", "heads"), ("kv_heads", "key/value heads"), ("hidden", "hidden units"))
-    return [(what, known[name]) for name, what in named if isinstance(known.get(name), int)]
 
 
 def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
@@ -656,20 +688,32 @@ def _broken_degrees(plan: Ruled) -> Iterator[Broken]:
             f"{count % plan.per_node}",
             help=f"per_node: {nearest_divisor(count, plan.per_node)}",
         )
-    apart = Degrees(1, mesh.data * mesh.tensor, 1)
-    if plan.encoder in (None, mesh) or (plan.placement == "replicated" and plan.encoder == apart):
+    meant = _encoder_degrees(plan)
+    if plan.encoder in (None, meant):
         return
-    given, meant = plan.encoder, apart if plan.placement == "replicated" else mesh
+    given, ranks = plan.encoder, mesh.data * mesh.tensor
     yield Broken(
         code="VLMC161",
         path=("encoder",),
         related=(("mesh",), ("placement",)),
         message="encoder and adapter cannot have these degrees",
-        expected="those of mesh; where they are replicated, a replica for each data and tensor "
-        f"rank: {apart.pipeline} x {apart.data} x {apart.tensor}",
+        expected="those of mesh; where they are replicated, 1 group, a tensor degree below "
+        f"{mesh.tensor} that divides it, and data x tensor = {ranks}",
         got=f"{given.pipeline} x {given.data} x {given.tensor}",
         help=f"encoder: {{pipeline: {meant.pipeline}, data: {meant.data}, tensor: {meant.tensor}}}",
     )
+
+
+def _encoder_degrees(plan: Ruled) -> Degrees:
+    """What those of encoder and adapter can only be: with the tensor degree that the plan says,
+    where that can be, those of whole copies."""
+    mesh = plan.mesh
+    if plan.placement != "replicated":
+        return mesh
+    tensor = plan.encoder_tensor
+    if tensor >= mesh.tensor or mesh.tensor % tensor:
+        tensor = 1
+    return Degrees(1, mesh.data * mesh.tensor // tensor, tensor)
 
 
 def _broken_batch(plan: Ruled) -> Iterator[Broken]:
@@ -776,7 +820,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "schedule": ("gpipe", "1f1b", "interleaved", "zero_bubble"),
 }
 _CHECKPOINTING = ("none", "selective", "full")
-_COUNTS = ("per_node", "batch", "micro_batch", "text", "chunks")
+_COUNTS = ("version", "per_node", "batch", "micro_batch", "text", "chunks")
 _RULED = (
     "per_node", "precision", "optimiser", "placement", "sequence_parallel", "zero", "batch",
     "micro_batch", "schedule", "chunks", "checkpointing",
@@ -875,8 +919,8 @@ def check_plan(plan: Plan, parts: Parts, ranks: int) -> None:
             f"the plan is for {plan.mesh.ranks} processes, but there are {ranks}: "
             f"torchrun --nproc-per-node {plan.mesh.ranks}"
         )
-    broken = broken_for(parts, plan.mesh, plan.placement, plan.trained, plan.text, plan.images)
-    for one in broken:
+    vision = plan.encoder_tensor
+    for one in broken_for(parts, plan.mesh, vision, plan.trained, plan.text, plan.images):
         raise UsageError(_said(one))
 
 
@@ -887,9 +931,9 @@ def _plan(document: Any) -> Plan:
     for key in _NEEDED:
         _require(key in document, f"{key} is missing")
     whole = {**_DEFAULTS, **document}
-    _require(whole["version"] == 1, "this run reads plans of version 1")
     for key in _COUNTS:
         _require(_whole(whole[key], 1), f"{key} must be a whole number from 1 on")
+    _require(whole["version"] == 1, "this run reads plans of version 1")
     for key in ("count", "epochs"):
         given = whole[key]
         _require(given is None or _whole(given, 1), f"{key} must be a whole number from 1 on")
@@ -946,7 +990,7 @@ def _plan(document: Any) -> Plan:
         learning_rate=rate,
         epochs=whole["epochs"],
         mesh=mesh,
-        encoder_tensor=1 if whole["placement"] == "replicated" else mesh.tensor,
+        encoder_tensor=ruled.encoder_tensor,
         placement=whole["placement"],
         sequence_parallel=whole["sequence_parallel"],
         zero=whole["zero"],
@@ -1296,8 +1340,12 @@ def _filled(words: Tensor, visual: Tensor, data: Data) -> Tensor:
     return words.masked_scatter(data["places"][..., None], visual.to(words.dtype))
 
 
-def _gated(self: Any, x: Tensor, visual: Tensor, seen: Tensor) -> Tensor:
-    return self.forward(x, self.attention.key_value(visual), seen)
+def _gated(self: Any, x: Tensor, visual: Tensor, seen: Tensor, own: Tensor) -> Tensor:
+    """`own`: what is seen by the tokens that `x` has, where ranks share them out; attention, which
+    gathers all of them, is given what all see."""
+    if own is not seen:
+        self.attention.seen = seen
+    return self.forward(x, self.attention.key_value(visual), own)
 
 
 def _decoder(parts: Parts) -> list[Step]:
@@ -1328,8 +1376,8 @@ def _decoder(parts: Parts) -> list[Step]:
         seen: Tensor = data["seen"]
         tokens = state["visual"].shape[1] // seen.shape[2]
         seen = seen.repeat_interleave(tokens, dim=-1)[:, None]
-        seen = data["sequences"].share(seen, dim=2)
-        x = model.gated_blocks[index].look(state["x"], state["visual"], seen)
+        own = data["sequences"].share(seen, dim=2)
+        x = model.gated_blocks[index].look(state["x"], state["visual"], seen, own)
         gone = ("visual",) if (index + 1) * every >= layers else ()
         return passed(state, *gone, x=x)
 
@@ -1471,13 +1519,14 @@ def _summed(logits: Tensor, labels: Tensor, data: Data) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------
-# Images shared out over ranks that run the same encoder, each with all of its weights.
+# Images shared out over copies of the encoder, each on one rank or split over several.
 # --------------------------------------------------------------------------------------------------
 
 
 class SharedImages:
-    """What the ranks of a tensor group do with the images of a micro-batch: each encodes its share,
-    then all have the visual tokens of all."""
+    """What the copies of an encoder in a tensor group do with the images of a micro-batch: each
+    encodes its share, then all have the visual tokens of all. `group`: ranks that hold the same of
+    their copies."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
@@ -1485,8 +1534,8 @@ class SharedImages:
         self.rank = DISTRIBUTED.get_rank(group)
 
     def shared(self, data: Data) -> Data:
-        """The micro-batch with this rank's images; blank ones fill the last share, so that every
-        rank runs the encoder on as many."""
+        """The micro-batch with this copy's images; blank ones fill the last share, so that every
+        copy runs on as many."""
         images: Tensor = data["images"]
         share = -(-images.shape[0] // self.ranks)
         missing = share * self.ranks - images.shape[0]
@@ -1509,7 +1558,9 @@ class Gather(torch.autograd.Function):
         share = share.contiguous()
         ranks: int = DISTRIBUTED.get_world_size(group)
         found = share.new_empty((ranks * share.shape[0], *share.shape[1:]))
-        DISTRIBUTED.all_gather_into_tensor(found, share, group=group)
+        # PyTorch 2.13 has a new name for it, and warns of the former.
+        single = getattr(DISTRIBUTED, "all_gather_single", None)
+        (single or DISTRIBUTED.all_gather_into_tensor)(found, share, group=group)
         return found
 
     @staticmethod
@@ -1538,10 +1589,10 @@ class Sequences:
         """This rank's tokens of what all ranks have made alike."""
         return self._moved(whole, Replicate(), Shard(dim))
 
-    def whole(self, share: Tensor, dim: int = 1) -> Tensor:
+    def whole(self, share: Tensor) -> Tensor:
         """All tokens, for what all ranks do alike: so the gradient of a share is a part of that of
         the whole."""
-        return self._moved(share, Shard(dim), Replicate())
+        return self._moved(share, Shard(1), Replicate())
 
     def _moved(self, tensor: Tensor, now: Placement, then: Placement) -> Tensor:
         if self.mesh is None:
@@ -1556,7 +1607,8 @@ def enter_once(
     """Lets all projections of a split module read one tensor of the group, so that they sum its
     gradient up before ranks do. `shared`: it is given shares of sequences, which are gathered, and
     the gradient is scattered. `itself`: an attention whose keys and values are made of the queries'
-    sequence; others are given whole ones for them. `masked`: its mask is a share, too."""
+    sequence; others are given whole ones for them. `masked`: its mask is of a share of the queries;
+    that of all of them follows from what they see, its `seen`."""
     made: list[tuple[Tensor, Tensor]] = []
 
     def entered(x: Tensor, *, share: bool) -> Tensor:
@@ -1568,7 +1620,9 @@ def enter_once(
         source, x = made.pop() if made else (None, given[0])
         x = x if source is given[0] else entered(given[0], share=shared)
         if masked:
-            named = {**named, "mask": Sequences(mesh).whole(named["mask"], dim=2)}
+            # A row without a single key would be NaN: it sees all, and the block drops the result.
+            seen: Tensor = module.__dict__.pop("seen")
+            named = {**named, "mask": seen | ~seen.any(dim=-1, keepdim=True)}
         return (x, *given[1:]), named
 
     if hasattr(module, "key_value"):
@@ -1734,13 +1788,16 @@ class Stage(nn.Module):
         self.images: SharedImages | None = None
         self.sequences = Sequences()
         self.partial: set[str] = set()
-        """Parameters that see a share of the images or tokens on each rank of a tensor group."""
+        """Parameters that see another share of the images or tokens on other ranks of a tensor
+        group."""
         self.recomputed: list[nn.Module] = []
         """Modules whose forward pass the backward pass runs again."""
         self.always = False
         """Whether gradients go from stage to stage even where nothing before is trained: zeros,
         without which a schedule that puts gradients of weights off finds no way to them."""
         self.takes: tuple[str, ...] = ()
+        self.fed: frozenset[str] = frozenset()
+        """Of those, what something trained was made of: of others no gradient is worth making."""
         self.feed: list[Data] = []
         self.anchor = torch.zeros((), requires_grad=True)
         for step in cut.steps:
@@ -1750,9 +1807,10 @@ class Stage(nn.Module):
 
     def forward(self, *received: Tensor, number: Tensor) -> tuple[Tensor, ...] | Tensor:
         data = self.informed(self.feed[int(number)])
-        given = received if self.cut.fed else tuple(one.detach() for one in received)
-        state = self.run(dict(zip(self.takes, given, strict=True)), data)
-        sent = tuple(state[name] for name in sorted(state))
+        given = zip(self.takes, received, strict=True)
+        state = self.run({n: one if n in self.fed else one.detach() for n, one in given}, data)
+        # Queries are there once for all images, until they are sent.
+        sent = tuple(state[name].contiguous() for name in sorted(state))
         if not self.asks:
             return sent
         anchor = self.anchor.to(sent[0].device)
@@ -1833,7 +1891,8 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------
-# Which tensors go from stage to stage, and their shapes: read off a run without numbers.
+# Which tensors go from stage to stage, their shapes, and which of them gradients come back for:
+# read off a run without numbers.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -1846,13 +1905,17 @@ def borders(
     empty = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in data.items()}
     found: list[State] = []
     state: State = {}
-    with torch.no_grad():
-        for cut in all_cuts:
-            stage = Stage(parts, model, cut)
-            state = stage.run(state, stage.informed(empty))
-            state = {name: state[name] for name in sorted(state)}
-            found.append({name: _share(name, value, shares) for name, value in state.items()})
+    for cut in all_cuts:
+        stage = Stage(parts, model, cut)
+        state = stage.run(state, stage.informed(empty))
+        state = {name: _leaf(state[name]) for name in sorted(state)}
+        found.append({name: _share(name, value, shares) for name, value in state.items()})
     return found
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """It, without what it was made of."""
+    return value.detach().contiguous().requires_grad_(value.requires_grad)
 
 
 def _share(name: str, value: Tensor, shares: int) -> Tensor:
@@ -1869,27 +1932,30 @@ _ROWS = ("output", "down")
 _OF_HEADS = {"content_bias": 0, "distance_bias": 0}
 """Parameters of an attention that have a row for each head."""
 _HEAD_NORMS = ("query_norm", "key_norm")
-_VISION = ("encoder", "adapter")
+VISION = ("encoder", "adapter")
+"""Parts that may be split over fewer ranks than a tensor group has."""
 _STACK_NORMS = ("language.norm", "language.encoder_norm", "language.decoder_norm")
 """Norms after a stack of blocks."""
 
 
-def split(stage: Stage, mesh: DeviceMesh, *, vision: bool, sequences: bool) -> None:
-    """Shares the attention heads and hidden units of a stage's blocks out over `mesh`. Encoder and
-    adapter stay whole where not `vision`. With `sequences` the ranks hold a share of a language
-    model's tokens wherever these do not read each other. Frozen parameters stay frozen."""
+def split(stage: Stage, tensor: DeviceMesh, vision: DeviceMesh, *, sequences: bool) -> None:
+    """Shares the attention heads and hidden units of a stage's blocks out over `tensor`, those of
+    encoder and adapter over `vision`. With `sequences` the ranks hold a share of a language model's
+    tokens wherever these do not read each other. Frozen parameters stay frozen."""
     trained = {name: p.requires_grad for name, p in stage.named_parameters()}
-    plan: dict[str, ParallelStyle] = {}
+    plans: dict[DeviceMesh, dict[str, ParallelStyle]] = {}
     model: Any = stage.model
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for path, module in modules.items():
-        if not vision and role_of(path) in _VISION:
+        mesh = vision if role_of(path) in VISION else tensor
+        if mesh.size() == 1:
             continue
         if _is_attention(module) or _is_mlp(module):
-            shared = sequences and role_of(path) not in _VISION
+            shared = sequences and role_of(path) not in VISION
             made = _styles(module, Shard(1) if shared else Replicate())
-            plan |= {f"{path}.{name}": style for name, style in made.items()}
             if made:
+                plan = plans.setdefault(mesh, {})
+                plan.update({f"{path}.{name}": style for name, style in made.items()})
                 crosses = _is_attention(module) and path.startswith("gated_blocks.")
                 itself = path.endswith(".attention") and not crosses
                 masked = shared and crosses
@@ -1898,18 +1964,18 @@ def split(stage: Stage, mesh: DeviceMesh, *, vision: bool, sequences: bool) -> N
             _share_heads(module, mesh)
         if path.endswith("_bias.table"):  # scores by distance: a column for each head
             share(module, "weight", mesh, Shard(1), Shard(1))
-    for name in ("projection", "added_projection"):
-        # A tied head reads the embedding, which stays whole.
-        projection = getattr(getattr(stage.model, "head", None), name, None)
-        if isinstance(projection, nn.Linear) and _has_weight(projection):
-            plan[f"head.{name}"] = ColwiseParallel(output_layouts=Replicate())
-    if plan:
+    # A tied head reads the embedding, which stays whole, as do the few words added to a vocabulary.
+    projection = getattr(getattr(stage.model, "head", None), "projection", None)
+    if isinstance(projection, nn.Linear) and _has_weight(projection):
+        style = ColwiseParallel(output_layouts=Replicate())
+        plans.setdefault(tensor, {})["head.projection"] = style
+    for mesh, plan in plans.items():
         parallelize_module(stage.model, mesh, plan, src_data_rank=None)
     for name, parameter in stage.named_parameters():
         # Parallel modules are given new parameters, which would all ask for gradients.
         parameter.requires_grad_(trained[name])
     if sequences:
-        _see_shares(stage, mesh)
+        _see_shares(stage, tensor)
 
 
 def _see_shares(stage: Stage, mesh: DeviceMesh) -> None:
@@ -2160,7 +2226,7 @@ def _micro_batch(
 
 def _shape(parts: Parts, rows: Sequence[Row]) -> tuple[int, ...]:
     """The shape of every image of a step. Raises UsageError where they are unlike."""
-    shapes = {tuple(image.shape) for row in rows for image in row.images} or {parts.image}
+    shapes = {tuple(image.shape) for row in rows for image in row.images} or {parts.still}
     if len(shapes) > 1:
         raise UsageError(f"images of unlike shapes in a step: {sorted(shapes)}")
     return shapes.pop()
@@ -2201,6 +2267,7 @@ class PuttingOff(PipelineStage):
         # The pass for inputs, which comes before, has told FSDP2 to hold gradients back.
         stage: Any = self.submod
         groups = together(apart(bwd_kwargs["param_groups"]), stage.recomputed)
+        groups = [group for group in groups if not taken_in(group, stage.recomputed)]
         weights = stage.parameters()
         # The graph goes with the groups, after all of them.
         return PIPELINING.stage_backward_weight(weights, groups, retain_graph=True), None
@@ -2233,6 +2300,62 @@ def together(groups: list[dict[str, Any]], recomputed: list[nn.Module]) -> list[
                 for name in ("params", "intermediates", "grads"):
                     first[name] = type(first[name])([*first[name], *group[name]])
     return found
+
+
+def taken_in(group: dict[str, Any], recomputed: list[nn.Module]) -> bool:
+    """Whether a group's gradients were made here: those of weights that act at several places, as a
+    tied embedding does at the words and in the head. PyTorch goes from the one to the other through
+    all that lies between, once more; but what each place was given is known. Not so of a weight
+    that places reach by one way, such as a table that all blocks read: one place leads there
+    through others, and PyTorch sees to it that nothing counts twice."""
+    again = {id(weight) for module in recomputed for weight in module.parameters()}
+    places: list[Any] = list(group["intermediates"])
+    if len(places) < 2 or any(id(weight.variable) in again for weight in group["params"]):
+        return False
+    ways = [[way for way in place.next_functions if _weights_behind(way[0])] for place in places]
+    reached = [one for own in ways for way in own for one in _weights_behind(way[0])]
+    if any(reached.count(node) > 1 for own in ways for node, _ in own):
+        return False
+    entered: list[tuple[GradientEdge, Tensor]] = []
+    for place, given, own in zip(places, group["grads"], ways, strict=True):
+        roots = [(GradientEdge(place, n), one) for n, one in enumerate(given) if one is not None]
+        made = zip(own, _gradients(roots, own), strict=True)
+        entered += [(GradientEdge(*way), one) for way, one in made if one is not None]
+    weights = [(weight, 0) for weight in group["params"]]
+    for (weight, _), one in zip(weights, _gradients(entered, weights), strict=True):
+        if one is not None:
+            own = weight.variable
+            own.grad = one if own.grad is None else own.grad + one
+    return True
+
+
+def _gradients(
+    roots: list[tuple[GradientEdge, Tensor]], ways: list[tuple[Any, int]]
+) -> tuple[Tensor | None, ...]:
+    """What comes from `roots` along `ways` alone."""
+    if not roots or not ways:
+        return (None,) * len(ways)
+    return torch.autograd.grad(
+        [edge for edge, _ in roots],
+        [GradientEdge(*way) for way in ways],
+        grad_outputs=[one for _, one in roots],
+        retain_graph=True,
+        allow_unused=True,
+    )
+
+
+def _weights_behind(node: Any) -> set[Any]:
+    """What is reached from a node, itself included; nothing where that is not weights alone, but
+    what the stage received, too: tensors that are no parameters."""
+    seen, left = {node}, [node]
+    while left:
+        one = left.pop()
+        if one is None or not isinstance(getattr(one, "variable", None), nn.Parameter | None):
+            return set()
+        following = [way for way, _ in one.next_functions if way is not None and way not in seen]
+        seen.update(following)
+        left += following
+    return seen
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2297,7 +2420,8 @@ def local_of(tensor: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------
 
 
-_AXES = ("pipeline", "replicate", "shard", "tensor")
+_AXES = ("pipeline", "replicate", "shard", "copies", "vision")
+"""The last two are of a tensor group: copies of encoder and adapter, and ranks that share each."""
 
 
 class Engine:
@@ -2313,15 +2437,20 @@ class Engine:
         self.parts, self.plan, self.device = parts, plan, device
         mesh = plan.mesh
         shard = mesh.data if plan.zero else 1
-        sizes = (mesh.pipeline, mesh.data // shard, shard, mesh.tensor)
+        vision = plan.encoder_tensor
+        sizes = (mesh.pipeline, mesh.data // shard, shard, mesh.tensor // vision, vision)
         self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=_AXES)
+        both: Any = self.mesh["copies", "vision"]
+        self.tensor: DeviceMesh = both._flatten("tensor")
         place = dict(zip(_AXES, self.mesh.get_coordinate() or (), strict=True))
-        self.group, self.tensor = place["pipeline"], place["tensor"]
+        self.group = place["pipeline"]
         self.replica = place["replicate"] * shard + place["shard"]
         self.dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
         self.looped = whole_weights(plan.schedule, mesh.pipeline)
         with torch.device("meta"):
             self.whole: nn.Module = model_py.build().to(self.dtype)
+        for name, parameter in self.whole.named_parameters():
+            parameter.requires_grad_(role_of(name) in plan.trained)
         steps = [*vision_steps(parts), *word_steps(parts)]
         self.cuts = cuts(steps, plan, self.whole)
         self.stages = [
@@ -2349,12 +2478,13 @@ class Engine:
                 dtype = torch.float32 if parameter.requires_grad else self.dtype
                 parameter.data = parameter.data.to(dtype)
         if plan.mesh.tensor > 1:
-            vision, sequences = plan.encoder_tensor > 1, plan.sequence_parallel
-            split(stage, self.mesh["tensor"], vision=vision, sequences=sequences)
-            if plan.placement == "replicated" and sees(cut.steps[0]):
-                stage.images = SharedImages(self.mesh["tensor"].get_group())
+            apart = plan.encoder_tensor < plan.mesh.tensor
+            vision = self.mesh["vision"] if apart else self.tensor
+            split(stage, self.tensor, vision, sequences=plan.sequence_parallel)
+            if apart and sees(cut.steps[0]):
+                stage.images = SharedImages(self.mesh["copies"].get_group())
                 names = [name for name, _ in stage.model.named_parameters()]
-                stage.partial |= {n for n in names if role_of(n) in ("encoder", "adapter")}
+                stage.partial |= {n for n in names if role_of(n) in VISION}
         stage.recomputed = save_less(stage, plan.checkpointing)
         if plan.mesh.data > 1 or self.dtype != torch.float32:
             self._shard(stage)
@@ -2430,7 +2560,8 @@ class Engine:
                     self._average(parameter)
         self._copies.add_up(self.stages)
         own = sum((loss.detach().double() for loss in losses), torch.zeros((), dtype=torch.double))
-        own = own.cpu() / plan.mesh.data if self.tensor == 0 else torch.zeros(()).double()
+        first = self.tensor.get_local_rank() == 0
+        own = own.cpu() / plan.mesh.data if first else torch.zeros(()).double()
         own = own.to(self.device)
         DISTRIBUTED.all_reduce(own)
         return float(own)
@@ -2439,8 +2570,8 @@ class Engine:
         """Sums gradients of what saw a share of the images or of the tokens on each rank."""
         for name, parameter in stage.model.named_parameters():
             if parameter.grad is not None and name in stage.partial:
-                group = self.mesh["tensor"].get_group()
-                DISTRIBUTED.all_reduce(local_of(parameter.grad), group=group)
+                ranks = self.mesh["copies"] if role_of(name) in VISION else self.tensor
+                DISTRIBUTED.all_reduce(local_of(parameter.grad), group=ranks.get_group())
 
     def _average(self, parameter: nn.Parameter) -> None:
         if parameter.grad is None:
@@ -2492,6 +2623,7 @@ class Engine:
             index = stage.cut.index
             before = sent[index - 1] if index else {}
             stage.takes = tuple(before)
+            stage.fed = frozenset(name for name, one in before.items() if one.requires_grad)
             stage.always = puts_off(self.plan.schedule, self.plan.mesh.pipeline)
             made = PuttingOff(
                 stage,
@@ -2719,7 +2851,7 @@ def batches_of(
 
 def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> Iterator[list[Row]]:
     """Batches drawn from a seed, the same on all ranks. Of the `text` tokens of a sequence those
-    that stand for images are put in later, as visual tokens are beside them."""
+    that stand for images, which are stills, are put in later, as visual tokens are beside them."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(parts.argument("language", "vocabulary"))
     token = parts.argument("fusion", "image_token")
@@ -2730,7 +2862,7 @@ def synthetic(parts: Parts, size: int, *, text: int, images: int, seed: int) -> 
         batch: list[Row] = []
         for _ in range(size):
             drawn: Any = torch.randint(0, most, (length,), generator=generator)
-            pictures = tuple(torch.randn(parts.image, generator=generator) for _ in range(images))
+            pictures = tuple(torch.randn(parts.still, generator=generator) for _ in range(images))
             words: list[int] = drawn.tolist()
             labels: Any = words if parts.target else None
             if head.kind == "classify":
@@ -2785,12 +2917,10 @@ def _pictures(
         found = read(path.parent / str(name))["pixel_values"].float()
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(f"{where}: {name} holds no pixel_values: {error!r}") from None
-    frames = len(parts.image) == 4
-    shapes = [parts.image, parts.image[1:]] if frames else [parts.image]
     fits = any(
         found.ndim == len(shape) + 1
         and all(a == b for a, b in zip(found.shape[-3:], shape[-3:], strict=False))
-        for shape in shapes
+        for shape in (parts.image, parts.still)
     )
     if not fits:
         raise UsageError(
