@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from math import inf
 
 from vlmc.analysis.polynomial import Polynomial
@@ -15,6 +16,7 @@ from vlmc.partition.costs import Rooflines
 from vlmc.partition.part import Part
 from vlmc.partition.plan import Schedule
 from vlmc.partition.room import RESERVE, moments_of
+from vlmc.partition.schedule import Moments
 from vlmc.partition.setting import Setting
 from vlmc.partition.space import KEEPS, kinds
 from vlmc.partition.states import MASTER
@@ -221,7 +223,12 @@ def _held_of_all(setting: Setting, group: int) -> float:
     """The most micro-batches that a group holds of each of its stages at once."""
     if setting.chunks == 1:
         return held(setting, group)
-    return max(min(counts) for _, counts in moments_of(setting, group))
+    return _at_once(moments_of(setting, group))
+
+
+@cache
+def _at_once(found: Moments) -> int:
+    return max(min(counts) for _, counts in found)
 
 
 def _saved(block: Block, word: int) -> Polynomial:

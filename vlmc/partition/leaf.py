@@ -11,7 +11,7 @@ from vlmc.partition.chain import Chain, Levels
 from vlmc.partition.cuts import Cutter, Fits
 from vlmc.partition.pace import Pace, backward_work, each_token, fill, first_token, pace
 from vlmc.partition.room import enough_in_all, has_room, needs, needs_of_all
-from vlmc.partition.several import Effort, Groups, Room, least_together
+from vlmc.partition.several import Effort, Groups, Room, Together, least_together
 from vlmc.partition.shared import SharedEmbedding
 
 
@@ -30,7 +30,9 @@ def best_cuts(
     """The fastest cuts that fit, if they take less than `under` seconds. `unlimited`: as if there
     were memory for any. `effort`: of the search that they are part of."""
     best: Leaf | None = None
-    effort = effort or Effort()
+    effort, chunks = effort or Effort(), chain.setting.chunks
+    if chunks > 1 and not unlimited and not enough_in_all(chain, under / chunks):
+        return None
     levels = chain.levels if chain.setting.stages > 1 else ((0.0, 0.0, (chain.length,)),)
     for message, token_message, places, once, group in _families(chain, levels):
         cutter = _cutter(chain, places, unlimited, group)
@@ -78,14 +80,14 @@ def fits(leaf: Leaf) -> bool:
     return all(room(leaf.ends[: stage + 1]) for stage in range(len(leaf.ends)))
 
 
-def fitting(chain: Chain, places: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The ends of stages that there is memory for, whatever time they take, by cuts at some places;
-    None where none were found."""
+def fitting(chain: Chain, places: tuple[int, ...]) -> Together:
+    """The ends of stages that there is memory for, whatever time they take, by cuts at some
+    places."""
     cutter = _cutter(chain, places, unlimited=False)
     if chain.setting.chunks == 1:
-        return cutter.fitting()
+        return Together(cutter.fitting())
     nothing = [0.0] * (chain.length + 1)
-    return least_together(cutter, nothing, _groups(chain, places), inf, Effort()).ends
+    return least_together(cutter, nothing, _groups(chain, places), inf, Effort())
 
 
 def _groups(chain: Chain, places: Sequence[int], group: int | None = None) -> Groups:

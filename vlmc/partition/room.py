@@ -219,14 +219,19 @@ def enough_in_all(chain: Chain, heaviest: float) -> bool:
         while chain.work[end] - chain.work[first] > heaviest:
             first += 1
         largest = max(largest, chain.saved[end] - chain.saved[first])
-    held = [max(moments_of(setting, one), key=_held)[1] for one in range(setting.pipeline)]
     left, total = chain.saved[-1], chain.inputs * setting.pipeline
-    for count in sorted(count for counts in held for count in counts):
+    for count in _at_most(tuple(moments_of(setting, one) for one in range(setting.pipeline))):
         taken = min(left, largest)
         left, total = left - taken, total + count * taken
     for row in (chain.weights, chain.gradients, chain.optimiser):
         total += row[-1]
     return with_reserve(chain, total / setting.pipeline) <= chain.room
+
+
+@cache
+def _at_most(groups: tuple[Moments, ...]) -> list[int]:
+    """Rising, the micro-batches that groups hold of each stage when they hold most in all."""
+    return sorted(count for found in groups for count in max(found, key=_held)[1])
 
 
 @cache

@@ -71,12 +71,13 @@ def find(
     tokens = Rooflines(decode, cluster, request) if decode else None
     if decode and len(decode.order) != len(report.order):
         raise ValueError("the two reports are of unlike chains of blocks")
+    effort = Effort()
     for across_nodes in (False, True):
-        search = _Search(lines, tokens)
+        search = _Search(lines, tokens, effort)
         search.run(bases(lines, across_nodes=across_nodes))
         leaves = search.ranked()
         if leaves:
-            bound = min(leaves[0].pace.seconds, search.effort.missed)
+            bound = min(leaves[0].pace.seconds, effort.missed)
             best, *others = [write(leaf, bound) for leaf in leaves]
             return Found(
                 plan=best,
@@ -86,12 +87,13 @@ def find(
                 settings=search.worked_out,
             )
     unlimited = replace(request, first_token_limit=None, token_limit=None)
-    raise infeasible(lines, None if unlimited == request else _fastest(lines, tokens, unlimited))
+    fastest = None if unlimited == request else _fastest(lines, tokens, unlimited)
+    raise infeasible(lines, fastest, proven=effort.missed == inf)
 
 
 def _fastest(lines: Rooflines, tokens: Rooflines | None, request: Request) -> Leaf | None:
     """The fastest plan for another request of the same sizes, on whatever links."""
-    search = _Search(lines.asked(request), tokens and tokens.asked(request))
+    search = _Search(lines.asked(request), tokens and tokens.asked(request), Effort())
     for across_nodes in (False, True):
         search.run(bases(search.lines, across_nodes=across_nodes))
     return next(iter(search.ranked()), None)
@@ -109,13 +111,13 @@ class _Ways:
 class _Search:
     """Bases and settings in the order of their bounds."""
 
-    def __init__(self, lines: Rooflines, tokens: Rooflines | None) -> None:
+    def __init__(self, lines: Rooflines, tokens: Rooflines | None, effort: Effort) -> None:
         self.lines = lines
         self.tokens = tokens
         self.bounds = Bounds(lines, tokens)
         self.best: dict[tuple[int, int, int], Leaf] = {}
         self.worked_out = 0
-        self.effort = Effort()
+        self.effort = effort
         self._number = count()
         self._queue: list[tuple[float, int, Setting, _Ways | None]] = []
         self._chains: dict[Setting, Chain] = {}

@@ -15,7 +15,7 @@ TRIES = 60
 EACH = 2
 MOST_TRIES = 10_000
 """Those of a whole search: 0.2 ms each on chains of a hundred blocks."""
-SHARES = (1.0, 0.95, 0.9, 0.8)
+SHARES = (1.0, 0.9)
 """Of a device's room: what cuts to begin with may take if stages are alike, which they are not."""
 
 Room = Callable[[Sequence[int]], bool]
@@ -57,8 +57,10 @@ def least_together(
     cutter: Cutter, weights: Sequence[float], groups: Groups, under: float, effort: Effort
 ) -> Together:
     """As `Cutter.least`, of cuts for which groups have room."""
+    if not groups.enough(under):
+        return Together(None)
     fastest = replace(cutter, fits=_anywhere).least(weights, under=under)
-    if fastest is None or not groups.enough(under):
+    if fastest is None:
         return Together(None)
     low, ends = fastest
     if _fit(groups.room, ends):

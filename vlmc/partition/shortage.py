@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain as joined
+from math import inf
 
 from vlmc.ir.training import why_not_zero, zero_stages
 from vlmc.partition.bounds import Bounds
@@ -23,6 +24,7 @@ _FIXED = (
     "pipeline", "data", "tensor", "zero", "micro_batch", "schedule", "chunks", "placement",
     "encoder_tensor",
 )  # fmt: skip
+_PARTLY = "where not all cuts into several stages to a device were looked at"
 _STEPS = 30
 """Halvings on the way to the least memory: to a billionth of the device's."""
 
@@ -33,6 +35,8 @@ class _Least:
 
     setting: Setting
     memory: Memory
+    proven: bool
+    """Whether none takes less; not all cuts into several stages to a device may be looked at."""
 
     @property
     def needs(self) -> int:
@@ -40,8 +44,9 @@ class _Least:
         return self.memory.total
 
 
-def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
-    """The reason why no plan was found. `unlimited`: the fastest where latency has no limits."""
+def infeasible(lines: Rooflines, unlimited: Leaf | None, *, proven: bool = True) -> Infeasible:
+    """The reason why no plan was found. `unlimited`: the fastest where latency has no limits;
+    `proven`: whether all plans were looked at."""
     starts = list(joined(bases(lines, across_nodes=False), bases(lines, across_nodes=True)))
     if not starts:
         return _nothing_divides(lines)
@@ -56,7 +61,7 @@ def infeasible(lines: Rooflines, unlimited: Leaf | None) -> Infeasible:
     room = lines.cluster.device.memory_bytes
     if least.needs > room:
         return _too_little_memory(lines, least, room)
-    return _too_slow(lines, unlimited)
+    return _too_slow(lines, unlimited) if proven else _not_found(lines, least, room)
 
 
 def _least(lines: Rooflines, starts: list[Setting]) -> _Least | None:
@@ -105,20 +110,22 @@ def _least_of(chain: Chain, places: tuple[int, ...]) -> _Least | None:
     """The same among cuts at some places."""
     low, high = 0.0, 1e24
     ends: tuple[int, ...] | None = None
+    missed = inf
     for _ in range(2 * _STEPS):
         chain.room = int((low + high) / 2 if low else (high**0.5 if high > 1e12 else high / 2))
         found = fitting(chain, places)
-        if found:
-            high, ends = chain.room, found
+        if found.ends:
+            high, ends = chain.room, found.ends
         else:
-            low = chain.room
+            low, missed = chain.room, min(missed, found.missed)
         if high - low < 1e6:
             break
     if ends is None:
         return None
     groups, message = enumerate(chain.groups(ends)), chain.largest(places[:-1])
     held = (memory_of(chain, group, one, message) for group, one in groups)
-    return _Least(chain.setting, max(held, key=lambda one: one.total))
+    memory = max(held, key=lambda one: one.total)
+    return _Least(chain.setting, memory, proven=missed == inf)
 
 
 def _asked(lines: Rooflines) -> str:
@@ -207,6 +214,7 @@ def _too_little_memory(lines: Rooflines, least: _Least, room: int) -> Infeasible
         "reserve": "a larger device",
     }[greatest]
     single = _largest_block(lines, least.setting, room)
+    least_of = "the least of all plans" if least.proven else f"the least that was found, {_PARTLY}"
     inputs = Chain(lines, least.setting).inputs
     if inputs > room / 2:
         single = "; inputs of all micro-batches of a step, which each device is given, take "
@@ -214,9 +222,18 @@ def _too_little_memory(lines: Rooflines, least: _Least, room: int) -> Infeasible
         advice = "a smaller batch, fewer images or more replicas"
     return Infeasible(
         f"Memory: the fullest device needs at least {least.needs / 1e9:.2f} GB "
-        f"({' + '.join(sizes)}) and has {room / 1e9:.2f} GB; that is the least of all plans, at "
+        f"({' + '.join(sizes)}) and has {room / 1e9:.2f} GB; that is {least_of}, at "
         f"{named(least.setting, serves=lines.request.mode == 'serve')}{single}",
         f"What would help: {advice}",
+    )
+
+
+def _not_found(lines: Rooflines, least: _Least, room: int) -> Infeasible:
+    return Infeasible(
+        f"No plan was found, {_PARTLY}: the fullest device of what takes the least memory that was "
+        f"found needs {least.needs / 1e9:.2f} of {room / 1e9:.2f} GB, at "
+        f"{named(least.setting, serves=lines.request.mode == 'serve')}",
+        "Fewer stages to a device, or more memory, would help",
     )
 
 

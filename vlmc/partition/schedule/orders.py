@@ -56,7 +56,6 @@ def order(
     return [_of_rank(schedule, rank, ranks, micro_batches, chunks) for rank in range(ranks)]
 
 
-@cache
 def moments(schedule: Schedule, rank: int, ranks: int, micro_batches: int, chunks: int) -> Moments:
     """Which of its stages a rank works on, by its place among them, and the micro-batches that it
     then holds of each, the one at work among them; moments at which another of the same stage holds
@@ -66,6 +65,11 @@ def moments(schedule: Schedule, rank: int, ranks: int, micro_batches: int, chunk
         raise ValueError(reason)
     if chunks > 1 and micro_batches % ranks == 0:  # in rounds; but for the first and last alike
         micro_batches = min(micro_batches, 4 * ranks)
+    return _moments(schedule, rank, ranks, micro_batches, chunks)
+
+
+@cache
+def _moments(schedule: Schedule, rank: int, ranks: int, micro_batches: int, chunks: int) -> Moments:
     held = [0] * chunks
     found: set[tuple[int, tuple[int, ...]]] = set()
     for action in _of_rank(schedule, rank, ranks, micro_batches, chunks):
