@@ -160,12 +160,16 @@ def test_four_processes_give_what_one_gives(on_four: Document, system: str, name
     judge(on_four[f"{system}: {name}"])
 
 
-def test_ranks_share_words_that_do_not_come_out_even(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("data", "zero"), [(1, 0), (2, 3)])
+def test_ranks_share_words_that_do_not_come_out_even(tmp_path: Path, data: int, zero: int) -> None:
     """Words that were added to the vocabulary stay whole: they are too few for every rank."""
     changed = ("language.vocabulary=311", "language.added_vocabulary=1", "fusion.token=311")
     one = twin("idefics-9b", tmp_path / "idefics", *changed)
     documents = {
-        "idefics": lambda t: plan(t, mesh={"tensor": 2}, micro_batch=4, trained=everything(t))
-    }
-    (answer,) = answers({"idefics": one}, documents, 2, tmp_path).values()
+        "idefics": lambda t: plan(
+            t, mesh={"data": data, "tensor": 2}, zero=zero, micro_batch=4 // data,
+            trained=everything(t),
+        )
+    }  # fmt: skip
+    (answer,) = answers({"idefics": one}, documents, 2 * data, tmp_path).values()
     judge(answer)
