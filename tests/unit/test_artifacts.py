@@ -391,7 +391,7 @@ def test_weights_that_lie_as_they_were_left_are_not_hashed_again(
     vlmc.build(LLAVA, out, mini=True, artifacts=["model"])
     monkeypatch.setattr(staging, "hashed", counted)
     for _ in range(2):  # a build that was not settled, after one that was, and after another
-        monkeypatch.setattr(pipeline, "_by_host", lambda *given: True)
+        monkeypatch.setattr(fresh, "_by_host", lambda *given: True)
         monkeypatch.setattr(fresh, "current", lambda *given: None)
         assert vlmc.build(LLAVA, out, mini=True, artifacts=["model"]).unchanged
     assert times == []
