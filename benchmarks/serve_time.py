@@ -13,7 +13,6 @@ error of times is above 15%.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -23,13 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from step_time import SIZES, designed
+from step_time import asked, designed, off_by, processor
 
 from vlmc.analysis.analyse import analyse
 from vlmc.analysis.report import GraphReport
 from vlmc.builder.model import instantiate
-from vlmc.calibration import calibrate
-from vlmc.hardware import device
 from vlmc.hardware.cluster import Cluster
 from vlmc.hardware.device import Device
 from vlmc.ir import Arch
@@ -217,38 +214,18 @@ def compared(
         say(f"{case!s} KV cache    {cache:9} B  {taken.cache:9} B")
     for name, of in errors.items():
         if of:
-            say(f"{name}: {_summary(of)}")
+            say(f"{name}: {off_by(of, 'figures')}")
     every = [one for of in errors.values() for one in of]
-    say(f"all: {_summary(every)}; {unlike} KV caches of other sizes")
+    say(f"all: {off_by(every, 'figures')}; {unlike} KV caches of other sizes")
     return 0 if statistics.median(map(abs, every)) <= MEDIAN and not unlike else 1
-
-
-def _summary(errors: Sequence[float]) -> str:
-    sizes = [abs(one) for one in errors]
-    return (
-        f"{len(errors)} figures off by {statistics.median(sizes):.1%} (median), "
-        f"{max(sizes):.1%} (worst); {statistics.mean(errors):+.1%} in the mean"
-    )
 
 
 def main(words: Sequence[str], say: Callable[[str], None] = print) -> int:
     """Asks some systems, or all of them; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("systems", nargs="*", choices=[*SIZES, []])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device")
-    options = parser.parse_args(words)
-    torch.set_num_threads(options.threads)
-    systems = options.systems or list(SIZES)
-    runners = {system: Runner.of(system) for system in systems}
-    if options.device is None:
-        say(f"calibrating with {options.threads} threads")
-        found = calibrate(threads=options.threads).to_json()
-        card = Device.model_validate({"name": "this processor", **found})
-    else:
-        card = device(options.device)
-    say(f"{card.about}: {card.efficiency.source}")
-    return compared(measured(runners, list(cases(systems))), runners, card, say)
+    options = asked(words, __doc__)
+    runners = {system: Runner.of(system) for system in options.systems}
+    card = processor(options, say)
+    return compared(measured(runners, list(cases(options.systems))), runners, card, say)
 
 
 if __name__ == "__main__":

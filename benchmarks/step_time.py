@@ -274,31 +274,34 @@ def compared(
         say(f"{case!s} {expected:8.3f} s {taken:8.3f} s {errors[-1]:+7.1%}")
     for system in runners:
         of = [error for case, error in zip(seconds, errors, strict=True) if case.system == system]
-        say(f"{system:14} {_summary(of)}")
-    say(f"all: {_summary(errors)}")
+        say(f"{system:14} {off_by(of, 'steps: time')}")
+    say(f"all: {off_by(errors, 'steps: time')}")
     return 0 if statistics.median(map(abs, errors)) <= MEDIAN else 1
 
 
-def _summary(errors: Sequence[float]) -> str:
+def off_by(errors: Sequence[float], what: str) -> str:
+    """The errors of so many steps or figures in a line."""
     sizes = [abs(one) for one in errors]
     return (
-        f"{len(errors)} steps: time off by {statistics.median(sizes):.1%} (median), "
+        f"{len(errors)} {what} off by {statistics.median(sizes):.1%} (median), "
         f"{max(sizes):.1%} (worst); {statistics.mean(errors):+.1%} in the mean"
     )
 
 
-def main(words: Sequence[str], say: Callable[[str], None] = AT_ONCE) -> int:
-    """Runs the steps of some systems, or of all of them; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def asked(words: Sequence[str], about: str | None) -> argparse.Namespace:
+    """Systems (all where none is named), threads, which are set, and a device or None."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("systems", nargs="*", choices=[*SIZES, []])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device")
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
-    systems = options.systems or list(SIZES)
-    every = list(cases(systems))
-    runners = {system: Runner.of(system) for system in systems}
-    read = reports(runners, every)
+    options.systems = options.systems or list(SIZES)
+    return options
+
+
+def processor(options: argparse.Namespace, say: Callable[[str], None]) -> Device:
+    """The device that is named, or else this one as calibration finds it."""
     if options.device is None:
         say(f"calibrating with {options.threads} threads")
         found = calibrate(threads=options.threads).to_json()
@@ -306,6 +309,16 @@ def main(words: Sequence[str], say: Callable[[str], None] = AT_ONCE) -> int:
     else:
         card = device(options.device)
     say(f"{card.about}: {card.efficiency.source}")
+    return card
+
+
+def main(words: Sequence[str], say: Callable[[str], None] = AT_ONCE) -> int:
+    """Runs the steps of some systems, or of all of them; the exit status."""
+    options = asked(words, __doc__)
+    every = list(cases(options.systems))
+    runners = {system: Runner.of(system) for system in options.systems}
+    read = reports(runners, every)
+    card = processor(options, say)
     return compared(measured(runners, every), runners, read, card, say)
 
 

@@ -3,36 +3,29 @@ say beside what train.py's engine holds: some of those of benchmarks/plan_memory
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from benchmark_modules import loaded
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    return loaded("memory_prediction")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def plans(benchmark: ModuleType) -> ModuleType:
+def benchmark(patch: pytest.MonkeyPatch) -> ModuleType:
+    return loaded(patch, "memory_prediction")
+
+
+@pytest.fixture(scope="module")
+def plans(patch: pytest.MonkeyPatch, benchmark: ModuleType) -> ModuleType:
     del benchmark  # plan_memory imports it
-    return loaded("plan_memory")
+    return loaded(patch, "plan_memory")
 
 
 STEPS: list[dict[str, Any]] = [

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parent.parent.parent
-CARD = """about: mine
-source: made up
-memory_gb: 8
-memory_gbps: 20
-tflops: {fp32: 0.1}
-efficiency: {matmul: [[1e6, 1.0]], memory: [[1e6, 1.0]], measured: false, source: made up}
-"""
+from benchmark_modules import CARD, loaded
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    folder = ROOT / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
-    spec = importlib.util.spec_from_file_location("serve_time", folder / "serve_time.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "serve_time", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = loaded(monkeypatch, "serve_time")
     sizes = sys.modules["step_time"]
     small = sizes.Size(width=64, layers=2, seeing=64, batch=1, text=8)
     monkeypatch.setattr(sizes, "SIZES", dict.fromkeys(sizes.SIZES, small))

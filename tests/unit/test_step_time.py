@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parent.parent.parent
-CARD = """about: mine
-source: made up
-memory_gb: 8
-memory_gbps: 20
-tflops: {fp32: 0.1}
-efficiency: {matmul: [[1e6, 1.0]], memory: [[1e6, 1.0]], measured: false, source: made up}
-"""
+from benchmark_modules import CARD, loaded
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    folder = ROOT / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
-    spec = importlib.util.spec_from_file_location("step_time", folder / "step_time.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "step_time", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = loaded(monkeypatch, "step_time")
     small = module.Size(width=64, layers=1, seeing=64, batch=1, text=8)
     monkeypatch.setattr(module, "SIZES", dict.fromkeys(module.SIZES, small))
     monkeypatch.setattr(module, "ROUNDS", 1)
