@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from vlmc.emit.artifact import Artifact, Build, Deferred
+from vlmc.emit.backends.compile_graphs import SOURCES
 from vlmc.emit.backends.graphs import effects, graphs, telling, values_option
 from vlmc.emit.fresh import machine
 from vlmc.hardware import device as device_of
@@ -49,7 +50,7 @@ def emit(build: Build) -> Artifact:
         build,
         PATH,
         fill,
-        sources=("emit/torch_graphs",),
+        sources=SOURCES,
         packages=(),
         options={"machine": machine(), "device": device, "gpu": gpu},
         heard=heard,

@@ -8,6 +8,8 @@ from vlmc.emit.artifact import Artifact, Build
 from vlmc.emit.backends.graphs import effects, graphs, telling
 
 PATH = "compile"
+SOURCES = ("emit/torch_graphs", "hardware/processor.py", "runtime/engines")
+"""The parts of vlmc that export and compile programs; the last writes code into steps."""
 
 
 def emit(build: Build) -> Artifact:
@@ -21,6 +23,4 @@ def emit(build: Build) -> Artifact:
         tell = effects(build, PATH, heard)
         write_compile(build.arch, weights, folder, progress=telling(build, PATH), tell=tell)
 
-    return graphs(
-        build, PATH, fill, sources=("emit/torch_graphs",), packages=(), options={}, heard=heard
-    )
+    return graphs(build, PATH, fill, sources=SOURCES, packages=(), options={}, heard=heard)

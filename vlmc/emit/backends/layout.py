@@ -10,6 +10,7 @@ from vlmc.emit.backends.graphs import WEIGHTS, graphs
 from vlmc.emit.beside import beside
 
 PATH = "transformers.js"
+SOURCES = ("emit/layout", "runtime")
 
 
 def emit(build: Build) -> Artifact:
@@ -26,7 +27,7 @@ def emit(build: Build) -> Artifact:
         build,
         PATH,
         fill,
-        sources=("emit/layout", "runtime"),
+        sources=SOURCES,
         packages=("onnx",),
         options={"tokenizer": beside(build)},
         needs=(WEIGHTS, onnx.PATH),

@@ -8,6 +8,8 @@ from vlmc.emit.artifact import Artifact, Build
 from vlmc.emit.backends.graphs import effects, graphs, telling
 
 PATH = "onnx"
+SOURCES = ("emit/onnx", "runtime")
+"""The parts of vlmc that write them, and that measure what a narrow format loses."""
 FOLLOWED = ("opset", "quantize", "quantize_vision", "max_error")
 """The options that graphs follow from, beside the number format of the weights."""
 
@@ -33,7 +35,7 @@ def emit(build: Build) -> Artifact:
         build,
         PATH,
         fill,
-        sources=("emit/onnx",),
+        sources=SOURCES,
         packages=("onnx", "onnxruntime"),
         options={name: getattr(options, name) for name in FOLLOWED},
         heard=heard,
