@@ -3,7 +3,7 @@ within one but the first, and what torch's allocator gave within one more: `[tim
 and more, blocks, inputs]`.
 
 It is started with the counter of counted.c in front of malloc, and given a folder with aoti/ and
-weights/, the name of a graph, rows, and the slots of the first step.
+weights/, the name of a graph, and rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def given(graph: GraphFile, number: torch.dtype, rows: int, slots: int) -> list[
     return found
 
 
-def main(folder: Path, name: str, rows: int, first: int) -> None:
+def main(folder: Path, name: str, rows: int) -> None:
     # With a single thread OpenMP makes its team anew for every loop.
     torch.set_num_threads(2)
     graphs = read_graphs(folder / "aoti")
@@ -48,7 +48,7 @@ def main(folder: Path, name: str, rows: int, first: int) -> None:
     inputs = given(graph, number, rows, most)
     counter = ctypes.CDLL(None)
     asked: list[tuple[int, int]] = []
-    for slots in (first, *range(2, most)):
+    for slots in (2, *range(2, most)):
         inputs[1].fill_(slots - 1)
         inputs[2].resize_(slots)
         counter.start_counting()
@@ -63,4 +63,4 @@ def main(folder: Path, name: str, rows: int, first: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

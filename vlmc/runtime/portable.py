@@ -42,7 +42,7 @@ PORTABLE = (
     "vlmc.runtime.engines.aoti_program",
     "vlmc.runtime.engines.plain_archive",
     "vlmc.passes.stored",
-    "vlmc.runtime.engines.few_rows",
+    "vlmc.runtime.engines.products",
     "vlmc.runtime.engines.kept_memory",
     "vlmc.runtime.engines.one_query",
     "vlmc.runtime.engines.compiled_program",

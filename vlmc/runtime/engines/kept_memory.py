@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from vlmc.runtime.engines.few_rows import FEW_ROWS_CALLS, FEW_ROWS_KERNEL
+from vlmc.runtime.engines.products import PRODUCTS_CALLS, PRODUCTS_KERNEL
 
 BLOCKS = r"""
 #include <algorithm>
@@ -54,8 +54,8 @@ int64_t extent(int64_t ndim, const int64_t* sizes, const int64_t* strides) {
   return last + 1;
 }
 
-// A buffer, or a view of one, in the place of a tensor. A kernel of torch's own that takes tensors
-// is given one over the same memory.
+// A buffer, or a view of one or of a tensor, in the place of a tensor. A kernel of torch's own that
+// takes tensors is given one over the same memory.
 class Kept {
  public:
   // A buffer of elements of `item` bytes that never has more than `most`, where that is known.
@@ -68,6 +68,15 @@ class Kept {
   ~Kept() { reset(); }
   Kept view(int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset) const {
     return Kept(block_, at_ + offset * item_, ndim, sizes, strides, dtype_, item_);
+  }
+  static Kept of(AtenTensorHandle tensor, int64_t ndim, const int64_t* sizes,
+                 const int64_t* strides, int64_t offset) {
+    void* at;
+    int32_t dtype;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &at));
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+    int64_t item = aoti_torch_dtype_element_size(dtype);
+    return Kept(nullptr, static_cast<char*>(at) + offset * item, ndim, sizes, strides, dtype, item);
   }
   void* data_ptr() const { return at_; }
   int32_t dtype() const { return dtype_; }
@@ -93,7 +102,7 @@ class Kept {
   Kept(Block* block, char* at, int64_t ndim, const int64_t* sizes, const int64_t* strides,
        int32_t dtype, int64_t item)
       : block_(block), at_(at), ndim_(ndim), sizes_(sizes), strides_(strides), dtype_(dtype),
-        item_(item) { block_->users++; }
+        item_(item) { if (block_ != nullptr) block_->users++; }
   Block* block_;
   char* at_;
   int64_t ndim_;
@@ -104,11 +113,15 @@ class Kept {
   torch::aot_inductor::RAIIAtenTensorHandle tensor_;
 };
 
-// What the code of torch's compiler calls for a view of a tensor.
-[[maybe_unused]] Kept reinterpret_tensor_wrapper(
-    const Kept& whole, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset) {
+[[maybe_unused]] Kept view(const Kept& whole, int64_t ndim, const int64_t* sizes,
+                           const int64_t* strides, int64_t offset) {
   return whole.view(ndim, sizes, strides, offset);
 }
+[[maybe_unused]] Kept view(AtenTensorHandle whole, int64_t ndim, const int64_t* sizes,
+                           const int64_t* strides, int64_t offset) {
+  return Kept::of(whole, ndim, sizes, strides, offset);
+}
+// What the code of torch's compiler calls around a view.
 [[maybe_unused]] Kept wrap_with_raii_handle_if_needed(Kept&& view) { return std::move(view); }
 
 }  // namespace
@@ -118,7 +131,7 @@ class Kept {
 BOUNDED = 2**20
 """Elements of a buffer that has its largest size from the first step on; larger ones grow."""
 
-WRITTEN = f"{BOUNDED}{BLOCKS}{FEW_ROWS_CALLS}{FEW_ROWS_KERNEL}"
+WRITTEN = f"{BOUNDED}{BLOCKS}{PRODUCTS_CALLS}{PRODUCTS_KERNEL}"
 MARK = {"vlmc_blocks": hashlib.sha256(WRITTEN.encode()).hexdigest()[:16]}
 
 
@@ -156,11 +169,15 @@ def _teach() -> None:
             self.multiplies = False
 
         def generate_extern_kernel_out(self, node: Any) -> None:
-            if node.get_dtype().itemsize == 2 and not self.multiplies:
+            if not self.multiplies:
                 self.multiplies = True
-                self.header.splice(FEW_ROWS_CALLS)
-                self.kernel_declarations.splice(FEW_ROWS_KERNEL)
+                self.header.splice(PRODUCTS_CALLS)
+                self.kernel_declarations.splice(PRODUCTS_KERNEL)
             wrapper.generate_extern_kernel_out(self, node)
+
+        def codegen_reinterpret_view(self, *args: Any, **named: Any) -> str:
+            made: str = wrapper.codegen_reinterpret_view(self, *args, **named)
+            return made.replace("reinterpret_tensor_wrapper(", "vlmc::view(")
 
         def make_allocation(
             self,
