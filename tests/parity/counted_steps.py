@@ -26,7 +26,13 @@ IMAGES, TOKENS = 3, 4
 
 def given(graph: GraphFile, number: torch.dtype, rows: int, slots: int) -> list[torch.Tensor]:
     """Zeros for every input but the slots."""
-    extents = {"batch": rows, "slots": slots, "images": IMAGES, "visual": IMAGES * TOKENS}
+    extents = {
+        "batch": rows,
+        "slots": slots,
+        "images": IMAGES,
+        "visual": IMAGES * TOKENS,
+        "source": TOKENS,
+    }
     numbers = {"int": torch.int64, "float": number, "bool": torch.bool}
     found: list[torch.Tensor] = []
     for wire in graph.inputs:

@@ -199,6 +199,26 @@ def test_an_unsound_build_leaves_the_old_one(
     assert [path.name for path in copy.parent.iterdir()] == ["out"]
 
 
+def test_what_a_format_loses_by_itself_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(judge.TOLERANCES, "fp16", 1e-9)
+    notes: list[str] = []
+    with pytest.raises(Unsound, match="onnx/ does not compute what the model does"):
+        vlmc.build(
+            LLAVA,
+            tmp_path / "out",
+            mini=True,
+            artifacts=["onnx"],
+            options=Options(dtype="fp16"),
+            note=notes.append,
+        )
+    said = [note for note in notes if note.startswith("in fp16 the model itself, eager, is ")]
+    lost = float(said[0].split("eager, is ")[1].split(" off")[0])
+    assert 1e-5 < lost < 2e-2
+    assert "1e-09 is allowed" in said[0]
+
+
 def allowing(folder: Path, tolerance: float) -> bytes:
     """What verification.json says, with another tolerance in it, sealed by who wrote it there."""
     document = json.loads((folder / MEASURED).read_text())

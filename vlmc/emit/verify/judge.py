@@ -101,6 +101,8 @@ def verify(
                     runtime=runtime.executed,
                     cases=tuple(found),
                 )
+            if subject.dtype != "fp32" and not all(engines[name].sound for name in wanted):
+                build.note(_format_alone(subject, expected))
     ordered = {name: engines[name] for name in ENGINES if name in engines}
     return Verification(host=_host(), engines=ordered)
 
@@ -179,6 +181,20 @@ def _measure(name: str, subject: Subject, expected: list[Trace], build: Build) -
             f"{ENGINES[name].artifact}/ cannot be executed by the engine {name}: "
             f"{type(error).__name__}: {said}"
         ) from error
+
+
+def _format_alone(subject: Subject, expected: list[Trace]) -> str:
+    """How far the model itself is from fp32 in the number format of its weights."""
+    engine = subject.stored()
+    lost = max(
+        one.max_relative
+        for case, right in zip(subject.cases, expected, strict=True)
+        for one in compare(case, right, trace(engine, case, right.tokens()))
+    )
+    return (
+        f"in {subject.dtype} the model itself, eager, is {lost:.1e} off eager fp32, and "
+        f"{TOLERANCES[subject.dtype]:.0e} is allowed of its artifacts; --dtype has other formats"
+    )
 
 
 def _agreement(found: list[Measured]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +42,8 @@ class Subject:
     size: int
     """Parameters."""
     eager: Engine
+    stored: Callable[[], Engine]
+    """Makes the same in the number formats of the build's weights."""
     cases: list[Case]
 
 
@@ -112,14 +114,18 @@ def _twin(build: Build, folder: Path, dtype: Dtype) -> Build:
 def _subject(build: Build, folder: Path, measured: Literal["full", "twin"]) -> Subject:
     build.progress("verifying: eager")
     design = describe(build.spec, build.arch)
-    model = load_weights(instantiate(build.arch), folder / "weights", dtype=torch.float32)
-    model = model.eval().requires_grad_(False)
+
+    def eager(dtype: torch.dtype | None) -> Engine:
+        model = load_weights(instantiate(build.arch), folder / "weights", dtype=dtype)
+        return EagerEngine(model.eval().requires_grad_(False), design)
+
     return Subject(
         measured=measured,
         folder=folder,
         design=design,
         dtype=number_format(folder),
         size=build.arch.parameters,
-        eager=EagerEngine(model, design),
+        eager=eager(torch.float32),
+        stored=lambda: eager(None),
         cases=cases(design),
     )
