@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmc.emit.torch_graphs.archive import private_folders, rewrite
+from vlmc.emit.torch_graphs.attention import attentions, own_attention
 from vlmc.emit.torch_graphs.cpu import features
 from vlmc.emit.torch_graphs.onednn import reads_many_rows, use_onednn
 from vlmc.passes.effect import counted
@@ -71,6 +72,7 @@ def compile_program(
         "cpp.dynamic_threads": True,
         **(STORED if path.stem == "decode_one" else {}),
         **(kept_memory() if is_step(path.stem) and settings["device"] == "cpu" else {}),
+        **(own_attention() if "own_attention" in changes else {}),
     }
     inductor: Any = import_module("torch._inductor")
     known: Any = import_module("torch._inductor.config")
@@ -84,9 +86,13 @@ def compile_program(
 def _for_cpu(program: Any, name: str, settings: dict[str, Any]) -> dict[str, str]:
     """What a program for other devices, too, has done otherwise on a CPU."""
     changes: dict[str, str] = {}
-    attention = sum_attention(program.graph) if is_step(name) else 0
-    if attention:
-        changes["sum_attention"] = f"{counted(attention, 'attention')} of one token as sums in fp32"
+    if is_step(name):
+        if attention := sum_attention(program.graph):
+            text = f"{counted(attention, 'attention')} of one token as sums in fp32"
+            changes["sum_attention"] = text
+    elif attention := attentions(program.graph):
+        text = f"{counted(attention, 'attention')} of many queries by code of our own"
+        changes["own_attention"] = text
     # Here and not as a pass before: torch cannot write such a call into a program's file.
     if settings["onednn"] and reads_many_rows(name):
         products = use_onednn(program.graph.nodes)

@@ -138,13 +138,13 @@ MARK = {"vlmc_blocks": hashlib.sha256(WRITTEN.encode()).hexdigest()[:16]}
 def kept_memory() -> dict[str, Any]:
     """Options for torch's compiler, by which the buffers of a graph without outputs are kept if it
     is for a CPU. It stores what it makes by its options: hence the digest among them."""
-    _teach()
+    teach()
     # That inputs are as declared is looked at in front of the call already, without strings.
     return {"aot_inductor.metadata": dict(MARK), "size_asserts": False}
 
 
 @cache
-def _teach() -> None:
+def teach() -> None:
     """Has torch's compiler for CPUs write the C++ code that calls the kernels of a graph by a class
     that keeps memory where the options say so."""
     common: Any = import_module("torch._inductor.codegen.common")
