@@ -34,7 +34,7 @@ struct Steps {
   int64_t batch, head, row;
 };
 struct Problem {
-  int64_t batch, heads, rows, keys, depth, width, shared;
+  int64_t batch, heads, rows, keys, depth, shared;
   Steps out, query, key, value, mask;
   float scale;
   bool causal;
@@ -50,7 +50,7 @@ struct Room {
 
 template <typename T>
 void pack(Room& room, const Problem& p, const T* key, const T* value) {
-  int64_t count = whole(p.keys, panel), width = whole(p.width, panel);
+  int64_t count = whole(p.keys, panel), width = whole(p.depth, panel);
   room.keys.resize(count * p.depth);
   room.values.resize(p.keys * width);
   room.query.resize(queries * p.depth);
@@ -64,7 +64,7 @@ void pack(Room& room, const Problem& p, const T* key, const T* value) {
     }
   for (int64_t k = 0; k < p.keys; k++)
     for (int64_t d = 0; d < width; d++)
-      room.values[k * width + d] = d < p.width ? float(value[k * p.value.row + d]) : 0.0f;
+      room.values[k * width + d] = d < p.depth ? float(value[k * p.value.row + d]) : 0.0f;
 }
 
 // R rows of sums over `depth` of numbers of `left`, `step` apart from row to row, with vectors of
@@ -109,7 +109,7 @@ void soften(float* scores, int64_t seen, int64_t count) {
 template <int R, typename T>
 void tile(Room& room, const Problem& p, int64_t first, T* out, const T* query, const T* mask) {
   const float none = -std::numeric_limits<float>::infinity();
-  int64_t seen = p.causal ? std::min(p.keys, first + R) : p.keys, width = whole(p.width, panel);
+  int64_t seen = p.causal ? std::min(p.keys, first + R) : p.keys, width = whole(p.depth, panel);
   if (mask != nullptr) {
     auto unseen = [&](int64_t key) {
       for (int r = 0; r < R; r++)
@@ -135,13 +135,13 @@ void tile(Room& room, const Problem& p, int64_t first, T* out, const T* query, c
       for (int64_t k = 0; k < seen; k++) row[k] += float(mask[(first + r) * p.mask.row + k]);
     soften(row, p.causal ? std::min(seen, first + r + 1) : seen, count);
   }
-  for (int64_t d = 0; d < p.width; d += panel) {
+  for (int64_t d = 0; d < p.depth; d += panel) {
     multiply(sums, scores, step, room.values.data() + d, width, seen);
     for (int r = 0; r < R; r++) {
       float row[panel];
       for (int part = 0; part < 2; part++) sums[r][part].store(row + part * W);
       T* to = out + (first + r) * p.out.row + d;
-      for (int64_t lane = 0; lane < std::min(panel, p.width - d); lane++) to[lane] = T(row[lane]);
+      for (int64_t lane = 0; lane < std::min(panel, p.depth - d); lane++) to[lane] = T(row[lane]);
     }
   }
 }
@@ -190,8 +190,8 @@ extern "C" void vlmc_attention(char number, const int64_t* sizes, const int64_t*
                                double scale, bool causal, void* out, const void* query,
                                const void* key, const void* value, const void* mask) {
   auto three = [&](int of) { return vlmc::Steps{steps[of], steps[of + 1], steps[of + 2]}; };
-  vlmc::Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], three(0),
-                  three(3), three(6), three(9), three(12), float(scale), causal};
+  vlmc::Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], three(0), three(3),
+                  three(6), three(9), three(12), float(scale), causal};
   auto run = [&](auto zero) {
     using T = decltype(zero);
     vlmc::attention(p, static_cast<T*>(out), static_cast<const T*>(query),
@@ -206,6 +206,7 @@ extern "C" void vlmc_attention(char number, const int64_t* sizes, const int64_t*
 """A kernel; there may be no mask, and `sizes` and `steps` are those of a Problem in its order."""
 
 ATTENTION_CALLS = r"""
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -235,12 +236,19 @@ struct Lying {
   int64_t* strides;
 };
 
-AtenTensorHandle made(std::array<int64_t, 4> sizes, int64_t ndim, int32_t dtype) {
-  // Rows lie before heads, as torch's kernel has them.
-  std::array<int64_t, 4> steps{sizes[1] * sizes[2] * sizes[3], sizes[3], sizes[1] * sizes[3], 1};
+// Of the first `ndim` of some sizes, dense, its axes in the order in which those of `like` lie.
+AtenTensorHandle made(int64_t ndim, const int64_t* sizes, const int64_t* like, int32_t dtype) {
+  std::array<int64_t, 4> steps{}, axes{0, 1, 2, 3};
+  std::stable_sort(axes.begin(), axes.begin() + ndim,
+                   [&](int64_t one, int64_t other) { return like[one] > like[other]; });
+  int64_t step = 1;
+  for (int64_t at = ndim - 1; at >= 0; at--) {
+    steps[axes[at]] = step;
+    step *= std::max<int64_t>(sizes[axes[at]], 1);
+  }
   AtenTensorHandle tensor;
   AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      ndim, sizes.data(), steps.data(), dtype, aoti_torch_device_type_cpu(), 0, &tensor));
+      ndim, sizes, steps.data(), dtype, aoti_torch_device_type_cpu(), 0, &tensor));
   return tensor;
 }
 
@@ -255,16 +263,18 @@ AtenTensorHandle made(std::array<int64_t, 4> sizes, int64_t ndim, int32_t dtype)
                 : q.dtype == aoti_torch_dtype_float16() ? 'h' : 0;
   bool known = number != 0 && dropout == 0 && q.known(q.dtype) && k.known(q.dtype) &&
                v.known(q.dtype) && m.known(q.dtype) && q.sizes[1] % k.sizes[1] == 0 &&
-               k.sizes[1] == v.sizes[1] && q.sizes[0] == k.sizes[0] && (mask == nullptr ||
+               k.sizes[1] == v.sizes[1] && q.sizes[3] == v.sizes[3] &&
+               q.sizes[0] == k.sizes[0] && (mask == nullptr ||
                ((m.sizes[2] == 1 || m.sizes[2] == q.sizes[2]) && m.sizes[3] == k.sizes[2]));
   if (!known)
     return ::aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout, causal, mask, scale, out, logarithms);
-  int64_t batch = q.sizes[0], heads = q.sizes[1], rows = q.sizes[2], width = v.sizes[3];
-  *out = made({batch, heads, rows, width}, 4, q.dtype);
-  *logarithms = made({batch, heads, rows, 1}, 3, aoti_torch_dtype_float32());
+  const int64_t rows_first[] = {3, 1, 2};
+  *out = made(4, q.sizes, q.strides, q.dtype);
+  *logarithms = made(3, q.sizes, rows_first, aoti_torch_dtype_float32());
   Lying o(*out);
-  int64_t sizes[] = {batch, heads, rows, k.sizes[2], q.sizes[3], width, heads / k.sizes[1]};
+  int64_t sizes[] = {q.sizes[0], q.sizes[1], q.sizes[2], k.sizes[2], q.sizes[3],
+                     q.sizes[1] / k.sizes[1]};
   int64_t steps[15];
   int at = 0;
   for (const Lying* one : {&o, &q, &k, &v, &m})
