@@ -12,7 +12,7 @@ from pathlib import Path
 from vlmc.emit.record import Lying, lying
 
 PACKAGE = Path(__file__).parents[1]
-SUFFIXES = (".py", ".yaml", ".json", ".md", ".txt")
+SUFFIXES = (".py", ".cpp", ".h", ".yaml", ".json", ".md", ".txt")
 
 GRAPH_SOURCES = ("builder", "capture", "components", "ir", "passes", "version.py")
 """The parts of vlmc that every graph goes through, relative to the package."""
