@@ -79,8 +79,8 @@ def test_attention_is_that_of_torch(number: torch.dtype) -> None:
         exact = 1e-5 if number is torch.float32 else 2e-2
         for one, expected in zip(found, model(*(each.float() for each in inputs)), strict=True):
             torch.testing.assert_close(one.float(), expected, atol=exact, rtol=exact)
-    if number is torch.float32:  # torch's kernel, which eager calls, rounds otherwise
-        assert not any(map(torch.equal, found, model(*inputs)))
+    # torch's kernel, which eager calls, rounds otherwise.
+    assert not any(map(torch.equal, found, model(*inputs)))
 
 
 @torch.inference_mode()

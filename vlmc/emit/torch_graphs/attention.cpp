@@ -133,8 +133,7 @@ void attention(const Problem& p, T* out, const T* query, const T* key, const T* 
   // Each task is some tiles of one head; enough of them for all threads.
   int64_t tiles = (p.rows + queries - 1) / queries, heads = p.batch * p.heads;
   int64_t wanted = (4 * omp_get_max_threads() + heads - 1) / std::max<int64_t>(heads, 1);
-  int64_t chunks = std::max<int64_t>(1, std::min(tiles, wanted));
-  int64_t each = (tiles + chunks - 1) / chunks;
+  int64_t each = std::max<int64_t>(1, tiles / wanted), chunks = (tiles + each - 1) / each;
 #pragma omp parallel
   {
     static thread_local Room room;

@@ -56,7 +56,8 @@ AtenTensorHandle made(int64_t ndim, const int64_t* sizes, const int64_t* like, i
                 : q.dtype == aoti_torch_dtype_bfloat16() ? 'b'
                 : q.dtype == aoti_torch_dtype_float16() ? 'h' : 0;
   bool known = number != 0 && dropout == 0 && q.known(q.dtype) && k.known(q.dtype) &&
-               v.known(q.dtype) && m.known(q.dtype) && q.sizes[1] % k.sizes[1] == 0 &&
+               v.known(q.dtype) && m.known(q.dtype) && q.strides[0] > 0 && q.strides[1] > 0 &&
+               q.strides[2] > 0 && k.sizes[1] > 0 && q.sizes[1] % k.sizes[1] == 0 &&
                k.sizes[1] == v.sizes[1] && q.sizes[3] == v.sizes[3] &&
                q.sizes[0] == k.sizes[0] && (mask == nullptr ||
                ((m.sizes[2] == 1 || m.sizes[2] == q.sizes[2]) && m.sizes[3] == k.sizes[2]));

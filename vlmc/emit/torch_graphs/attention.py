@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vlmc.runtime.engines.kept_memory import teach
+from vlmc.runtime.engines.kept_memory import has_vectors, teach
 
 KERNEL, CALLS = (
     Path(__file__).with_name(name).read_text(encoding="utf-8")
@@ -26,9 +26,18 @@ MARK = {"vlmc_attention": hashlib.sha256(f"{CALLS}{KERNEL}".encode()).hexdigest(
 
 
 def attentions(graph: torch.fx.Graph) -> int:
-    """How many there are in a graph."""
+    """How many in a graph the kernel can compute here."""
+    if not has_vectors():
+        return 0
     attention = torch.ops.aten.scaled_dot_product_attention.default
-    return sum(node.target is attention for node in graph.nodes)
+    return sum(node.target is attention and _known(*node.args[:4]) for node in graph.nodes)
+
+
+def _known(query: Any, _: Any, value: Any, mask: Any = None) -> bool:
+    """Whether torch's compiler calls its kernel for it, which ours stands in for."""
+    if query.meta["val"].shape[-1] != value.meta["val"].shape[-1]:
+        return False
+    return mask is None or mask.meta["val"].ndim == 4
 
 
 def own_attention() -> dict[str, Any]:
@@ -58,7 +67,8 @@ def _teach() -> None:
 
         def write_header(self) -> None:
             wrapper.write_header(self)
-            self.header.splice(CALLS)
-            self.kernel_declarations.splice(KERNEL)
+            if has_vectors():
+                self.header.splice(CALLS)
+                self.kernel_declarations.splice(KERNEL)
 
     cpu.cpp_wrapper_codegen = OwnAttention

@@ -113,15 +113,16 @@ class Kept {
   torch::aot_inductor::RAIIAtenTensorHandle tensor_;
 };
 
-[[maybe_unused]] Kept view(const Kept& whole, int64_t ndim, const int64_t* sizes,
-                           const int64_t* strides, int64_t offset) {
-  return whole.view(ndim, sizes, strides, offset);
-}
+// A view of what outlives the step.
 [[maybe_unused]] Kept view(AtenTensorHandle whole, int64_t ndim, const int64_t* sizes,
                            const int64_t* strides, int64_t offset) {
   return Kept::of(whole, ndim, sizes, strides, offset);
 }
-// What the code of torch's compiler calls around a view.
+// What the code of torch's compiler calls for other views.
+[[maybe_unused]] Kept reinterpret_tensor_wrapper(
+    const Kept& whole, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset) {
+  return whole.view(ndim, sizes, strides, offset);
+}
 [[maybe_unused]] Kept wrap_with_raii_handle_if_needed(Kept&& view) { return std::move(view); }
 
 }  // namespace
@@ -143,6 +144,12 @@ def kept_memory() -> dict[str, Any]:
     return {"aot_inductor.metadata": dict(MARK), "size_asserts": False}
 
 
+def has_vectors() -> bool:
+    """Whether torch's compiler knows vectors of this CPU, which kernels here need."""
+    isa: Any = import_module("torch._inductor.cpu_vec_isa")
+    return bool(isa.pick_vec_isa())
+
+
 @cache
 def teach() -> None:
     """Has torch's compiler for CPUs write the C++ code that calls the kernels of a graph by a class
@@ -154,6 +161,7 @@ def teach() -> None:
     wrapper: Any = getattr(cpu.cpp_wrapper_codegen, "of_torch", cpu.cpp_wrapper_codegen)
     settings: Any = import_module("torch._inductor.config")
     sympify: Any = import_module("sympy").sympify
+    virtualized: Any = import_module("torch._inductor.virtualized")
 
     class KeptMemory(wrapper):
         of_torch = wrapper
@@ -169,15 +177,18 @@ def teach() -> None:
             self.multiplies = False
 
         def generate_extern_kernel_out(self, node: Any) -> None:
-            if not self.multiplies:
+            if not self.multiplies and has_vectors():
                 self.multiplies = True
                 self.header.splice(PRODUCTS_CALLS)
                 self.kernel_declarations.splice(PRODUCTS_KERNEL)
             wrapper.generate_extern_kernel_out(self, node)
 
-        def codegen_reinterpret_view(self, *args: Any, **named: Any) -> str:
-            made: str = wrapper.codegen_reinterpret_view(self, *args, **named)
-            return made.replace("reinterpret_tensor_wrapper(", "vlmc::view(")
+        def codegen_reinterpret_view(self, data: Any, *args: Any, **named: Any) -> str:
+            made: str = wrapper.codegen_reinterpret_view(self, data, *args, **named)
+            name, whole = data.get_name(), virtualized.V.graph
+            if name in whole.graph_inputs or name in whole.constants:
+                return made.replace("reinterpret_tensor_wrapper(", "vlmc::view(")
+            return made  # torch's own may be given back while the view is read
 
         def make_allocation(
             self,

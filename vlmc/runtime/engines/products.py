@@ -1,8 +1,8 @@
 """Products of matrices, in C++ for a compiled step on a CPU.
 
 torch hands them to MKL or oneDNN, which are made for prompts: they ask for memory at each call, and
-read the weights more slowly than memory gives them. Here each number of the matrix is read once,
-where it lies, for up to four rows, and summed up in fp32.
+for the rows of a batch they read weights more slowly than memory gives them. Here four columns at a
+time are read where they lie, multiplied with all rows and summed up in fp32.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ void add(Sum (&sums)[R][C], const at::BFloat16* left, const at::BFloat16* column
 
 template <int R, int C, typename T>
 void tile(T* out, const T* left, const T* columns, const T* bias, int64_t depth, int64_t out_step,
-          int64_t left_step, int64_t column_step) {
+          int64_t left_step, int64_t column_step, int64_t bias_step) {
   Sum sums[R][C];
   add(sums, left, columns, depth, left_step, column_step);
   for (int r = 0; r < R; r++)
@@ -104,30 +104,30 @@ void tile(T* out, const T* left, const T* columns, const T* bias, int64_t depth,
           [](Sum& one, Sum& other) { return one + other; }, sums[r][c]);
       for (int64_t rest = depth / lanes<T> * lanes<T>; rest < depth; rest++)
         sum += float(left[r * left_step + rest]) * float(columns[c * column_step + rest]);
-      out[r * out_step + c] = sum + (bias == nullptr ? 0.0f : float(bias[c]));
+      out[r * out_step + c] = sum + (bias == nullptr ? 0.0f : float(bias[r * bias_step + c]));
     }
 }
 
 template <int R, typename T>
 void strip(T* out, const T* left, const T* columns, const T* bias, int64_t count, int64_t depth,
-           int64_t out_step, int64_t left_step, int64_t column_step) {
+           int64_t out_step, int64_t left_step, int64_t column_step, int64_t bias_step) {
   if (count == 4) return tile<R, 4>(out, left, columns, bias, depth, out_step, left_step,
-                                    column_step);
+                                    column_step, bias_step);
   for (int64_t c = 0; c < count; c++)
     tile<R, 1>(out + c, left, columns + c * column_step, bias == nullptr ? bias : bias + c, depth,
-               out_step, left_step, column_step);
+               out_step, left_step, column_step, bias_step);
 }
 
 template <typename T>
 void product(T* out, const T* left, const T* right, const T* bias, int64_t rows, int64_t columns,
-             int64_t depth, int64_t left_step, int64_t column_step) {
+             int64_t depth, int64_t left_step, int64_t column_step, int64_t bias_step) {
 #pragma omp parallel for
   for (int64_t c = 0; c < columns; c += 4)
     for (int64_t r = 0; r < rows; r += 4) {
       auto multiplied = [&](auto run) {
         run(out + r * columns + c, left + r * left_step, right + c * column_step,
-            bias == nullptr ? bias : bias + c, std::min<int64_t>(4, columns - c), depth, columns,
-            left_step, column_step);
+            bias == nullptr ? bias : bias + r * bias_step + c, std::min<int64_t>(4, columns - c),
+            depth, columns, left_step, column_step, bias_step);
       };
       switch (rows - r) {
         case 1: multiplied(strip<1, T>); break;
@@ -143,11 +143,12 @@ void product(T* out, const T* left, const T* right, const T* bias, int64_t rows,
 
 extern "C" void vlmc_product(char number, void* out, const void* left, const void* right,
                              const void* bias, int64_t rows, int64_t columns, int64_t depth,
-                             int64_t left_step, int64_t column_step) {
+                             int64_t left_step, int64_t column_step, int64_t bias_step) {
   auto run = [&](auto zero) {
     using T = decltype(zero);
     vlmc::product(static_cast<T*>(out), static_cast<const T*>(left), static_cast<const T*>(right),
-                  static_cast<const T*>(bias), rows, columns, depth, left_step, column_step);
+                  static_cast<const T*>(bias), rows, columns, depth, left_step, column_step,
+                  bias_step);
   };
   if (number == 'b') run(at::BFloat16());
   else if (number == 'h') run(at::Half());
@@ -158,7 +159,7 @@ extern "C" void vlmc_product(char number, void* out, const void* left, const voi
 
 PRODUCTS_CALLS = r"""
 extern "C" void vlmc_product(char, void*, const void*, const void*, const void*, int64_t, int64_t,
-                             int64_t, int64_t, int64_t);
+                             int64_t, int64_t, int64_t, int64_t);
 
 namespace vlmc {
 namespace {
@@ -182,7 +183,8 @@ struct Matrix {
   const int64_t* strides;
 };
 
-// Whether a product lies in memory as the kernel reads and writes it; then it is done.
+// Whether a product lies in memory as the kernel reads and writes it; then it is done. What is
+// added is a row for all or for each.
 [[maybe_unused]] bool product(const Matrix& out, const Matrix& left, const Matrix& right,
                               const Matrix* bias) {
   char number = out.dtype == aoti_torch_dtype_float32() ? 'f'
@@ -192,11 +194,12 @@ struct Matrix {
   bool laid = left.strides[1] == 1 && right.strides[0] == 1 && out.strides[1] == 1 &&
               (rows == 1 || out.strides[0] == columns);
   if (bias != nullptr)
-    laid = laid && bias->strides[bias->ndim - 1] == 1 && bias->sizes[bias->ndim - 1] == columns &&
-           (bias->ndim == 1 || bias->step(0) == 0);
+    laid = laid && bias->ndim > 0 && bias->strides[bias->ndim - 1] == 1 &&
+           bias->sizes[bias->ndim - 1] == columns;
   if (!laid || number == 0) return false;
-  vlmc_product(number, out.at, left.at, right.at, bias == nullptr ? nullptr : bias->at, rows,
-               columns, depth, left.strides[0], right.strides[1]);
+  bool added = bias != nullptr;
+  vlmc_product(number, out.at, left.at, right.at, added ? bias->at : nullptr, rows, columns, depth,
+               left.strides[0], right.strides[1], added && bias->ndim == 2 ? bias->step(0) : 0);
   return true;
 }
 
