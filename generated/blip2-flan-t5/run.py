@@ -4710,82 +4710,135 @@ they are read. A norm has five; a sum of two has one and may go anywhere."""
 
 
 # --------------------------------------------------------------------------------------------------
-# Products of a few rows with a matrix of 16 bits, in C++ for a compiled step on a CPU.
+# Products of matrices, in C++ for a compiled step on a CPU.
 #
-# torch hands them to oneDNN, which asks for memory at each call. Here each number of the matrix is
-# read once, where it lies, and multiplied in fp32.
+# torch hands them to MKL or oneDNN, which are made for prompts: they ask for memory at each call,
+# and for the rows of a batch they read weights more slowly than memory gives them. Here four
+# columns at a time are read where they lie, multiplied with all rows and summed up in fp32.
 # --------------------------------------------------------------------------------------------------
 
 
-MOST_ROWS = 12
-"""Of more, oneDNN is faster: measured in bfloat16, for which it has
-instructions."""
-
-FEW_ROWS_KERNEL = r"""
+PRODUCTS_KERNEL = r"""
 #include <torch/csrc/inductor/cpp_prefix.h>
 
 namespace vlmc {
 namespace {
 
-// Sums over `depth` of products of R rows of `left` with C columns, which lie one by one.
-template <int R, int C, typename T>
-void tile(T* out, const T* left, const T* columns, const T* bias, int64_t depth, int64_t out_step,
-          int64_t left_step, int64_t column_step) {
-  using Sum = at::vec::Vectorized<float>;
-  constexpr int64_t step = 2 * Sum::size();
-  auto wide = [](const T* from) {
+using Sum = at::vec::Vectorized<float>;
+
+// As many numbers as lie in a vector.
+template <typename T>
+constexpr int64_t lanes = Sum::size() * (sizeof(float) / sizeof(T));
+
+template <typename T>
+auto wide(const T* from) {
+  if constexpr (std::is_same_v<T, float>)
+    return at::vec::VectorizedN<float, 1>(Sum::loadu(from));
+  else
     return at::vec::convert<float, 2, T, 1>(at::vec::VectorizedN<T, 1>::loadu(from));
-  };
-  Sum sums[R][C];
+}
+
+// Of the next columns, which memory gives while these are multiplied.
+template <typename T>
+inline void prefetch(const T* from) {
+#ifdef __GNUC__
+  __builtin_prefetch(from);
+#endif
+}
+
+// Sums over `depth`, in whole vectors, of products of R rows of `left` with C columns, which lie
+// one by one.
+template <int R, int C, typename T>
+void add(Sum (&sums)[R][C], const T* left, const T* columns, int64_t depth, int64_t left_step,
+         int64_t column_step) {
+  constexpr int parts = sizeof(float) / sizeof(T);
   for (auto& row : sums)
     for (auto& sum : row) sum = Sum(0.0f);
-  int64_t at = 0;
-  for (; at + step <= depth; at += step) {
-    at::vec::VectorizedN<float, 2> column[C];
+  for (int64_t at = 0; at + lanes<T> <= depth; at += lanes<T>) {
+    at::vec::VectorizedN<float, parts> column[C];
     for (int c = 0; c < C; c++) {
       column[c] = wide(columns + c * column_step + at);
-#ifdef __GNUC__
-      // Of the next columns, which memory gives while these are multiplied.
-      __builtin_prefetch(columns + (C + c) * column_step + at);
-#endif
+      prefetch(columns + (C + c) * column_step + at);
     }
     for (int r = 0; r < R; r++) {
       auto row = wide(left + r * left_step + at);
-      for (int half = 0; half < 2; half++)
+      for (int part = 0; part < parts; part++)
         for (int c = 0; c < C; c++)
-          sums[r][c] = at::vec::fmadd(row[half], column[c][half], sums[r][c]);
+          sums[r][c] = at::vec::fmadd(row[part], column[c][part], sums[r][c]);
     }
   }
+}
+
+// The same where a CPU multiplies numbers of bfloat16 two by two. The code around is for others,
+// too.
+#if defined(CPU_CAPABILITY_AVX512) && defined(__GNUC__)
+const bool has_pairs = __builtin_cpu_supports("avx512bf16");
+
+template <int R, int C>
+__attribute__((target("avx512f,avx512bf16"))) void add_pairs(
+    Sum (&sums)[R][C], const at::BFloat16* left, const at::BFloat16* columns, int64_t depth,
+    int64_t left_step, int64_t column_step) {
+  __m512 totals[R][C];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) totals[r][c] = _mm512_setzero_ps();
+  for (int64_t at = 0; at + 32 <= depth; at += 32) {
+    __m512bh column[C];
+    for (int c = 0; c < C; c++) {
+      column[c] = (__m512bh)_mm512_loadu_si512(columns + c * column_step + at);
+      prefetch(columns + (C + c) * column_step + at);
+    }
+    for (int r = 0; r < R; r++) {
+      auto row = (__m512bh)_mm512_loadu_si512(left + r * left_step + at);
+      for (int c = 0; c < C; c++) totals[r][c] = _mm512_dpbf16_ps(totals[r][c], row, column[c]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) sums[r][c] = totals[r][c];
+}
+
+template <int R, int C>
+void add(Sum (&sums)[R][C], const at::BFloat16* left, const at::BFloat16* columns, int64_t depth,
+         int64_t left_step, int64_t column_step) {
+  if (has_pairs) return add_pairs(sums, left, columns, depth, left_step, column_step);
+  add<R, C, at::BFloat16>(sums, left, columns, depth, left_step, column_step);
+}
+#endif
+
+template <int R, int C, typename T>
+void tile(T* out, const T* left, const T* columns, const T* bias, int64_t depth, int64_t out_step,
+          int64_t left_step, int64_t column_step, int64_t bias_step) {
+  Sum sums[R][C];
+  add(sums, left, columns, depth, left_step, column_step);
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) {
       float sum = at::vec::vec_reduce_all<float>(
           [](Sum& one, Sum& other) { return one + other; }, sums[r][c]);
-      for (int64_t rest = at; rest < depth; rest++)
+      for (int64_t rest = depth / lanes<T> * lanes<T>; rest < depth; rest++)
         sum += float(left[r * left_step + rest]) * float(columns[c * column_step + rest]);
-      out[r * out_step + c] = sum + (bias == nullptr ? 0.0f : float(bias[c]));
+      out[r * out_step + c] = sum + (bias == nullptr ? 0.0f : float(bias[r * bias_step + c]));
     }
 }
 
 template <int R, typename T>
 void strip(T* out, const T* left, const T* columns, const T* bias, int64_t count, int64_t depth,
-           int64_t out_step, int64_t left_step, int64_t column_step) {
+           int64_t out_step, int64_t left_step, int64_t column_step, int64_t bias_step) {
   if (count == 4) return tile<R, 4>(out, left, columns, bias, depth, out_step, left_step,
-                                    column_step);
+                                    column_step, bias_step);
   for (int64_t c = 0; c < count; c++)
     tile<R, 1>(out + c, left, columns + c * column_step, bias == nullptr ? bias : bias + c, depth,
-               out_step, left_step, column_step);
+               out_step, left_step, column_step, bias_step);
 }
 
 template <typename T>
-void few_rows(T* out, const T* left, const T* right, const T* bias, int64_t rows, int64_t columns,
-              int64_t depth, int64_t left_step, int64_t column_step) {
+void product(T* out, const T* left, const T* right, const T* bias, int64_t rows, int64_t columns,
+             int64_t depth, int64_t left_step, int64_t column_step, int64_t bias_step) {
 #pragma omp parallel for
   for (int64_t c = 0; c < columns; c += 4)
     for (int64_t r = 0; r < rows; r += 4) {
       auto multiplied = [&](auto run) {
         run(out + r * columns + c, left + r * left_step, right + c * column_step,
-            bias == nullptr ? bias : bias + c, std::min<int64_t>(4, columns - c), depth, columns,
-            left_step, column_step);
+            bias == nullptr ? bias : bias + r * bias_step + c, std::min<int64_t>(4, columns - c),
+            depth, columns, left_step, column_step, bias_step);
       };
       switch (rows - r) {
         case 1: multiplied(strip<1, T>); break;
@@ -4799,22 +4852,25 @@ void few_rows(T* out, const T* left, const T* right, const T* bias, int64_t rows
 }  // namespace
 }  // namespace vlmc
 
-extern "C" void vlmc_few_rows(bool brain, void* out, const void* left, const void* right,
-                              const void* bias, int64_t rows, int64_t columns, int64_t depth,
-                              int64_t left_step, int64_t column_step) {
-  auto run = [&](auto number) {
-    using T = decltype(number);
-    vlmc::few_rows(static_cast<T*>(out), static_cast<const T*>(left), static_cast<const T*>(right),
-                   static_cast<const T*>(bias), rows, columns, depth, left_step, column_step);
+extern "C" void vlmc_product(char number, void* out, const void* left, const void* right,
+                             const void* bias, int64_t rows, int64_t columns, int64_t depth,
+                             int64_t left_step, int64_t column_step, int64_t bias_step) {
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    vlmc::product(static_cast<T*>(out), static_cast<const T*>(left), static_cast<const T*>(right),
+                  static_cast<const T*>(bias), rows, columns, depth, left_step, column_step,
+                  bias_step);
   };
-  if (brain) run(at::BFloat16()); else run(at::Half());
+  if (number == 'b') run(at::BFloat16());
+  else if (number == 'h') run(at::Half());
+  else run(float());
 }
 """
 """A kernel; `bias` may be none."""
 
-FEW_ROWS_CALLS = r"""
-extern "C" void vlmc_few_rows(bool, void*, const void*, const void*, const void*, int64_t, int64_t,
-                              int64_t, int64_t, int64_t);
+PRODUCTS_CALLS = r"""
+extern "C" void vlmc_product(char, void*, const void*, const void*, const void*, int64_t, int64_t,
+                             int64_t, int64_t, int64_t, int64_t);
 
 namespace vlmc {
 namespace {
@@ -4838,20 +4894,23 @@ struct Matrix {
   const int64_t* strides;
 };
 
-// Whether a product is one of few rows; then it is done.
-[[maybe_unused]] bool few_rows(const Matrix& out, const Matrix& left, const Matrix& right,
-                               const Matrix* bias) {
-  bool brain = out.dtype == aoti_torch_dtype_bfloat16();
-  if (!brain && out.dtype != aoti_torch_dtype_float16()) return false;
+// Whether a product lies in memory as the kernel reads and writes it; then it is done. What is
+// added is a row for all or for each.
+[[maybe_unused]] bool product(const Matrix& out, const Matrix& left, const Matrix& right,
+                              const Matrix* bias) {
+  char number = out.dtype == aoti_torch_dtype_float32() ? 'f'
+                : out.dtype == aoti_torch_dtype_bfloat16() ? 'b'
+                : out.dtype == aoti_torch_dtype_float16() ? 'h' : 0;
   int64_t rows = out.sizes[0], columns = out.sizes[1], depth = left.sizes[1];
   bool laid = left.strides[1] == 1 && right.strides[0] == 1 && out.strides[1] == 1 &&
               (rows == 1 || out.strides[0] == columns);
   if (bias != nullptr)
-    laid = laid && bias->strides[bias->ndim - 1] == 1 && bias->sizes[bias->ndim - 1] == columns &&
-           (bias->ndim == 1 || bias->step(0) == 0);
-  if (!laid || rows > MOST_ROWS) return false;
-  vlmc_few_rows(brain, out.at, left.at, right.at, bias == nullptr ? nullptr : bias->at, rows,
-                columns, depth, left.strides[0], right.strides[1]);
+    laid = laid && bias->ndim > 0 && bias->strides[bias->ndim - 1] == 1 &&
+           bias->sizes[bias->ndim - 1] == columns;
+  if (!laid || number == 0) return false;
+  bool added = bias != nullptr;
+  vlmc_product(number, out.at, left.at, right.at, added ? bias->at : nullptr, rows, columns, depth,
+               left.strides[0], right.strides[1], added && bias->ndim == 2 ? bias->step(0) : 0);
   return true;
 }
 
@@ -4859,21 +4918,21 @@ struct Matrix {
 // names are those of torch's functions, which take no Kept as it is: such calls come here.
 template <typename L, typename R>
 [[maybe_unused]] AOTITorchError aoti_torch_cpu_mm_out(Kept& out, L&& left, R&& right) {
-  if (few_rows(Matrix(out), Matrix(left), Matrix(right), nullptr)) return AOTI_TORCH_SUCCESS;
+  if (product(Matrix(out), Matrix(left), Matrix(right), nullptr)) return AOTI_TORCH_SUCCESS;
   return ::aoti_torch_cpu_mm_out(out, left, right);
 }
 template <typename B, typename L, typename R>
 [[maybe_unused]] AOTITorchError aoti_torch_cpu_addmm_out(Kept& out, B&& bias, L&& left, R&& right,
                                                          double beta, double alpha) {
   Matrix added(bias);
-  if (beta == 1 && alpha == 1 && few_rows(Matrix(out), Matrix(left), Matrix(right), &added))
+  if (beta == 1 && alpha == 1 && product(Matrix(out), Matrix(left), Matrix(right), &added))
     return AOTI_TORCH_SUCCESS;
   return ::aoti_torch_cpu_addmm_out(out, bias, left, right, beta, alpha);
 }
 
 }  // namespace
 }  // namespace vlmc
-""".replace("MOST_ROWS", str(MOST_ROWS))
+"""
 """For a step's own code, behind its `Kept`."""
 
 
@@ -4926,8 +4985,8 @@ int64_t extent(int64_t ndim, const int64_t* sizes, const int64_t* strides) {
   return last + 1;
 }
 
-// A buffer, or a view of one, in the place of a tensor. A kernel of torch's own that takes tensors
-// is given one over the same memory.
+// A buffer, or a view of one or of a tensor, in the place of a tensor. A kernel of torch's own that
+// takes tensors is given one over the same memory.
 class Kept {
  public:
   // A buffer of elements of `item` bytes that never has more than `most`, where that is known.
@@ -4940,6 +4999,15 @@ class Kept {
   ~Kept() { reset(); }
   Kept view(int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset) const {
     return Kept(block_, at_ + offset * item_, ndim, sizes, strides, dtype_, item_);
+  }
+  static Kept of(AtenTensorHandle tensor, int64_t ndim, const int64_t* sizes,
+                 const int64_t* strides, int64_t offset) {
+    void* at;
+    int32_t dtype;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &at));
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+    int64_t item = aoti_torch_dtype_element_size(dtype);
+    return Kept(nullptr, static_cast<char*>(at) + offset * item, ndim, sizes, strides, dtype, item);
   }
   void* data_ptr() const { return at_; }
   int32_t dtype() const { return dtype_; }
@@ -4965,7 +5033,7 @@ class Kept {
   Kept(Block* block, char* at, int64_t ndim, const int64_t* sizes, const int64_t* strides,
        int32_t dtype, int64_t item)
       : block_(block), at_(at), ndim_(ndim), sizes_(sizes), strides_(strides), dtype_(dtype),
-        item_(item) { block_->users++; }
+        item_(item) { if (block_ != nullptr) block_->users++; }
   Block* block_;
   char* at_;
   int64_t ndim_;
@@ -4976,7 +5044,12 @@ class Kept {
   torch::aot_inductor::RAIIAtenTensorHandle tensor_;
 };
 
-// What the code of torch's compiler calls for a view of a tensor.
+// A view of what outlives the step.
+[[maybe_unused]] Kept view(AtenTensorHandle whole, int64_t ndim, const int64_t* sizes,
+                           const int64_t* strides, int64_t offset) {
+  return Kept::of(whole, ndim, sizes, strides, offset);
+}
+// What the code of torch's compiler calls for other views.
 [[maybe_unused]] Kept reinterpret_tensor_wrapper(
     const Kept& whole, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset) {
   return whole.view(ndim, sizes, strides, offset);
@@ -4990,20 +5063,26 @@ class Kept {
 BOUNDED = 2**20
 """Elements of a buffer that has its largest size from the first step on; larger ones grow."""
 
-WRITTEN = f"{BOUNDED}{BLOCKS}{FEW_ROWS_CALLS}{FEW_ROWS_KERNEL}"
+WRITTEN = f"{BOUNDED}{BLOCKS}{PRODUCTS_CALLS}{PRODUCTS_KERNEL}"
 MARK = {"vlmc_blocks": hashlib.sha256(WRITTEN.encode()).hexdigest()[:16]}
 
 
 def kept_memory() -> dict[str, Any]:
     """Options for torch's compiler, by which the buffers of a graph without outputs are kept if it
     is for a CPU. It stores what it makes by its options: hence the digest among them."""
-    _teach()
+    teach()
     # That inputs are as declared is looked at in front of the call already, without strings.
     return {"aot_inductor.metadata": dict(MARK), "size_asserts": False}
 
 
+def has_vectors() -> bool:
+    """Whether torch's compiler knows vectors of this CPU, which kernels here need."""
+    isa: Any = import_module("torch._inductor.cpu_vec_isa")
+    return bool(isa.pick_vec_isa())
+
+
 @cache
-def _teach() -> None:
+def teach() -> None:
     """Has torch's compiler for CPUs write the C++ code that calls the kernels of a graph by a class
     that keeps memory where the options say so."""
     common: Any = import_module("torch._inductor.codegen.common")
@@ -5013,6 +5092,7 @@ def _teach() -> None:
     wrapper: Any = getattr(cpu.cpp_wrapper_codegen, "of_torch", cpu.cpp_wrapper_codegen)
     settings: Any = import_module("torch._inductor.config")
     sympify: Any = import_module("sympy").sympify
+    virtualized: Any = import_module("torch._inductor.virtualized")
 
     class KeptMemory(wrapper):
         of_torch = wrapper
@@ -5028,11 +5108,18 @@ def _teach() -> None:
             self.multiplies = False
 
         def generate_extern_kernel_out(self, node: Any) -> None:
-            if node.get_dtype().itemsize == 2 and not self.multiplies:
+            if not self.multiplies and has_vectors():
                 self.multiplies = True
-                self.header.splice(FEW_ROWS_CALLS)
-                self.kernel_declarations.splice(FEW_ROWS_KERNEL)
+                self.header.splice(PRODUCTS_CALLS)
+                self.kernel_declarations.splice(PRODUCTS_KERNEL)
             wrapper.generate_extern_kernel_out(self, node)
+
+        def codegen_reinterpret_view(self, data: Any, *args: Any, **named: Any) -> str:
+            made: str = wrapper.codegen_reinterpret_view(self, data, *args, **named)
+            name, whole = data.get_name(), virtualized.V.graph
+            if name in whole.graph_inputs or name in whole.constants:
+                return made.replace("reinterpret_tensor_wrapper(", "vlmc::view(")
+            return made  # torch's own may be given back while the view is read
 
         def make_allocation(
             self,
