@@ -40,6 +40,7 @@ from vlmc.runtime.engines.aoti_program import (
     missing_features,
 )
 from vlmc.runtime.engines.graph_files import read_graphs
+from vlmc.runtime.engines.kept_memory import has_vectors
 from vlmc.runtime.engines.mapped_weights import MappedWeights
 from vlmc.runtime.engines.open import open_engine
 from vlmc.runtime.engines.torch_engine import TorchEngine
@@ -90,6 +91,17 @@ def test_prompts_are_multiplied_by_onednn_and_take_no_memory(twins: dict[str, Tw
         if number == 20:
             before = _resident()
     assert _resident() - before < 2 * 2**20
+
+
+@pytest.mark.skipif(not has_vectors(), reason="torch's compiler knows no vectors of this CPU")
+def test_packages_hold_kernels_of_our_own(twins: dict[str, Twin]) -> None:
+    for name, graph, kernel in (
+        ("llava-1.5", "prefill", b"vlmc_attention"),
+        ("flamingo", "decode", b"vlmc_product"),
+    ):
+        with zipfile.ZipFile(twins[name].folder / "aoti" / f"{graph}.pt2") as package:
+            assert any(kernel in package.read(one) for one in package.namelist())
+    assert "own_attention" in {one.pass_name for one in TOLD if one.graph_name == "prefill"}
 
 
 def test_a_wrong_shape_is_refused(twins: dict[str, Twin], capfd: Any) -> None:
